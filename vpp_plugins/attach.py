@@ -1,0 +1,221 @@
+"""Put VPP on a model and take it off again."""
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from vpp_plugins import plugins, session, vocabulary
+from vpp_plugins.backbone import Backbone
+from vpp_plugins.checkpoint import read_config, read_into, resolve, write_vpp
+from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
+from vpp_plugins.host import AttachedHost, active_vpp, attached_class
+from vpp_plugins.prompts.global_vpp import GlobalVPP
+from vpp_plugins.prompts.local_vpp import LocalVPP
+from vpp_plugins.prompts.vpp import VPP
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def attach_vpp(
+    model: Model, config: VPPConfig | str | os.PathLike[str] | None = None, *, adapter: str | Backbone | None = None
+) -> Model:
+    """Add Visual Position Prompts to a multimodal LLM, in place, and return the same object.
+
+    `config` is a VPPConfig, a folder or hub id that `save_vpp` wrote (its weights are loaded), or None for the family's defaults.
+    Without saved weights the prompts start untrained: drawn axes, and a detector and projector random from `config.seed`.
+    `adapter` names the adapter to use, or describes the host itself where no plugin does. PeftModel, DDP and torch.compile
+    wrappers are looked through. Afterwards `model.vpp` holds the prompts, and inputs come from `VPPProcessor(processor, model)`.
+
+    Raises VPPError if VPP is attached already, if no adapter or more than one claims the model, or if saved weights do not fit;
+    the model is then as before.
+    """
+    host = unwrap(model)
+    if is_attached(host):
+        raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
+    backbone = plugins.describe(host, adapter)
+    if config is None or isinstance(config, VPPConfig):
+        vpp = _build(config or backbone.defaults, backbone, pretrained=True)
+    else:
+        folder = resolve(config)
+        vpp = _build(read_config(folder), backbone, pretrained=False)
+        read_into(vpp, folder)
+    _put_on(host, vpp, backbone)
+    return model
+
+
+def detach_vpp(model: Model) -> Model:
+    """Take VPP off, in place, and return the model: weights, class and hooks are bit for bit what they were."""
+    host = _attached_host(model)
+    state = host._vpp_state
+    if state.disabled:
+        raise VPPError("VPP cannot be detached inside a vpp_disabled block: leave the block first.")
+    session.remove(host, hook=session.inject)
+    session.remove(host, hook=session.overlay)
+    if state.host_rows is not None:
+        vocabulary.shrink(host, state.host_rows)
+    state.attached = False
+    _set_class(host, type(host)._vpp_host_class)
+    del host.vpp
+    del host._vpp_state
+    return model
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Return whether VPP is attached to the model, or to the host inside its wrappers."""
+    return isinstance(unwrap(model), AttachedHost)
+
+
+@contextlib.contextmanager
+def vpp_disabled(model: nn.Module) -> Iterator[None]:
+    """Within this block the model is the bare host, bit for bit, and its VPPProcessor makes host inputs only."""
+    host = _attached_host(model)
+    state = host._vpp_state
+    with state.lock:  # another thread's running session ends first
+        rows = None if state.disabled else state.host_rows
+        state.disabled += 1
+    try:
+        with vocabulary.narrowed(host, rows):
+            yield
+    finally:
+        state.disabled -= 1
+
+
+def save_vpp(
+    model: nn.Module, folder: str | os.PathLike[str], *, push_to_hub: bool = False, repo_id: str | None = None
+) -> None:
+    """Write the prompts, without the host, as `vpp_config.json` and `vpp.safetensors`; PEFT wrappers are looked through.
+
+    With `push_to_hub` the folder is then uploaded to `repo_id` (default: the folder's name).
+    """
+    write_vpp(active_vpp(_attached_host(model)), folder)
+    if push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        name = api.create_repo(repo_id or os.path.basename(os.path.abspath(folder)), exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=["vpp_config.json", "vpp.safetensors"])
+
+
+def load_vpp(model: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Load saved prompts into an attached model; raises VPPError, and changes nothing, where they do not fit."""
+    read_into(active_vpp(_attached_host(model)), resolve(source))
+
+
+def unwrap(model: nn.Module) -> Any:
+    """Return the host inside PeftModel, DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+            model = model._orig_mod
+        elif "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def host_state(model: nn.Module) -> session.HostState:
+    """Return what an attached host remembers; raises VPPError if VPP is not attached."""
+    state: session.HostState = _attached_host(model)._vpp_state
+    return state
+
+
+def _attached_host(model: nn.Module) -> Any:
+    host = unwrap(model)
+    if not isinstance(host, AttachedHost):
+        raise VPPError(f"VPP is not attached to this {type(host).__name__}: call attach_vpp(model) first.")
+    return host
+
+
+def _build(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> VPP:
+    """Build the prompts from the configuration's seed, leaving the global random state alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
+        config = _with_normalisation(config, backbone)
+        return VPP(
+            config,
+            global_vpp=_build_global(config, backbone),
+            local_vpp=_build_local(config, backbone, pretrained=pretrained),
+            frame=backbone.frame,
+        )
+
+
+def _with_normalisation(config: VPPConfig, backbone: Backbone) -> VPPConfig:
+    prompt = config.global_vpp
+    if prompt is None:
+        return config
+    mean, std = prompt.image_mean or backbone.image_mean, prompt.image_std or backbone.image_std
+    return replace(config, global_vpp=replace(prompt, image_mean=mean, image_std=std))
+
+
+def _build_global(config: VPPConfig, backbone: Backbone) -> GlobalVPP | None:
+    prompt = config.global_vpp
+    if prompt is None:
+        return None
+    if not backbone.vision_encoders:
+        raise VPPError(
+            f"the global prompt cannot act on '{backbone.adapter}' hosts: attach with VPPConfig(global_vpp=None)."
+        )
+    return GlobalVPP(
+        prompt.size,
+        alpha=prompt.alpha,
+        border=prompt.border,
+        style=prompt.style,
+        unit=prompt.unit,
+        interior=prompt.interior,
+        resample=prompt.resample,
+        font_size=prompt.font_size,
+        image_mean=prompt.image_mean or backbone.image_mean,
+        image_std=prompt.image_std or backbone.image_std,
+    )
+
+
+def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> LocalVPP | None:
+    local = config.local_vpp
+    if local is None:
+        return None
+    generator: Any = plugins.build_generator(local.generator, local.num_queries, local.generator_options)
+    if pretrained and local.weights is not None:
+        from vpp_plugins.prompts.generators.detr_weights import load_detr_weights
+
+        load_detr_weights(generator, local.weights)
+    return LocalVPP(
+        generator,
+        num_queries=local.num_queries,
+        query_width=generator.width,
+        hidden_size=backbone.hidden_size,
+        projector_size=local.projector_size,
+    )
+
+
+def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
+    embedding = host.get_input_embeddings()
+    state = session.HostState(backbone)
+    vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
+    host.add_module("vpp", vpp)
+    host._vpp_state = state
+    encoders = [] if vpp.global_vpp is None else [host.get_submodule(name) for name in backbone.vision_encoders]
+    session.install(embedding, encoders, state.slot)
+    _set_class(host, attached_class(type(host)))
+
+
+def _device_of(embedding: Any) -> torch.device:
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    return torch.device(embedding._hf_hook.execution_device)  # accelerate keeps offloaded weights on "meta"
+
+
+def _set_class(host: Any, cls: type) -> None:
+    host.__class__ = cls
+    if "_old_forward" in host.__dict__:  # accelerate put its `forward` on the instance, around the class's
+        host._old_forward = cls.forward.__get__(host)  # type: ignore[attr-defined]
+        host.forward.__dict__["__signature__"] = inspect.signature(cls.forward)  # type: ignore[attr-defined]

@@ -1,0 +1,32 @@
+"""Boxes: one codec per model family, between pixels of the original image and the text a model writes.
+
+A box here is always xyxy in pixels of the original image. Everything that a family does differently (the frame it
+measures in, the unit, the rounding, the order, the brackets) is a row of the table in `families.py`.
+"""
+
+from vpp_plugins.boxes.codecs import BoxCodec, BoxStatus, Decoded
+from vpp_plugins.boxes.families import BOX_CODECS, codec
+from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle, padded_square
+from vpp_plugins.boxes.iou import box_iou, generalized_box_iou
+from vpp_plugins.boxes.scales import Binned, Rounded, Scale
+from vpp_plugins.boxes.text import BoxText
+
+__all__ = [
+    "BOX_CODECS",
+    "Binned",
+    "Box",
+    "BoxCodec",
+    "BoxLike",
+    "BoxStatus",
+    "BoxText",
+    "Decoded",
+    "Frame",
+    "ImageMeta",
+    "Rounded",
+    "Scale",
+    "box_iou",
+    "codec",
+    "frame_rectangle",
+    "generalized_box_iou",
+    "padded_square",
+]

@@ -1,0 +1,152 @@
+"""The codec: boxes in pixels of the original image to a family's text, and an answer back to boxes."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle
+from vpp_plugins.boxes.scales import Scale
+from vpp_plugins.boxes.text import BoxText
+from vpp_plugins.errors import VPPError
+
+# An answer says that nothing is there only where it begins so, or holds an empty list: "I cannot find it" is no box.
+_NOTHING = re.compile(
+    r"\A\W*(?:none|nothing|null|not (?:found|present|visible)|there (?:is|are) (?:no|none|nothing|not)"
+    r"|no (?:bounding )?(?:box(?:es)?|objects?|match(?:es)?|such))\b|\[\s*\]",
+    re.IGNORECASE,
+)
+
+
+class BoxStatus(StrEnum):
+    """What became of a box, or of an answer that holds none."""
+
+    OK = "ok"
+    CLIPPED = "clipped"
+    """Part of it lay outside the image, by more than half a step of the unit; what is left is returned."""
+    INVERTED = "inverted"
+    """x2 < x1 or y2 < y1; returned with its corners reordered, and clipped where it needed that too."""
+    UNPARSABLE = "unparsable"
+    """The answer holds no box; none is returned."""
+    NONE = "none"
+    """The answer says that there is nothing, or is an empty list; no box is returned."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The boxes of an answer, in its order, in pixels of the original image.
+
+    `labels` and `statuses` run along the boxes; a label is None where the text gives none. An answer without a box
+    has the one status unparsable or none.
+    """
+
+    boxes_xyxy_px: tuple[Box, ...]
+    labels: tuple[str | None, ...]
+    statuses: tuple[BoxStatus, ...]
+
+
+@dataclass(frozen=True)
+class BoxCodec:
+    """One family's boxes: the frame they are measured in, the unit, the text, and the question that asks for them.
+
+    `question` holds `{expr}`. A family whose `text` is None writes points: it takes no boxes and gives none.
+    """
+
+    family: str
+    frame: Frame
+    unit: str
+    scale: Scale
+    text: BoxText | None
+    question: str
+
+    def prompt(self, expression: str) -> str:
+        """Return the family's request for the box of what the expression describes, without image placeholders."""
+        return self.question.format(expr=expression)
+
+    def encode(self, boxes_xyxy_px: Iterable[BoxLike], meta: ImageMeta, labels: Sequence[str] | None = None) -> str:
+        """Write boxes as the family's models do; labels, one per box, are dropped where the format has none.
+
+        What lies outside the image is cut off first. Raises VPPError for a box that is not finite, not ordered, or
+        wholly outside: such a box is in another format or frame.
+        """
+        if self.text is None:
+            raise VPPError(f"The family '{self.family}' writes points, not boxes. Choose another family for boxes.")
+        left, top, unit_x, unit_y = self._geometry(meta)
+        numbers = []
+        for box in boxes_xyxy_px:
+            x1, y1, x2, y2 = _inside(tuple(map(float, box)), meta)
+            scaled = ((x1 - left) / unit_x, (y1 - top) / unit_y, (x2 - left) / unit_x, (y2 - top) / unit_y)
+            numbers.append(self.scale.to_numbers(scaled))
+        if labels is not None and len(labels) != len(numbers):
+            raise VPPError(f"Expected one label per box, got {len(labels)} labels for {len(numbers)} boxes.")
+        return self.text.write(numbers, labels)
+
+    def decode(self, text: str, meta: ImageMeta) -> Decoded:
+        """Read every box of an answer. Never raises for the text: what is no box is unparsable, never zeros.
+
+        The unit is the family's, whatever the size of the numbers.
+        """
+        left, top, unit_x, unit_y = self._geometry(meta)
+        found = self.text.read(text, self.scale.per_box) if self.text else []
+        if not found:
+            return Decoded((), (), (BoxStatus.NONE if _NOTHING.search(text) else BoxStatus.UNPARSABLE,))
+        boxes, statuses = [], []
+        for numbers, _ in found:
+            x1, y1, x2, y2 = self.scale.from_numbers(numbers)
+            box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
+            ordered = (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
+            kept = _clip(ordered, meta.size_hw)
+            boxes.append(kept)
+            # Rounding alone can carry an edge half a step over the border.
+            over_x, over_y = (max(abs(ordered[i] - kept[i]), abs(ordered[i + 2] - kept[i + 2])) for i in (0, 1))
+            slack = 0.5 * self.scale.step * (1 + 1e-6)
+            if ordered != box:
+                statuses.append(BoxStatus.INVERTED)
+            elif over_x > slack * unit_x or over_y > slack * unit_y:
+                statuses.append(BoxStatus.CLIPPED)
+            else:
+                statuses.append(BoxStatus.OK)
+        return Decoded(tuple(boxes), tuple(label for _, label in found), tuple(statuses))
+
+    def step_px(self, meta: ImageMeta) -> tuple[float, float]:
+        """Return, in pixels of the original image, how far apart in x and in y two neighbouring numbers lie."""
+        _, _, unit_x, unit_y = self._geometry(meta)
+        return self.scale.step * unit_x, self.scale.step * unit_y
+
+    def _geometry(self, meta: ImageMeta) -> tuple[float, float, float, float]:
+        """Where the frame begins, x and y, and how long one unit is along each; pixels of the original image."""
+        left, top, width, height = map(float, frame_rectangle(self.frame, meta.size_hw))
+        if self.scale.full is not None:
+            return left, top, width / self.scale.full, height / self.scale.full
+        if meta.processed_size_hw is None:
+            raise VPPError(
+                f"The family '{self.family}' writes boxes in pixels of the picture as its processor resized it, and "
+                "the image's processed_size_hw is missing. Pass ImageMeta(size_hw, processed_size_hw)."
+            )
+        processed_height, processed_width = meta.processed_size_hw
+        return left, top, width / processed_width, height / processed_height
+
+
+def _clip(box: Box, size_hw: tuple[int, int]) -> Box:
+    height, width = size_hw
+    x1, x2 = (min(max(0.0, x), float(width)) for x in (box[0], box[2]))
+    y1, y2 = (min(max(0.0, y), float(height)) for y in (box[1], box[3]))
+    return x1, y1, x2, y2
+
+
+def _inside(box: tuple[float, ...], meta: ImageMeta) -> Box:
+    """Check a box given by the user, and cut it to its image."""
+    height, width = meta.size_hw
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+        raise VPPError(
+            f"A box must be four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, and is {box}. "
+            "If it is xywh, add x to the width and y to the height first."
+        )
+    x1, y1, x2, y2 = box
+    if x2 < 0 or y2 < 0 or x1 > width or y1 > height:
+        raise VPPError(
+            f"The box {box} lies wholly outside its image of width {width} and height {height}. "
+            "Boxes are xyxy in pixels of the original image."
+        )
+    return _clip((x1, y1, x2, y2), meta.size_hw)

@@ -1,0 +1,109 @@
+"""The text around the numbers: how a family writes boxes and labels, and how they are found in an answer."""
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vpp_plugins.errors import VPPError
+
+# Each pattern begins at a character that it cannot meet again before it fails, so searching an answer is linear.
+# At most six digits before the point: no picture and no unit of the table reaches a million, and what does is no box.
+NUMBER = r"-?(?:\d{1,6}(?:\.\d*)?|\.\d+)"
+_FOUR = rf"{NUMBER}(?:\s*,\s*{NUMBER}){{3}}"
+_POINT = rf"\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)"
+BRACKETS = rf"(?P<box>\[\s*{_FOUR}(?:\s*;\s*{_FOUR})*\s*\]|\A\s*{_FOUR}\s*\.?\s*\Z)"
+# The second choice swallows whole polygons, of which the first would take the last two points.
+CORNERS = rf"(?P<box>{_POINT}\s*,\s*{_POINT})(?!\s*,\s*\()|{_POINT}(?:\s*,\s*{_POINT})*+"
+BRACES = rf"(?P<box>\{{(?:\s*<\s*{NUMBER}\s*>){{4}}\s*\}})"
+# Models mix JSON's quotes and Python's. A brace, of the object around, opens and closes what its label speaks for.
+JSON_LABEL = r"""["']label["']\s*:\s*(?P<label>"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
+JSON_SCOPE = r"(?P<scope>[{}])"
+OTHER_TAG = r"<[^<>]*>"
+
+
+def location_tokens(name: str) -> str:
+    """Return the pattern of a run of tokens such as `<loc_12>`, by what stands before the number."""
+    return rf"(?P<box>(?:<{name}\d{{1,4}}>\s*)+)"
+
+
+def tagged_label(template: str) -> str:
+    """Return the pattern of a label before its boxes, from the template that writes it: `<ref>{}</ref>`."""
+    before, after = (re.escape(tag.strip()) for tag in template.split("{}"))
+    return rf"(?P<scope>){before}(?P<label>[^<]*){after}"
+
+
+def finder(*patterns: str) -> re.Pattern[str]:
+    """Compile what a family must notice in an answer; where two fit, the earlier wins."""
+    return re.compile("|".join(patterns), re.DOTALL)
+
+
+@dataclass(frozen=True)
+class BoxText:
+    """One family's way to write boxes, as templates, and the pattern that finds them again.
+
+    Neighbouring boxes of one label share a group where `shared_label` is set, else each box has its own. The groups
+    of `find` are `box` (the numbers of one or more boxes), `label`, and `scope`, which begins the stretch of text
+    that one label speaks for. Labels are JSON strings where `json_labels` is set; elsewhere they cannot hold the
+    characters in `reserved`.
+    """
+
+    box: str
+    find: re.Pattern[str]
+    between_boxes: str = ", "
+    label: str = ""
+    group: str = "{label}{boxes}"
+    between_groups: str = ""
+    whole: str = "{}"
+    shared_label: bool = True
+    json_labels: bool = False
+    reserved: str = "<>"
+
+    def write(self, boxes: Sequence[Sequence[float]], labels: Sequence[str] | None) -> str:
+        """Return the text of boxes given as the family's numbers; no boxes are written as an empty list."""
+        if not boxes:
+            return "[]"
+        names = [self._label(label) for label in labels] if labels is not None and self.label else [""] * len(boxes)
+        written = [(name, self.box.format(*numbers)) for name, numbers in zip(names, boxes, strict=True)]
+        runs = itertools.groupby(written, lambda pair: pair[0]) if self.shared_label else ((p[0], [p]) for p in written)
+        groups = (
+            self.group.format(label=name, boxes=self.between_boxes.join(box for _, box in run)) for name, run in runs
+        )
+        return self.whole.format(self.between_groups.join(groups))
+
+    def read(self, text: str, per_box: int) -> list[tuple[list[float], str | None]]:
+        """Return the numbers of each box in the text, in order, and its label."""
+        boxes: list[list[float]] = []
+        labels: list[str | None] = []
+        scope_start, label = 0, None
+        for match in self.find.finditer(text):
+            part = match.groupdict()
+            if part.get("scope") is not None:
+                scope_start, label = len(boxes), None
+            if part.get("label") is not None:
+                label = _unquoted(part["label"]) if self.json_labels else part["label"].strip() or None
+                labels[scope_start:] = [label] * (len(boxes) - scope_start)
+            if part.get("box") is not None:
+                numbers = [float(number) for number in re.findall(NUMBER, part["box"])]
+                if len(numbers) % per_box == 0:
+                    boxes += [numbers[i : i + per_box] for i in range(0, len(numbers), per_box)]
+                    labels += [label] * (len(boxes) - len(labels))
+        return list(zip(boxes, labels, strict=True))
+
+    def _label(self, label: str) -> str:
+        if self.json_labels:
+            return self.label.format(json.dumps(label, ensure_ascii=False))
+        if not label.strip() or any(character in label for character in self.reserved):
+            raise VPPError(
+                f"A label must be words without any of '{self.reserved}', which this family's box text needs for "
+                f"itself, and is {label!r}. Rename it, or encode the boxes without labels."
+            )
+        return self.label.format(label.strip())
+
+
+def _unquoted(label: str) -> str:
+    try:
+        return str(json.loads(label, strict=False))
+    except ValueError:  # Python's quotes, or an escape that JSON does not know
+        return re.sub(r"\\(.)", r"\1", label[1:-1], flags=re.DOTALL)

@@ -1,0 +1,101 @@
+"""Save and load the prompts alone: `vpp_config.json` and `vpp.safetensors`."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.vpp import VPP
+
+CONFIG_FILE = "vpp_config.json"
+WEIGHTS_FILE = "vpp.safetensors"
+
+
+def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Tensor] | None = None) -> None:
+    """Write configuration and weights into `folder`; each file appears whole or not at all.
+
+    `tensors` replaces the module's own state, where a caller has gathered it from several devices.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    state = vpp.state_dict() if tensors is None else tensors
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with tempfile.TemporaryDirectory(dir=target, prefix=".vpp-") as temporary:
+        vpp.config.save(Path(temporary) / CONFIG_FILE)
+        save_file(weights, Path(temporary) / WEIGHTS_FILE, metadata={"format": "pt"})
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            (Path(temporary) / name).replace(target / name)
+
+
+def read_config(folder: Path) -> VPPConfig:
+    """Read `vpp_config.json`."""
+    return VPPConfig.load(folder / CONFIG_FILE)
+
+
+def read_into(vpp: VPP, folder: Path) -> None:
+    """Load `vpp.safetensors` into the prompts, all of it or, with VPPError, nothing."""
+    import safetensors
+    from safetensors.torch import load_file
+
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise VPPError(f"no '{WEIGHTS_FILE}' in '{folder}': give a folder that save_vpp wrote.")
+    try:
+        tensors = load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise VPPError(f"'{path}' is damaged or truncated ({error}): save or download it again.") from None
+    check_tensors(tensors, vpp.state_dict(), str(path))
+    vpp.load_state_dict(tensors)
+    vpp.trained = True
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Raise VPPError for missing or foreign keys, wrong shapes, and values that are not numbers."""
+    problems = [
+        *_few("missing", sorted(expected.keys() - found.keys())),
+        *_few("not expected", sorted(found.keys() - expected.keys())),
+        *_few(
+            "of another shape",
+            [
+                f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
+                for name in sorted(expected.keys() & found.keys())
+                if found[name].shape != expected[name].shape
+            ],
+        ),
+        *_few("NaN or infinite", [name for name, value in sorted(found.items()) if not torch.isfinite(value).all()]),
+    ]
+    if problems:
+        raise VPPError(f"'{source}' does not fit: {'; '.join(problems)}. Nothing was loaded.")
+
+
+def resolve(source: str | os.PathLike[str]) -> Path:
+    """Return the local folder of a path or a hub id; only a hub id touches the network."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
+        raise VPPError(f"the folder '{source}' does not exist: give a folder that save_vpp wrote, or a hub id 'owner/name'.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise VPPError(
+            f"'{source}' is no folder here and could not be fetched from the hub ({type(error).__name__}): check the name "
+            "and the network."
+        ) from None
+
+
+def _few(label: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return [f"{len(names)} {label}: {shown}"]

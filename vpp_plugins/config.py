@@ -1,0 +1,139 @@
+"""What to attach: plain dataclasses that read from and write to JSON."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from vpp_plugins.errors import VPPError, nearest
+
+Part = TypeVar("Part")
+AxisStyle = Literal["edge-0.1", "edge-0.05", "cross", "padding"]
+AxisUnit = Literal["0-1", "0-1000"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalVPPConfig:
+    """The global prompt: a learnable picture of axes blended into the encoder's pixels (paper, section III-B)."""
+
+    size: int = 336
+    """Side of the learnable prompt, in pixels; other picture sizes get it resampled."""
+    alpha: float = 0.95
+    """Weight of the picture where the prompt lies, 0 to 1; the prompt gets the rest."""
+    border: int = 30
+    """Width of the band that the prompt covers, in pixels at `size`."""
+    style: AxisStyle = "edge-0.1"
+    """The drawn start: ticks every 0.1 or 0.05 along the edges, a cross through the centre, or axes outside the shrunk picture."""
+    unit: AxisUnit = "0-1"
+    """What the tick labels count in; it should be the unit in which the host writes its boxes."""
+    interior: Literal["kept", "scaled"] = "kept"
+    """Pixels outside the band: left as they are, or multiplied by alpha too (VPP-LLaVA's code)."""
+    resample: Literal["bilinear", "nearest"] = "bilinear"
+    """How the prompt reaches another size: antialiased as one masked tensor, or prompt and mask apart by nearest index (VPP-LLaVA)."""
+    font_size: int = 10
+    """Height of the tick labels, in pixels at `size`."""
+    image_mean: tuple[float, float, float] | None = None
+    """Mean of the host's pixel normalisation, RGB; None takes the family's."""
+    image_std: tuple[float, float, float] | None = None
+    """Standard deviation of the host's pixel normalisation, RGB; None takes the family's."""
+
+    def __post_init__(self) -> None:
+        _check_choice("global_vpp.style", self.style, AxisStyle)
+        _check_choice("global_vpp.unit", self.unit, AxisUnit)
+        if not 0 <= self.alpha <= 1:
+            raise VPPError(f"global_vpp.alpha must lie between 0 and 1, but is {self.alpha}.")
+        if not 0 < self.border <= self.size // 2:
+            raise VPPError(f"global_vpp.border must be 1 to {self.size // 2} pixels (half of size), but is {self.border}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalVPPConfig:
+    """The local prompt: object queries of a detector, projected into the language model (paper, section III-C)."""
+
+    num_queries: int = 100
+    """Queries, and so placeholder tokens, per image."""
+    generator: str = "detr"
+    """Name of the generator plugin."""
+    generator_options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of that generator's builder."""
+    weights: str | None = None
+    """File, folder or hub id of pretrained detector weights; None starts at random and touches no network."""
+    image_size: int = 640
+    """Side of the detector's square input, in pixels, a multiple of 32."""
+    projector_size: int = 1024
+    """Width of the projector's hidden layer."""
+    overlay: bool = True
+    """Whether the global prompt is laid over the detector's picture too (the reference does)."""
+    overlay_units: Literal["detector", "host"] = "detector"
+    """Whether the prompt is first converted to the detector's normalisation, or used raw (VPP-LLaVA)."""
+    mask_padding: bool = True
+    """Whether the detector ignores letterbox padding (the reference never does)."""
+
+    def __post_init__(self) -> None:
+        if self.num_queries < 1:
+            raise VPPError(f"local_vpp.num_queries must be at least 1, but is {self.num_queries}.")
+        if self.image_size < 32 or self.image_size % 32:
+            raise VPPError(f"local_vpp.image_size must be a multiple of 32, but is {self.image_size}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPPConfig:
+    """Both prompts; either may be None, which leaves it out. `seed` starts their random weights."""
+
+    global_vpp: GlobalVPPConfig | None = field(default_factory=GlobalVPPConfig)
+    local_vpp: LocalVPPConfig | None = field(default_factory=LocalVPPConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.global_vpp is None and self.local_vpp is None:
+            raise VPPError("a VPPConfig needs a global prompt, a local prompt or both, but both are None.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from JSON values; raises VPPError for an unknown key, naming the nearest known one."""
+        _check_keys(cls, values, "")
+        parts = dict(values)
+        for name, part in (("global_vpp", GlobalVPPConfig), ("local_vpp", LocalVPPConfig)):
+            if isinstance(parts.get(name), Mapping):
+                parts[name] = _build(part, parts[name], f"{name}.")
+        return cls(**parts)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read JSON; raises VPPError where the file is missing, no JSON, or has an unknown key."""
+        try:
+            values = json.loads(Path(path).read_text())
+        except FileNotFoundError:
+            raise VPPError(f"no '{Path(path).name}' in '{Path(path).parent}': give a folder that save_vpp wrote.") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise VPPError(f"'{path}' is not valid JSON ({error}): save it again with save_vpp.") from None
+        if not isinstance(values, dict):
+            raise VPPError(f"'{path}' must hold a JSON object, but holds a {type(values).__name__}.")
+        return cls.from_dict(values)
+
+
+def _build(part: type[Part], values: Mapping[str, Any], prefix: str) -> Part:
+    _check_keys(part, values, prefix)
+    return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _check_keys(part: type, values: Mapping[str, Any], prefix: str) -> None:
+    known = [f.name for f in fields(part)]
+    for name in values:
+        if name not in known:
+            raise VPPError(f"unknown configuration key '{prefix}{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    options = choices.__args__
+    if value not in options:
+        raise VPPError(f"{name} must be one of {', '.join(options)}, but is '{value}'.{nearest(value, options)}")

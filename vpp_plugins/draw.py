@@ -1,0 +1,73 @@
+"""Pictures of boxes and of what the prompts put in."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from vpp_plugins.boxes import Box
+from vpp_plugins.prompts.global_vpp import GlobalVPP
+
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
+
+
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Box], *, labels: Sequence[str] | None = None, colours: Sequence[str] = COLOURS
+) -> Image.Image:
+    """Return a copy of the picture with xyxy pixel boxes on it, one colour each in turn, and a label on each that has one."""
+    picture = image.convert("RGB").copy()
+    canvas = ImageDraw.Draw(picture)
+    width = max(2, round(max(picture.size) / 200))
+    font = ImageFont.load_default(size=max(10, round(max(picture.size) / 32)))
+    for index, box in enumerate(boxes):
+        colour = colours[index % len(colours)]
+        canvas.rectangle(box, outline=colour, width=width)
+        if labels is not None and labels[index]:
+            _label(canvas, picture.size, box, labels[index], colour, font)
+    return picture
+
+
+def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0) -> Image.Image:
+    """Return the padded square of the picture as the vision encoder sees it, at the prompt's size.
+
+    `gain` multiplies what the prompt changed, so that a blend of a few per cent becomes visible; 1 is the truth.
+    """
+    side = prompt.prompt.shape[-1]
+    mean, std = (np.array(value, dtype=np.float32) for value in (prompt.image_mean, prompt.image_std))
+    square = _pad_to_square(image, tuple(int(channel * 255) for channel in mean)).resize((side, side))
+    pixels = torch.from_numpy((np.array(square, dtype=np.float32) / 255 - mean) / std).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        overlaid = prompt(pixels.to(prompt.prompt)).float().cpu()
+    shown = (pixels + gain * (overlaid - pixels))[0].permute(1, 2, 0).numpy() * std + mean
+    return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def draw_prompt(prompt: GlobalVPP) -> Image.Image:
+    """Return the learnable axes themselves, as a picture."""
+    mean, std = (np.array(value, dtype=np.float32) for value in (prompt.image_mean, prompt.image_std))
+    shown = prompt.prompt.detach().float().cpu().permute(1, 2, 0).numpy() * std + mean
+    return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _label(
+    canvas: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    box: Box,
+    text: str,
+    colour: str,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, bottom - top + 6
+    x = min(max(0, box[0]), max(0, size[0] - width))
+    y = box[1] - height if box[1] >= height else min(box[1], size[1] - height)
+    canvas.rectangle((x, y, x + width, y + height), fill=colour)
+    canvas.text((x + 3 - left, y + 3 - top), text, fill="white", font=font)

@@ -1,0 +1,18 @@
+"""The one error type that this library raises for a mistake its user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VPPError(ValueError):
+    """Says what was expected, what came, and what to do."""
+
+
+class UntrainedVPPWarning(UserWarning):
+    """The attached prompts hold no trained weights yet, so answers are not better for them."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the option most like `name`, or "" when none is close."""
+    match = difflib.get_close_matches(name, list(options), n=1)
+    return f" Did you mean '{match[0]}'?" if match else ""

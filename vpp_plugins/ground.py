@@ -1,0 +1,150 @@
+"""Grounding: a picture and an expression in, boxes out."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from PIL import Image
+from torch import nn
+
+from vpp_plugins import plugins
+from vpp_plugins.attach import host_state, is_attached, unwrap
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, codec
+from vpp_plugins.draw import draw_boxes
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import ImageSource, load_image
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """The answer for one picture and one expression."""
+
+    image: Image.Image
+    expression: str
+    boxes: tuple[Box, ...]
+    """(left, top, right, bottom) in pixels of the original picture, upright; empty when the answer holds no box."""
+    labels: tuple[str | None, ...]
+    """What the answer calls each box, where the family's format says."""
+    statuses: tuple[BoxStatus, ...]
+    """How each box was read."""
+    text: str
+    """The raw answer."""
+
+    @property
+    def status(self) -> BoxStatus:
+        """The worst of the boxes' statuses: ok, clipped, inverted, unparsable or none."""
+        order = list(BoxStatus)
+        return max(self.statuses, key=order.index)
+
+    def draw(self) -> Image.Image:
+        """Return a copy of the picture with the boxes and the expression on it."""
+        return draw_boxes(self.image, self.boxes, labels=[self.expression] * len(self.boxes))
+
+
+class Grounder:
+    """Ask a multimodal LLM where things are.
+
+    Works on an attached model with its VPPProcessor and, for comparison, on a bare host with its own processor. The prompt and the
+    reading of the answer are those of the model's family; answers are greedy.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        *,
+        box_format: str | None = None,
+        batch_size: int = 8,
+        max_new_tokens: int = 64,
+    ) -> None:
+        """`box_format` overrides the family's codec; `batch_size` pairs are answered at a time."""
+        if batch_size < 1:
+            raise VPPError(f"batch_size must be at least 1, but is {batch_size}.")
+        self.model, self.processor = model, processor
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.codec: BoxCodec = codec(box_format or _family(model))
+
+    @overload
+    def __call__(self, images: ImageSource, expressions: str) -> Grounding: ...
+    @overload
+    def __call__(self, images: Sequence[ImageSource], expressions: Sequence[str]) -> list[Grounding]: ...
+    def __call__(
+        self, images: ImageSource | Sequence[ImageSource], expressions: str | Sequence[str]
+    ) -> Grounding | list[Grounding]:
+        """Ground one pair, or two lists of equal length, which give one Grounding per pair."""
+        if isinstance(expressions, str):
+            if isinstance(images, list | tuple):
+                raise VPPError(f"one expression came with {len(images)} pictures: give one expression per picture.")
+            return self._ground([load_image(images)], [expressions])[0]  # type: ignore[arg-type]
+        if isinstance(images, str | bytes | Image.Image) or not isinstance(images, Sequence):
+            raise VPPError(f"one picture came with {len(expressions)} expressions: repeat the picture for each of them.")
+        if len(images) != len(expressions):
+            raise VPPError(f"{len(images)} pictures came with {len(expressions)} expressions: give one expression per picture.")
+        pictures = [load_image(image) for image in images]
+        starts = range(0, len(pictures), self.batch_size)
+        batches = [slice(start, start + self.batch_size) for start in starts]
+        return [answer for batch in batches for answer in self._ground(pictures[batch], list(expressions[batch]))]
+
+    def _ground(self, pictures: list[Image.Image], expressions: list[str]) -> list[Grounding]:
+        for expression in expressions:
+            if not expression.strip():
+                raise VPPError("the expression is empty: say what to look for.")
+        texts = [self._prompt(expression) for expression in expressions]
+        with _left_padding(self.processor.tokenizer):
+            inputs = self.processor(images=[[p] for p in pictures], text=texts, return_tensors="pt", padding=True)
+        inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
+        with _evaluating(self.model), torch.no_grad():
+            output = self.model.generate(  # type: ignore[operator]
+                **inputs, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens
+            )
+        answers = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [self._read(*parts) for parts in zip(pictures, expressions, answers, strict=True)]
+
+    def _prompt(self, expression: str) -> str:
+        question = self.codec.prompt(expression)
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        host_processor = getattr(self.processor, "processor", self.processor)
+        if host_processor.chat_template is None:
+            return f"USER: {host_processor.image_token}\n{question} ASSISTANT:"
+        prompt: str = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return prompt
+
+    def _read(self, picture: Image.Image, expression: str, answer: str) -> Grounding:
+        decoded = self.codec.decode(answer, ImageMeta(size_hw=(picture.height, picture.width)))
+        return Grounding(
+            image=picture,
+            expression=expression,
+            boxes=tuple(decoded.boxes_xyxy_px),
+            labels=tuple(decoded.labels),
+            statuses=tuple(decoded.statuses),
+            text=answer.strip(),
+        )
+
+
+def _family(model: nn.Module) -> str:
+    backbone = host_state(model).backbone if is_attached(model) else plugins.describe(unwrap(model))
+    return backbone.box_format
+
+
+@contextmanager
+def _left_padding(tokenizer: Any) -> Iterator[None]:
+    """Pad on the left, as generation needs, and put the tokenizer's own side back."""
+    side = tokenizer.padding_side
+    tokenizer.padding_side = "left"
+    try:
+        yield
+    finally:
+        tokenizer.padding_side = side
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

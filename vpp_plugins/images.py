@@ -1,0 +1,99 @@
+"""Read any picture a user may have into plain RGB, and letterbox it for the detector."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vpp_plugins.errors import VPPError
+
+ImageSource = str | Path | bytes | Image.Image
+
+SMALLEST_SIDE = 8
+LARGEST_SIDE = 16_384
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def load_image(source: ImageSource) -> Image.Image:
+    """Return the picture as 8-bit RGB, turned upright as its EXIF orientation says.
+
+    CMYK, palette, 16-bit and grey pictures are converted, transparency is laid on white, and of an animation the first frame is taken.
+    Raises VPPError for a missing, empty, truncated or foreign file, and for sides below 8 or above 16,384 pixels.
+    """
+    name = "the picture" if isinstance(source, bytes | Image.Image) else f"'{source}'"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side limit below is ours
+            image = source if isinstance(source, Image.Image) else _open(source)
+            _check_size(image, name)
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise VPPError(f"{name} does not exist: give the path of a picture.") from None
+    except IsADirectoryError:
+        raise VPPError(f"{name} is a folder: give the path of one picture.") from None
+    except UnidentifiedImageError:
+        raise VPPError(f"{name} is not a picture that can be read (JPEG, PNG, WebP, ... expected).") from None
+    except Image.DecompressionBombError:
+        raise VPPError(
+            f"{name} has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and about 179 "
+            "million in all are read; shrink it first."
+        ) from None
+    except VPPError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise each of these
+        raise VPPError(f"{name} is damaged or truncated ({error}): save or download it again.") from None
+
+
+def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
+    """Fit an RGB picture into a square, centred, ImageNet-normalised, with exact zeros around it.
+
+    No 8-bit value normalises to exactly 0 (255 times no ImageNet mean is an integer), so the zeros tell padding from picture.
+    Same arithmetic as the reference (8-bit bilinear resize of the longer side, then rounded half-way offsets; llava's test transforms).
+    """
+    ratio = side / max(image.size)
+    width, height = (max(1, round(length * ratio)) for length in image.size)
+    resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    normalised = (resized - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+    canvas = torch.zeros(3, side, side)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[:, top : top + height, left : left + width] = torch.from_numpy(normalised).permute(2, 0, 1)
+    return canvas
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    if isinstance(source, bytes):
+        if not source:
+            raise VPPError("the picture is empty (0 bytes): give the bytes of a picture.")
+        return Image.open(io.BytesIO(source))
+    path = Path(source)
+    if path.is_file() and path.stat().st_size == 0:
+        raise VPPError(f"'{source}' is empty (0 bytes): save or download it again.")
+    return Image.open(path)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
+        raise VPPError(
+            f"{name} is {width} x {height} pixels, but sides of {SMALLEST_SIDE} to {LARGEST_SIDE} pixels are expected: "
+            "resize it first."
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # Pillow's own conversion clips 16-bit greys to white
+        grey = np.asarray(image, dtype=np.float64)
+        return Image.fromarray((grey / 65535 * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise VPPError("a floating-point picture has no known range: convert it to 8 bits first.")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,148 @@
+"""DETR as a generator of object queries (Carion et al., 2020; VPP-LLaVA, arXiv 2503.15426, section III-C)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.generators.detr_backbone import TimmBackbone
+from vpp_plugins.prompts.generators.detr_transformer import (
+    DecoderLayer,
+    EncoderLayer,
+    full_sine_encoding,
+    sine_encoding,
+)
+
+
+class DETR(nn.Module):
+    """A backbone and a transformer that turn a picture into `num_queries` object queries of size `width`.
+
+    `backbone` maps `[images, 3, height, width]` to one feature map with `channels` channels. `heads` must divide `width`,
+    and so must 4, for the position encoding.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int,
+        *,
+        num_queries: int = 100,
+        width: int = 256,
+        heads: int = 8,
+        feedforward: int = 2048,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if width % heads or width % 4:
+            raise VPPError(f"the width of DETR must be a multiple of heads and of 4; got width {width}, heads {heads}.")
+        self.num_queries = num_queries
+        self.width = width
+        self.backbone = backbone
+        self.input_proj = nn.Conv2d(channels, width, kernel_size=1)
+        layer = {"width": width, "heads": heads, "feedforward": feedforward}
+        self.encoder = nn.ModuleList(EncoderLayer(**layer, dropout=dropout) for _ in range(encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(**layer, dropout=dropout) for _ in range(decoder_layers))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.query_embed = nn.Embedding(num_queries, width)
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "images 3 height width"],
+        pixel_mask: Bool[Tensor, "images height width"] | None = None,
+    ) -> Float[Tensor, "images {self.num_queries} {self.width}"]:
+        """Return the object queries of ImageNet-normalised pictures whose sides are multiples of 32.
+
+        `pixel_mask` is True on picture and False on padding, which then takes no part; without it everything is picture,
+        as in VPP-LLaVA.
+        """
+        return self.queries(self.features(pixel_values), pixel_mask)
+
+    def features(
+        self, pixel_values: Float[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images channels rows columns"]:
+        """Return the backbone's feature map: the costly part, to be cached where pictures come again."""
+        height, width = pixel_values.shape[-2:]
+        if height % 32 or width % 32:
+            raise VPPError(f"the sides of DETR's pictures must be multiples of 32; got {height} x {width}. Pad or resize.")
+        features: Tensor = self.backbone(pixel_values.to(self.input_proj.weight.dtype))
+        return features
+
+    def queries(
+        self,
+        features: Float[Tensor, "images channels rows columns"],
+        mask: Bool[Tensor, "images height width"] | None = None,
+        *,
+        intermediate: bool = False,
+    ) -> Float[Tensor, "*layers images {self.num_queries} {self.width}"]:
+        """Return the object queries of a feature map; `mask` as in `forward`, of the pictures or of the feature map.
+
+        With `intermediate` there is a leading axis over the decoder's layers, the last of which is the usual result:
+        auxiliary detection losses need them all.
+        """
+        mask = None if mask is None else _shrink(mask, features)
+        key_mask = None if mask is None else mask.flatten(1)
+        position = self._position(features, mask)
+        memory = self._encode(features, position, key_mask)
+        layers = self._decode(memory, position, key_mask, every_layer=intermediate)
+        return torch.stack(layers) if intermediate else layers[-1]
+
+    def _position(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is not None:
+            return sine_encoding(mask, self.width).to(features.dtype)
+        rows, columns = features.shape[-2:]
+        return full_sine_encoding(rows, columns, self.width, device=features.device, dtype=features.dtype)
+
+    def _encode(self, features: Tensor, position: Tensor, key_mask: Tensor | None) -> Tensor:
+        memory = self.input_proj(features).flatten(2).transpose(1, 2).contiguous()
+        for layer in self.encoder:
+            memory = layer(memory, position, key_mask)
+        return memory
+
+    def _decode(self, memory: Tensor, position: Tensor, key_mask: Tensor | None, *, every_layer: bool) -> list[Tensor]:
+        queries = memory.new_zeros(memory.shape[0], self.num_queries, self.width)
+        query_position = self.query_embed.weight
+        placed_memory = memory + position
+        normalised = []
+        for number, layer in enumerate(self.decoder, start=1):
+            queries = layer(queries, query_position, memory, placed_memory, key_mask)
+            if every_layer or number == len(self.decoder):
+                normalised.append(self.decoder_norm(queries))
+        return normalised
+
+
+def build_detr(
+    *,
+    backbone: str = "resnet101",
+    num_queries: int = 100,
+    width: int = 256,
+    heads: int = 8,
+    feedforward: int = 2048,
+    encoder_layers: int = 6,
+    decoder_layers: int = 6,
+    dropout: float = 0.1,
+) -> DETR:
+    """Build a DETR at random weights on a timm backbone; the defaults are those of VPP-LLaVA.
+
+    timm's ResNets have the stride on the 3x3 convolution, as the published weights need. Raises VPPError for a backbone
+    that timm does not know.
+    """
+    body = TimmBackbone(backbone)
+    return DETR(
+        body,
+        body.channels,
+        num_queries=num_queries,
+        width=width,
+        heads=heads,
+        feedforward=feedforward,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        dropout=dropout,
+    )
+
+
+def _shrink(mask: Bool[Tensor, "images height width"], features: Tensor) -> Bool[Tensor, "images rows columns"]:
+    """Return the mask at the size of the feature map, nearest, as DETR does."""
+    return F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()

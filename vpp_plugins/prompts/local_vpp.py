@@ -1,0 +1,29 @@
+"""Local VPP: a detector's object queries as tokens of the language model (paper, section III-C)."""
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class LocalVPP(nn.Module):
+    """A generator of object queries and the projector that brings them to the language model's width.
+
+    The generator maps pictures `[images, 3, height, width]` (and a mask, True on picture, or None) to `[images, queries, query_width]`.
+    """
+
+    def __init__(
+        self, generator: nn.Module, *, num_queries: int, query_width: int, hidden_size: int, projector_size: int = 1024
+    ) -> None:
+        super().__init__()
+        self.num_queries = num_queries
+        self.generator = generator
+        self.projector = nn.Sequential(
+            nn.Linear(query_width, projector_size), nn.GELU(), nn.Linear(projector_size, hidden_size)
+        )
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "images 3 height width"],
+        pixel_mask: Bool[Tensor, "images height width"] | None = None,
+    ) -> Float[Tensor, "images queries hidden"]:
+        """Return the projected queries; pixels are ImageNet-normalised, sides multiples of 32."""
+        return self.projector(self.generator(pixel_values, pixel_mask))

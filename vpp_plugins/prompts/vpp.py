@@ -1,0 +1,90 @@
+"""Both prompts of one host in one module: what `model.vpp` is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vpp_plugins.config import VPPConfig
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
+from vpp_plugins.prompts.local_vpp import LocalVPP
+from vpp_plugins.prompts.resample import Window
+
+TOKEN = "<|vpp|>"
+"""The placeholder in the text; every image gets `num_queries` of them after its own tokens."""
+
+Frame = Literal["square", "image"]
+"""Where the axes lie: on the picture padded to a square, or on the picture itself; the frame of the family's boxes."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What one forward puts into the host: token features (images in order) and the axes for its vision encoder."""
+
+    features: Float[Tensor, "placeholders hidden"] | None
+    overlay: Overlay | None
+
+
+class VPP(nn.Module):
+    """The prompts attached to one host; every parameter is used inside `forward`, as FSDP, offloading and PEFT require."""
+
+    def __init__(
+        self, config: VPPConfig, *, global_vpp: GlobalVPP | None, local_vpp: LocalVPP | None, frame: Frame = "image"
+    ) -> None:
+        super().__init__()
+        self.config, self.frame = config, frame
+        self.global_vpp, self.local_vpp = global_vpp, local_vpp
+        local = config.local_vpp
+        self.mask_padding = local is not None and local.mask_padding
+        self.detector_overlay = local.overlay_units if local is not None and local.overlay else "off"
+        self.token_id: int | None = None
+        self.trained = False
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Placeholder tokens that every image gets; 0 without a local prompt."""
+        return 0 if self.local_vpp is None else self.local_vpp.num_queries
+
+    def bind_token(self, token_id: int) -> None:
+        """Say which id of the tokenizer is the placeholder `<|vpp|>`."""
+        self.token_id = token_id
+
+    def forward(self, vpp_pixel_values: Float[Tensor, "images 3 height width"] | None = None) -> Prompts:
+        """Return this forward's prompts; the pictures are the detector's, see `images.letterbox`."""
+        overlay = None if self.global_vpp is None else self.global_vpp.overlay()
+        if self.local_vpp is None or vpp_pixel_values is None:
+            return Prompts(None, overlay)
+        pixels = vpp_pixel_values.to(next(self.local_vpp.projector.parameters()))
+        content = (pixels != 0).any(dim=1)
+        pixels = self._overlaid(pixels, content)
+        queries = self.local_vpp(pixels, content if self.mask_padding else None)
+        return Prompts(queries.flatten(0, 1), overlay)
+
+    def _overlaid(
+        self, pixels: Float[Tensor, "images 3 height width"], content: Bool[Tensor, "images height width"]
+    ) -> Float[Tensor, "images 3 height width"]:
+        if self.global_vpp is None or self.detector_overlay == "off":
+            return pixels
+        raw = self.detector_overlay == "host"
+        overlay = self.global_vpp.overlay() if raw else self.global_vpp.overlay_for(IMAGENET_MEAN, IMAGENET_STD)
+        return overlay.blend(pixels, None if self.frame == "square" else _content_windows(content))
+
+
+def _content_windows(content: Bool[Tensor, "images height width"]) -> Sequence[Window]:
+    """Return each letterboxed input's window in units of its picture."""
+    return [_window(rows, columns) for rows, columns in zip(content.any(2).cpu(), content.any(1).cpu(), strict=True)]
+
+
+def _window(rows: Bool[Tensor, " height"], columns: Bool[Tensor, " width"]) -> Window:
+    (top, bottom), (left, right) = _span(rows), _span(columns)
+    return left, top, right, bottom
+
+
+def _span(inside: Bool[Tensor, " length"]) -> tuple[float, float]:
+    places = torch.nonzero(inside)[:, 0].tolist() or [0, len(inside) - 1]
+    first, length = places[0], places[-1] + 1 - places[0]
+    return -first / length, (len(inside) - first) / length

@@ -1,0 +1,138 @@
+"""One forward or generate of an attached host: what its hooks read, and the hooks themselves.
+
+The hooks are module-level functions that read a slot kept beside them on the hooked module, so an attached model pickles and
+deep-copies. A stale copy of a hooked module (PEFT makes some) holds a slot of its own that is always empty.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vpp_plugins.backbone import Backbone
+from vpp_plugins.prompts.resample import Window
+from vpp_plugins.prompts.vpp import Prompts
+
+SLOT = "_vpp_slot"
+
+
+class Slot:
+    """The prompts of the running forward or generate; empty between runs."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.layout = backbone.pixel_layout
+        self.pixel_argument = backbone.pixel_argument
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last run."""
+        self.prompts: Prompts = Prompts(None, None)
+        self.token_id = -1
+        self.rows = 1
+        self.windows: Sequence[Window] | None = None
+
+
+class HostState:
+    """What an attached host remembers beside its prompts."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.slot = Slot(backbone)
+        self.host_rows: int | None = None
+        """Rows of the vocabulary before it grew by the placeholder; None where a spare row was used."""
+        self.disabled = 0
+        self.attached = True
+        self.warned = False
+        self.owner: int | None = None
+        self.lock = threading.RLock()
+
+    def inside(self) -> bool:
+        """Whether this thread is already within a session, as forward is when generate calls it."""
+        return self.owner is not None and self.owner == threading.get_ident()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "owner")}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.lock, self.owner = threading.RLock(), None
+
+
+def inject(
+    embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Float[Tensor, "..."]
+) -> Float[Tensor, "..."] | None:
+    """Forward hook on the input embedding: put the local prompt's features where the placeholder ids stand."""
+    slot: Slot = embedding.__dict__[SLOT]
+    features = slot.prompts.features
+    if features is None:
+        return None
+    ids = args[0] if args else next(iter(kwargs.values()))
+    # other look-ups pass through the same table: scalar placeholders, codebook ids, the single ids of decoding
+    if ids.ndim != 2 or ids.is_floating_point() or ids.shape[0] % slot.rows or ids.shape[1] == 1:
+        return None
+    is_placeholder = ids == slot.token_id
+    rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
+    return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
+
+
+def _feature_index(
+    is_placeholder: Bool[Tensor, "batch length"], prompts: int, count: int
+) -> Int[Tensor, "batch length"]:
+    """Return which feature each placeholder takes, in reading order over the prompts.
+
+    Beams and several returned sequences repeat each of the `prompts` rows next to itself; the repeats share one prompt's features.
+    """
+    repeats = is_placeholder.shape[0] // prompts
+    per_prompt = is_placeholder[::repeats].sum(1)
+    first = (per_prompt.cumsum(0) - per_prompt).repeat_interleave(repeats)
+    return (first[:, None] + is_placeholder.long().cumsum(1) - 1).clamp(0, count - 1)
+
+
+def overlay(
+    encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook on a vision encoder: lay the global prompt over its pixels."""
+    slot: Slot = encoder.__dict__[SLOT]
+    axes = slot.prompts.overlay
+    if axes is None:
+        return None
+    if slot.pixel_argument in kwargs:
+        pixels = slot.layout(kwargs[slot.pixel_argument], axes, slot.windows)
+        return args, {**kwargs, slot.pixel_argument: pixels}
+    return (slot.layout(args[0], axes, slot.windows), *args[1:]), kwargs
+
+
+def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot) -> None:
+    """Hook the embedding and the encoders to a slot."""
+    embedding.__dict__[SLOT] = slot
+    embedding.register_forward_hook(inject, with_kwargs=True)
+    for encoder in encoders:
+        encoder.__dict__[SLOT] = slot
+        encoder.register_forward_pre_hook(overlay, with_kwargs=True)
+
+
+def remove(model: nn.Module, *, hook: Any) -> None:
+    """Take one of the hooks of this file off every module of the model."""
+    for module in model.modules():
+        for hooks, with_kwargs in (
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+        ):
+            for key in [key for key, installed in hooks.items() if installed is hook]:
+                del hooks[key]
+                with_kwargs.pop(key, None)
+                module.__dict__.pop(SLOT, None)
+
+
+def heal(host: nn.Module, embedding: nn.Module, slot: Slot) -> None:
+    """Move the injection to the outermost embedding, which PEFT or a resize may have put over the hooked one."""
+    if inject in embedding._forward_hooks.values():
+        return
+    remove(host, hook=inject)
+    install(embedding, [], slot)
+
+
