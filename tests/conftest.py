@@ -2,6 +2,7 @@
 
 import os
 
+import beartype.typing  # noqa: F401  (TYPE_CHECKER below is run as text, and names it)
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -12,8 +13,13 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 # Two test workers share two cores: more threads would only wait for each other.
 torch.set_num_threads(1)
 
-# Must come before any test module imports the library: from here on a wrong shape, dtype or type raises at the call.
-install_import_hook(["vpp_plugins", "vpp_adapters"], "beartype.beartype")
+# From here on a wrong shape, dtype or type raises at the call: must come before any test module imports the library.
+# As for mypy, an int will do for a float. Functions are checked one by one, so what Self is cannot be known: it passes.
+TYPE_CHECKER = (
+    "beartype.beartype(conf=beartype.BeartypeConf("
+    "is_pep484_tower=True, hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})))"
+)
+install_import_hook(["vpp_plugins", "vpp_adapters"], TYPE_CHECKER)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,9 @@ def all_meant(text: str, objects: Sequence[SceneObject], side: float) -> set[int
         assert Counter(item.name for item in objects)[landmark] == 1, f"which {landmark}?"
         head, mark = text.removesuffix(f" the {landmark}"), next(item for item in objects if item.name == landmark)
         name = next(name for name in names if head.startswith(f"{name} "))
-        return _related(head.removeprefix(f"{name} "), [i for i, o in enumerate(objects) if o.name == name], objects, mark)
+        return _related(
+            head.removeprefix(f"{name} "), [i for i, o in enumerate(objects) if o.name == name], objects, mark
+        )
     name = next(name for name in names if name in text)
     group = [index for index, item in enumerate(objects) if item.name == name]
     modifier = " ".join(text.replace(name, "_").split())
@@ -51,7 +53,7 @@ def all_meant(text: str, objects: Sequence[SceneObject], side: float) -> set[int
     for end, values, sign in (("left", x, 1), ("right", x, -1), ("top", y, 1), ("bottom", y, -1)):
         for place, ordinal in ((1, "second"), (2, "third")):
             if modifier == f"{ordinal} _ from the {end}":
-                return {sorted(group, key=lambda index: sign * values[index])[place]}  # noqa: B023  called at once
+                return {sorted(group, key=lambda index: sign * values[index])[place]}
     halves = {
         "_ on the left": (x, -1),
         "_ on the right": (x, 1),
@@ -152,6 +154,16 @@ def test_all_kinds_occur_and_no_text_twice_in_a_scene(sample) -> None:
 def test_nothing_is_said_of_things_that_look_the_same() -> None:
     twins = tuple(SceneObject("drum", (100.0, 100.0, 150.0, 150.0)) for _ in range(2))
     assert refer(twins, SIDE, random.Random(0)) == ()
+
+
+@pytest.mark.parametrize(("side", "said"), [(55.0, False), (70.0, True)])
+def test_sizes_are_compared_only_where_they_clearly_differ(side: float, said: bool) -> None:
+    """A side of 55 beside one of 50 is an area ratio of 1.2, a side of 70 one of 2."""
+    drums = SceneObject("drum", (0.0, 0.0, 50.0, 50.0)), SceneObject("drum", (200.0, 0.0, 200.0 + side, side))
+    kinds = [text.kind for text in refer(drums, SIDE, random.Random(0))]
+    assert kinds.count("size") == (2 if said else 0)
+    wide = SceneObject("drum", (200.0, 0.0, 270.0, 40.0))  # longer, but hardly any larger
+    assert all(text.kind != "size" for text in refer((drums[0], wide), SIDE, random.Random(0)))
 
 
 def test_an_attribute_that_two_share_is_not_used() -> None:

@@ -88,7 +88,7 @@ def find_assets(folder: str | Path = DEFAULT_FOLDER) -> Assets:
     if not index.is_file():
         raise VPPError(f"No scene pictures in {folder}. Fetch them with fetch_assets({str(folder)!r}). {_WITHOUT}")
     hashes: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
-    wanted = _wanted()
+    wanted = wanted_pictures()
     damaged = [path for path in wanted if path not in hashes or _hash(folder / path) != hashes[path]]
     if damaged:
         raise VPPError(
@@ -138,7 +138,7 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
 def keep_pictures(unpacked: Path, folder: Path) -> None:
     """Copies the wanted pictures from unpacked packages to a new `folder` and writes their hashes beside them."""
     hashes = {}
-    for path, origin in _wanted().items():
+    for path, origin in wanted_pictures().items():
         source, target = unpacked / origin, folder / path
         if not source.is_file():
             raise VPPError(f"The packages hold no {origin}: another release of them? Expected {', '.join(PACKAGES)}.")
@@ -152,7 +152,7 @@ def _hash(path: Path) -> str | None:
     return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _wanted() -> dict[str, str]:
+def wanted_pictures() -> dict[str, str]:
     """Path in the assets folder to path in the unpacked packages."""
     wanted = {f"stamps/{record.path}": f"{_STAMPS_ROOT}/{record.path}" for record in list_cutouts()}
     for _, origin, names in _BACKGROUNDS:

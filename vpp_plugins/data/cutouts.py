@@ -75,7 +75,7 @@ _FAMILIES = tuple(
 
 
 class PhotoCutouts:
-    """The SceneSource of photographs. Decoded pictures are kept in memory: about 150 MiB once all have been used."""
+    """The SceneSource of photographs. Decoded pictures are kept in memory: about 120 MB once all have been used."""
 
     def __init__(self, assets: Assets) -> None:
         self.assets = assets

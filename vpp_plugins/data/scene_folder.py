@@ -12,7 +12,7 @@ from typing import Any, overload
 
 from vpp_plugins.data.assets import Assets
 from vpp_plugins.data.expressions import Expression, SceneObject
-from vpp_plugins.data.scenes import SCENES_VERSION, Scene, SceneGenerator, Split
+from vpp_plugins.data.scenes import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.sources import SceneSource
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
@@ -24,7 +24,7 @@ def write_scenes(
     out: str | Path,
     count: int,
     seed: int,
-    split: Split,
+    split: str,
     *,
     source: Assets | SceneSource,
     size: int = 448,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from math import sqrt
 from random import Random
-from typing import Literal, get_args
 
 from PIL import Image, ImageFilter
 
@@ -21,8 +20,7 @@ from vpp_plugins.errors import VPPError, nearest
 SCENES_VERSION = 1
 """Raised whenever the same (split, seed, index) would give another picture or other texts."""
 
-Split = Literal["train", "val", "test", "heldout"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+SPLITS = ("train", "val", "test", "heldout")
 
 SMALLEST_SIDE, LARGEST_SIDE = 0.14, 0.50  # longest side of an object, fraction of the scene's side
 SMALLEST_ROOT_AREA = 0.10  # root of width times height, so that syringes and the like are no mere lines
@@ -78,7 +76,7 @@ class SceneGenerator:
         self,
         source: Assets | SceneSource,
         *,
-        split: Split,
+        split: str,
         seed: int,
         size: int = 448,
         min_objects: int = 3,
@@ -97,7 +95,7 @@ class SceneGenerator:
         if not 0 <= distractors <= 1:
             raise VPPError(f"distractors is a share between 0 and 1, not {distractors}.")
         self.source: SceneSource = PhotoCutouts(source) if isinstance(source, Assets) else source
-        self.split: Split = split
+        self.split = split
         self.seed = seed
         self.size = size
         self.min_objects = min_objects

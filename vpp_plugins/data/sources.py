@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -22,6 +22,7 @@ class Cutout:
     height: int
 
 
+@runtime_checkable
 class SceneSource(Protocol):
     """Anything `SceneGenerator` can draw from. Every random choice comes from the `rng` that is passed in."""
 

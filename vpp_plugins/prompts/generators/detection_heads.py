@@ -1,4 +1,4 @@
-"""What a query says it sees: a class and a box. For pretraining a detector and for drawing; grounding does not use them."""
+"""What a query says it sees, a class and a box: for pretraining a detector and for drawing, not used in grounding."""
 
 from typing import NamedTuple
 

@@ -18,8 +18,8 @@ from vpp_plugins.prompts.generators.detr_transformer import (
 class DETR(nn.Module):
     """A backbone and a transformer that turn a picture into `num_queries` object queries of size `width`.
 
-    `backbone` maps `[images, 3, height, width]` to one feature map with `channels` channels. `heads` must divide `width`,
-    and so must 4, for the position encoding.
+    `backbone` maps `[images, 3, height, width]` to one feature map with `channels` channels. `width` is a multiple of
+    `heads` and, for the position encoding, of 4.
     """
 
     def __init__(
@@ -37,14 +37,18 @@ class DETR(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads or width % 4:
-            raise VPPError(f"the width of DETR must be a multiple of heads and of 4; got width {width}, heads {heads}.")
+            raise VPPError(
+                f"the width of a DETR must be a multiple of heads and of 4; got width {width}, heads {heads}."
+            )
+        if decoder_layers < 1:
+            raise VPPError(f"a DETR needs at least one decoder layer to make queries; got {decoder_layers}.")
         self.num_queries = num_queries
         self.width = width
         self.backbone = backbone
         self.input_proj = nn.Conv2d(channels, width, kernel_size=1)
-        layer = {"width": width, "heads": heads, "feedforward": feedforward}
-        self.encoder = nn.ModuleList(EncoderLayer(**layer, dropout=dropout) for _ in range(encoder_layers))
-        self.decoder = nn.ModuleList(DecoderLayer(**layer, dropout=dropout) for _ in range(decoder_layers))
+        sizes = (width, heads, feedforward)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes, dropout=dropout) for _ in range(encoder_layers))
+        self.decoder = nn.ModuleList(DecoderLayer(*sizes, dropout=dropout) for _ in range(decoder_layers))
         self.decoder_norm = nn.LayerNorm(width)
         self.query_embed = nn.Embedding(num_queries, width)
 
@@ -55,8 +59,8 @@ class DETR(nn.Module):
     ) -> Float[Tensor, "images {self.num_queries} {self.width}"]:
         """Return the object queries of ImageNet-normalised pictures whose sides are multiples of 32.
 
-        `pixel_mask` is True on picture and False on padding, which then takes no part; without it everything is picture,
-        as in VPP-LLaVA.
+        `pixel_mask` is True on picture and False on padding, which then takes no part. Without it everything is
+        picture, as in VPP-LLaVA.
         """
         return self.queries(self.features(pixel_values), pixel_mask)
 
@@ -66,7 +70,9 @@ class DETR(nn.Module):
         """Return the backbone's feature map: the costly part, to be cached where pictures come again."""
         height, width = pixel_values.shape[-2:]
         if height % 32 or width % 32:
-            raise VPPError(f"the sides of DETR's pictures must be multiples of 32; got {height} x {width}. Pad or resize.")
+            raise VPPError(
+                f"the sides of DETR's pictures must be multiples of 32; got {height} x {width}. Pad or resize."
+            )
         features: Tensor = self.backbone(pixel_values.to(self.input_proj.weight.dtype))
         return features
 
@@ -96,7 +102,7 @@ class DETR(nn.Module):
         return full_sine_encoding(rows, columns, self.width, device=features.device, dtype=features.dtype)
 
     def _encode(self, features: Tensor, position: Tensor, key_mask: Tensor | None) -> Tensor:
-        memory = self.input_proj(features).flatten(2).transpose(1, 2).contiguous()
+        memory: Tensor = self.input_proj(features).flatten(2).transpose(1, 2).contiguous()
         for layer in self.encoder:
             memory = layer(memory, position, key_mask)
         return memory
@@ -145,4 +151,5 @@ def build_detr(
 
 def _shrink(mask: Bool[Tensor, "images height width"], features: Tensor) -> Bool[Tensor, "images rows columns"]:
     """Return the mask at the size of the feature map, nearest, as DETR does."""
-    return F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
+    shrunk: Tensor = F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
+    return shrunk

@@ -1,5 +1,7 @@
 """DETR's convolutional backbone: any timm feature extractor, its batch norms frozen."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -42,21 +44,22 @@ class TimmBackbone(nn.Module):
     `channels`. Raises VPPError when timm knows no such model.
     """
 
-    def __init__(self, name: str, **options: object) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
         import timm
 
         if not timm.is_model(name):
             raise VPPError(f"timm has no model '{name}' to use as backbone.{nearest(name, timm.list_models())}")
-        self.body = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-1,), **options)
-        self.channels: int = self.body.feature_info.channels()[-1]
-        revive_zero_norms(self.body)
-        freeze_batch_norms(self.body)
+        body: Any = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-1,), **options)
+        revive_zero_norms(body)
+        freeze_batch_norms(body)
+        self.body = body
+        self.channels: int = body.feature_info.channels()[-1]
 
     def forward(
         self, pixel_values: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows columns"]:
-        (features,) = self.body(pixel_values)
+        features: Tensor = self.body(pixel_values)[-1]
         return features
 
 
@@ -75,13 +78,15 @@ def revive_zero_norms(module: nn.Module) -> None:
     An untrained backbone would learn them; frozen, their branches stay dead for ever. With 1/√n each, n branches
     together add no more than the signal they start from.
     """
-    dead = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.affine and not norm.weight.any()]
+    dead = [
+        norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.affine and not norm.weight.any()
+    ]
     for norm in dead:
         nn.init.constant_(norm.weight, len(dead) ** -0.5)
 
 
 def _frozen(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    from timm.layers import BatchNormAct2d
+    from timm.layers.norm_act import BatchNormAct2d
 
     after = nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else None
     frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps, after=after)

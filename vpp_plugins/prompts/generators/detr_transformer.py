@@ -71,7 +71,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among the queries, attention to the picture, a feed-forward net; each added and then normalised."""
+    """Self-attention of the queries, attention to the picture, a feed-forward net; each is added, then normalised."""
 
     def __init__(self, width: int, heads: int, feedforward: int, *, dropout: float) -> None:
         super().__init__()
