@@ -1,6 +1,7 @@
 """Put VPP on a model and take it off again."""
 
 import contextlib
+import functools
 import inspect
 import os
 import sys
@@ -57,10 +58,9 @@ def detach_vpp(model: Model) -> Model:
     state = host._vpp_state
     if state.disabled:
         raise VPPError("VPP cannot be detached inside a vpp_disabled block: leave the block first.")
-    session.remove(host, hook=session.inject)
-    session.remove(host, hook=session.overlay)
     if state.host_rows is not None:
         vocabulary.shrink(host, state.host_rows)
+    session.remove(host)
     state.attached = False
     _set_class(host, type(host)._vpp_host_class)
     del host.vpp
@@ -79,13 +79,17 @@ def vpp_disabled(model: nn.Module) -> Iterator[None]:
     host = _attached_host(model)
     state = host._vpp_state
     with state.lock:  # another thread's running session ends first
-        rows = None if state.disabled else state.host_rows
+        if not state.disabled and state.host_rows is not None:
+            state.whole_tables = vocabulary.narrow(host, state.host_rows)
         state.disabled += 1
     try:
-        with vocabulary.narrowed(host, rows):
-            yield
+        yield
     finally:
-        state.disabled -= 1
+        with state.lock:
+            state.disabled -= 1
+            if not state.disabled and state.host_rows is not None:
+                vocabulary.widen(host, state.whole_tables)
+                state.whole_tables = []
 
 
 def save_vpp(
@@ -110,9 +114,9 @@ def load_vpp(model: nn.Module, source: str | os.PathLike[str]) -> None:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Return the host inside PeftModel, DistributedDataParallel and torch.compile wrappers."""
+    """Return the host inside PeftModel, DistributedDataParallel, DataParallel and torch.compile wrappers."""
     while True:
-        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
             model = model.module
         elif isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
             model = model._orig_mod
@@ -198,13 +202,23 @@ def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> 
 
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     embedding = host.get_input_embeddings()
-    state = session.HostState(backbone)
+    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders)
+    encoders = [_submodule(host, path, backbone) for path in state.encoders]
     vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
     host.add_module("vpp", vpp)
     host._vpp_state = state
-    encoders = [] if vpp.global_vpp is None else [host.get_submodule(name) for name in backbone.vision_encoders]
     session.install(embedding, encoders, state.slot)
     _set_class(host, attached_class(type(host)))
+
+
+def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:
+    try:
+        return host.get_submodule(path)
+    except AttributeError:
+        raise VPPError(
+            f"the adapter '{backbone.adapter}' names the vision encoder '{path}', which this {type(host).__name__} does not "
+            "have: mend the adapter's vision_encoders."
+        ) from None
 
 
 def _device_of(embedding: Any) -> torch.device:
@@ -218,4 +232,5 @@ def _set_class(host: Any, cls: type) -> None:
     host.__class__ = cls
     if "_old_forward" in host.__dict__:  # accelerate put its `forward` on the instance, around the class's
         host._old_forward = cls.forward.__get__(host)  # type: ignore[attr-defined]
-        host.forward.__dict__["__signature__"] = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+        functools.update_wrapper(host.forward, host._old_forward)
+        host.forward.__signature__ = inspect.signature(host._old_forward)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,7 @@ from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import Frame
 
 
+@runtime_checkable
 class PixelLayout(Protocol):
     """Lays the axes over pixels in the arrangement that one kind of vision encoder takes."""
 

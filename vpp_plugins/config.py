@@ -1,10 +1,12 @@
 """What to attach: plain dataclasses that read from and write to JSON."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from vpp_plugins.errors import VPPError, nearest
 
@@ -24,13 +26,15 @@ class GlobalVPPConfig:
     border: int = 30
     """Width of the band that the prompt covers, in pixels at `size`."""
     style: AxisStyle = "edge-0.1"
-    """The drawn start: ticks every 0.1 or 0.05 along the edges, a cross through the centre, or axes outside the shrunk picture."""
+    """The drawn start: ticks every 0.1 or 0.05 along the edges, a cross through the centre, or axes around the
+    picture, which is shrunk for them."""
     unit: AxisUnit = "0-1"
     """What the tick labels count in; it should be the unit in which the host writes its boxes."""
     interior: Literal["kept", "scaled"] = "kept"
     """Pixels outside the band: left as they are, or multiplied by alpha too (VPP-LLaVA's code)."""
     resample: Literal["bilinear", "nearest"] = "bilinear"
-    """How the prompt reaches another size: antialiased as one masked tensor, or prompt and mask apart by nearest index (VPP-LLaVA)."""
+    """How the prompt reaches another size: antialiased as one masked tensor, or prompt and mask apart by nearest index
+    (VPP-LLaVA)."""
     font_size: int = 10
     """Height of the tick labels, in pixels at `size`."""
     image_mean: tuple[float, float, float] | None = None
@@ -39,12 +43,16 @@ class GlobalVPPConfig:
     """Standard deviation of the host's pixel normalisation, RGB; None takes the family's."""
 
     def __post_init__(self) -> None:
-        _check_choice("global_vpp.style", self.style, AxisStyle)
-        _check_choice("global_vpp.unit", self.unit, AxisUnit)
+        _check_types(self, "global_vpp.")
+        if self.size < 4:
+            raise VPPError(f"global_vpp.size must be at least 4 pixels, but is {self.size}.")
         if not 0 <= self.alpha <= 1:
             raise VPPError(f"global_vpp.alpha must lie between 0 and 1, but is {self.alpha}.")
-        if not 0 < self.border <= self.size // 2:
-            raise VPPError(f"global_vpp.border must be 1 to {self.size // 2} pixels (half of size), but is {self.border}.")
+        most = (self.size - 1) // 2  # something must be left inside
+        if not 0 < self.border <= most:
+            raise VPPError(f"global_vpp.border must be 1 to {most} pixels (half of size), but is {self.border}.")
+        if self.image_std is not None and min(self.image_std) <= 0:
+            raise VPPError(f"global_vpp.image_std must be above 0, but is {self.image_std}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +79,10 @@ class LocalVPPConfig:
     """Whether the detector ignores letterbox padding (the reference never does)."""
 
     def __post_init__(self) -> None:
-        if self.num_queries < 1:
-            raise VPPError(f"local_vpp.num_queries must be at least 1, but is {self.num_queries}.")
+        _check_types(self, "local_vpp.")
+        for name, value in (("num_queries", self.num_queries), ("projector_size", self.projector_size)):
+            if value < 1:
+                raise VPPError(f"local_vpp.{name} must be at least 1, but is {value}.")
         if self.image_size < 32 or self.image_size % 32:
             raise VPPError(f"local_vpp.image_size must be a multiple of 32, but is {self.image_size}.")
 
@@ -86,6 +96,7 @@ class VPPConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self, "")
         if self.global_vpp is None and self.local_vpp is None:
             raise VPPError("a VPPConfig needs a global prompt, a local prompt or both, but both are None.")
 
@@ -113,7 +124,8 @@ class VPPConfig:
         try:
             values = json.loads(Path(path).read_text())
         except FileNotFoundError:
-            raise VPPError(f"no '{Path(path).name}' in '{Path(path).parent}': give a folder that save_vpp wrote.") from None
+            name, folder = Path(path).name, Path(path).parent
+            raise VPPError(f"no '{name}' in '{folder}': give a folder that save_vpp wrote.") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise VPPError(f"'{path}' is not valid JSON ({error}): save it again with save_vpp.") from None
         if not isinstance(values, dict):
@@ -130,10 +142,34 @@ def _check_keys(part: type, values: Mapping[str, Any], prefix: str) -> None:
     known = [f.name for f in fields(part)]
     for name in values:
         if name not in known:
-            raise VPPError(f"unknown configuration key '{prefix}{name}'.{nearest(name, known)} Known: {', '.join(known)}.")
+            listed = ", ".join(known)
+            raise VPPError(f"unknown configuration key '{prefix}{name}'.{nearest(name, known)} Known: {listed}.")
 
 
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    options = choices.__args__
-    if value not in options:
-        raise VPPError(f"{name} must be one of {', '.join(options)}, but is '{value}'.{nearest(value, options)}")
+def _check_types(part: Any, prefix: str) -> None:
+    """Values come from JSON and from people: a wrong one must not wait to be misunderstood later."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if _fits(value, f.type):
+            continue
+        if get_origin(f.type) is Literal:
+            options = get_args(f.type)
+            hint = nearest(str(value), options)
+            raise VPPError(f"{prefix}{f.name} must be one of {', '.join(options)}, but is {value!r}.{hint}")
+        wanted = f.type.__name__ if isinstance(f.type, type) else f.type
+        raise VPPError(f"{prefix}{f.name} must be {wanted}, but is {value!r}.")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in args
+    if isinstance(kind, UnionType):
+        return any(_fits(value, option) for option in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool):  # to Python, True is a whole number
+        return kind is bool
+    return isinstance(value, origin or kind)

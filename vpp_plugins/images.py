@@ -23,7 +23,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def load_image(source: ImageSource) -> Image.Image:
     """Return the picture as 8-bit RGB, turned upright as its EXIF orientation says.
 
-    CMYK, palette, 16-bit and grey pictures are converted, transparency is laid on white, and of an animation the first frame is taken.
+    CMYK, palette, 16-bit and grey pictures are converted, transparency is laid on white, and of an animation the first
+    frame is taken.
     Raises VPPError for a missing, empty, truncated or foreign file, and for sides below 8 or above 16,384 pixels.
     """
     name = "the picture" if isinstance(source, bytes | Image.Image) else f"'{source}'"
@@ -33,8 +34,10 @@ def load_image(source: ImageSource) -> Image.Image:
             image = source if isinstance(source, Image.Image) else _open(source)
             _check_size(image, name)
             return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise VPPError(f"{name} does not exist: give the path of a picture.") from None
+    except PermissionError:
+        raise VPPError(f"{name} may not be read: ask for permission, or give another picture.") from None
     except IsADirectoryError:
         raise VPPError(f"{name} is a folder: give the path of one picture.") from None
     except UnidentifiedImageError:
@@ -46,15 +49,16 @@ def load_image(source: ImageSource) -> Image.Image:
         ) from None
     except VPPError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's decoders raise each of these
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:  # Pillow's decoders raise each of these
         raise VPPError(f"{name} is damaged or truncated ({error}): save or download it again.") from None
 
 
 def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     """Fit an RGB picture into a square, centred, ImageNet-normalised, with exact zeros around it.
 
-    No 8-bit value normalises to exactly 0 (255 times no ImageNet mean is an integer), so the zeros tell padding from picture.
-    Same arithmetic as the reference (8-bit bilinear resize of the longer side, then rounded half-way offsets; llava's test transforms).
+    No 8-bit value normalises to exactly 0 (255 times no ImageNet mean is an integer), so the zeros tell padding from
+    picture. Same arithmetic as VPP-LLaVA's test transforms: 8-bit bilinear resize, then offsets of half the padding,
+    rounded down.
     """
     ratio = side / max(image.size)
     width, height = (max(1, round(length * ratio)) for length in image.size)
@@ -92,7 +96,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((grey / 65535 * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise VPPError("a floating-point picture has no known range: convert it to 8 bits first.")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")

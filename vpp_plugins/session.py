@@ -4,8 +4,9 @@ The hooks are module-level functions that read a slot kept beside them on the ho
 deep-copies. A stale copy of a hooked module (PEFT makes some) holds a slot of its own that is always empty.
 """
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vpp_plugins.backbone import Backbone
+from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import Prompts
+from vpp_plugins.vocabulary import Whole
 
 SLOT = "_vpp_slot"
 
@@ -39,11 +42,15 @@ class Slot:
 class HostState:
     """What an attached host remembers beside its prompts."""
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, encoders: tuple[str, ...]) -> None:
         self.backbone = backbone
+        self.encoders = encoders
+        """Paths of the vision encoders that get the overlay; none without a global prompt."""
         self.slot = Slot(backbone)
         self.host_rows: int | None = None
         """Rows of the vocabulary before it grew by the placeholder; None where a spare row was used."""
+        self.whole_tables: list[Whole] = []
+        """The grown vocabulary, while VPP is disabled and the host shows its first `host_rows` rows only."""
         self.disabled = 0
         self.attached = True
         self.warned = False
@@ -54,7 +61,20 @@ class HostState:
         """Whether this thread is already within a session, as forward is when generate calls it."""
         return self.owner is not None and self.owner == threading.get_ident()
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the slot for one session: another thread's waits for its end, and the slot is empty afterwards."""
+        with self.lock:
+            self.owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self.owner = None
+                self.slot.clear()
+
     def __getstate__(self) -> dict[str, Any]:
+        if self.disabled:
+            raise VPPError("a model cannot be copied or pickled inside a vpp_disabled block: leave the block first.")
         return {name: value for name, value in self.__dict__.items() if name not in ("lock", "owner")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
@@ -108,31 +128,43 @@ def overlay(
 
 def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot) -> None:
     """Hook the embedding and the encoders to a slot."""
-    embedding.__dict__[SLOT] = slot
     embedding.register_forward_hook(inject, with_kwargs=True)
     for encoder in encoders:
-        encoder.__dict__[SLOT] = slot
         encoder.register_forward_pre_hook(overlay, with_kwargs=True)
+    for module in (embedding, *encoders):
+        module.__dict__[SLOT] = slot
 
 
-def remove(model: nn.Module, *, hook: Any) -> None:
-    """Take one of the hooks of this file off every module of the model."""
-    for module in model.modules():
+def remove(host: nn.Module) -> None:
+    """Take the hooks of this file off every module of the host."""
+    for module in host.modules():
         for hooks, with_kwargs in (
             (module._forward_hooks, module._forward_hooks_with_kwargs),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [key for key, installed in hooks.items() if installed is hook]:
+            for key in [key for key, hook in hooks.items() if hook is inject or hook is overlay]:
                 del hooks[key]
                 with_kwargs.pop(key, None)
-                module.__dict__.pop(SLOT, None)
+        module.__dict__.pop(SLOT, None)
 
 
-def heal(host: nn.Module, embedding: nn.Module, slot: Slot) -> None:
-    """Move the injection to the outermost embedding, which PEFT or a resize may have put over the hooked one."""
-    if inject in embedding._forward_hooks.values():
+def heal(host: Any, state: HostState) -> None:
+    """Move the hooks to the outermost modules, which PEFT or a resize may have put over, or in place of, the hooked ones."""
+    embedding = host.get_input_embeddings()
+    encoders = [host.get_submodule(path) for path in state.encoders]
+    if all(module.__dict__.get(SLOT) is state.slot for module in (embedding, *encoders)):
         return
-    remove(host, hook=inject)
-    install(embedding, [], slot)
+    remove(host)
+    install(embedding, encoders, state.slot)
 
 
+@contextlib.contextmanager
+def onloaded(vpp: nn.Module) -> Iterator[None]:
+    """Have offloaded prompts at hand: accelerate brings each module's weights in for that module's own forward only."""
+    offloaded = [module for module in vpp.modules() if "_hf_hook" in module.__dict__]
+    with contextlib.ExitStack() as stack:
+        for module in offloaded:
+            from accelerate.utils import align_module_device
+
+            stack.enter_context(align_module_device(module))
+        yield

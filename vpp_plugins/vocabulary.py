@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpp_plugins.errors import VPPError
+
+
+Whole = tuple[nn.Parameter, Tensor]
+"""A table of the vocabulary and all of its rows."""
+
 
 def rows_of(host: Any) -> int:
     """Return how many token ids the host's input embedding holds."""
@@ -27,30 +33,44 @@ def shrink(host: Any, rows: int) -> None:
     _record(host, rows)
 
 
+def narrow(host: Any, rows: int) -> list[Whole]:
+    """Show the host with its first `rows` rows only, as views, and return the whole tables for `widen`."""
+    tables = [(table, table.data) for table in _tables(host)]
+    for table, data in tables:
+        table.data = data[:rows]
+    _record(host, rows)
+    return tables
+
+
+def widen(host: Any, tables: list[Whole]) -> None:
+    """Undo `narrow`."""
+    for table, data in tables:
+        table.data = data
+    _record(host, rows_of(host))
+
+
 @contextmanager
 def narrowed(host: Any, rows: int | None) -> Iterator[None]:
-    """Show the host with its first `rows` rows only, as views of the grown tables; None changes nothing."""
-    if rows is None:
+    """Show the host with its first `rows` rows only; None, and rows that do not exceed what it shows, change nothing."""
+    if rows is None or rows_of(host) <= rows:
         yield
         return
-    tables = _tables(host)
-    grown = [table.data for table in tables]
-    total = grown[0].shape[0]
+    tables = narrow(host, rows)
     try:
-        for table in tables:
-            table.data = table.data[:rows]
-        _record(host, rows)
         yield
     finally:
-        for table, data in zip(tables, grown, strict=True):
-            table.data = data
-        _record(host, total)
+        widen(host, tables)
 
 
 def _replace(host: Any, change: Callable[[Tensor], Tensor]) -> None:
     """Give the modules new Parameters: an old one would keep its shape in every live autograd graph."""
+    if any(list(module.children()) for module in _vocabularies(host)):
+        raise VPPError(
+            "the vocabulary cannot change its size while PEFT wraps the embedding or the head: make the VPPProcessor before "
+            "get_peft_model, and call detach_vpp after merge_and_unload or unload."
+        )
     new = {id(old): nn.Parameter(change(old.detach()), requires_grad=old.requires_grad) for old in _tables(host)}
-    for module in _modules(host):
+    for module in _vocabularies(host):
         for name, old in list(module.named_parameters(recurse=False)):
             if id(old) in new:
                 setattr(module, name, new[id(old)])
@@ -59,18 +79,25 @@ def _replace(host: Any, change: Callable[[Tensor], Tensor]) -> None:
 def _tables(host: Any) -> list[nn.Parameter]:
     """Return the Parameters with one row per token id, each once also where the head is tied to the embedding."""
     rows = rows_of(host)
-    found = {id(p): p for module in _modules(host) for p in module.parameters(recurse=False)}
-    return [parameter for parameter in found.values() if parameter.shape[0] == rows]
+    found = {id(p): p for module in _vocabularies(host) for p in module.parameters()}
+    tables = [parameter for parameter in found.values() if parameter.shape[0] == rows]
+    if any(table.is_meta for table in tables):
+        raise VPPError(
+            "the vocabulary cannot change its size while accelerate offloads its weights: make the VPPProcessor before "
+            "dispatching the model, and remove accelerate's hooks before detach_vpp, vpp_disabled and save_pretrained."
+        )
+    return tables
 
 
-def _modules(host: Any) -> list[nn.Module]:
+def _vocabularies(host: Any) -> list[nn.Module]:
     modules = (host.get_input_embeddings(), host.get_output_embeddings())
     return [module for module in modules if module is not None]
 
 
 def _record(host: Any, rows: int) -> None:
-    host.get_input_embeddings().num_embeddings = rows
-    head = host.get_output_embeddings()
-    if isinstance(head, nn.Linear):
-        head.out_features = rows
+    for part in (part for module in _vocabularies(host) for part in module.modules()):
+        if isinstance(part, nn.Embedding):
+            part.num_embeddings = part.weight.shape[0]
+        elif isinstance(part, nn.Linear) and part.weight.shape[0] == rows:  # packed weights have other shapes
+            part.out_features = rows
     host.config.get_text_config().vocab_size = rows

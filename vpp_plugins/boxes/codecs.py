@@ -91,19 +91,19 @@ class BoxCodec:
         found = self.text.read(text, self.scale.per_box) if self.text else []
         if not found:
             return Decoded((), (), (BoxStatus.NONE if _NOTHING.search(text) else BoxStatus.UNPARSABLE,))
+        # Rounding alone can carry an edge half a step over the border: that is not clipping.
+        slack_x, slack_y = (0.5 * step * (1 + 1e-6) for step in self.step_px(meta))
         boxes, statuses = [], []
         for numbers, _ in found:
             x1, y1, x2, y2 = self.scale.from_numbers(numbers)
             box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
             ordered = (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
             kept = _clip(ordered, meta.size_hw)
+            cut_x1, cut_y1, cut_x2, cut_y2 = (abs(whole - rest) for whole, rest in zip(ordered, kept, strict=True))
             boxes.append(kept)
-            # Rounding alone can carry an edge half a step over the border.
-            over_x, over_y = (max(abs(ordered[i] - kept[i]), abs(ordered[i + 2] - kept[i + 2])) for i in (0, 1))
-            slack = 0.5 * self.scale.step * (1 + 1e-6)
             if ordered != box:
                 statuses.append(BoxStatus.INVERTED)
-            elif over_x > slack * unit_x or over_y > slack * unit_y:
+            elif max(cut_x1, cut_x2) > slack_x or max(cut_y1, cut_y2) > slack_y:
                 statuses.append(BoxStatus.CLIPPED)
             else:
                 statuses.append(BoxStatus.OK)

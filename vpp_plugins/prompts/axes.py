@@ -1,7 +1,7 @@
 """Draw the axis picture that a global prompt starts from, and the band it covers.
 
-Geometry after the published checkpoint's axis image (white ground, one-pixel frame, ten-pixel ticks, labels inside); the font is
-Pillow's own free one, so the glyphs differ from the published picture, whose font may not be redistributed.
+Geometry after the published checkpoint's axis image (white ground, one-pixel frame, ten-pixel ticks, labels inside);
+the font is Pillow's own free one, so the glyphs differ from the published picture, whose font may not be redistributed.
 """
 
 from typing import assert_never
@@ -12,9 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vpp_plugins.config import AxisStyle, AxisUnit
+from vpp_plugins.errors import VPPError
 
 TICK = 10 / 336
 LABEL_GAP = 14 / 336
+SMALLEST_FONT = 4
+
+Positions = list[tuple[int, str]]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_axes(
@@ -22,29 +27,34 @@ def draw_axes(
 ) -> Image.Image:
     """Return black axes on white, `size` x `size` pixels, y growing downwards.
 
-    "edge-0.1" and "edge-0.05" tick all four edges in these steps, "cross" ticks two lines through the centre, "padding" ticks the
-    inner rim of a band of `border` pixels, where the picture shrunk to the inside will stand.
+    "edge-0.1" and "edge-0.05" tick all four edges in these steps, "cross" ticks two lines through the centre, "padding"
+    ticks the inner rim of a band of `border` pixels, where the picture shrunk to the inside will stand.
+    Labels are at most `font_size` pixels high, smaller where the band is narrow, and left out where none could be read.
     """
     image = Image.new("L", (size, size), 255)
     draw = ImageDraw.Draw(image)
     count = 20 if style == "edge-0.05" else 10
-    font = ImageFont.load_default(size=max(4, min(font_size, round(0.42 * size / count))))  # labels must not touch
-    low, high = (border, size - 1 - border) if style == "padding" else (0, size - 1)
-    positions = [(low + int(i * (high - low + 1) / count), _label(i / count, unit, count)) for i in range(1, count)]
+    start, span = (border, size - 2 * border) if style == "padding" else (0, size)
+    positions = [(start + int(i * span / count), _label(i / count, unit, count)) for i in range(1, count)]
     match style:
         case "edge-0.1" | "edge-0.05":
-            _edges(draw, positions, size, font)
+            _edges(draw, positions, size, border, font_size)
         case "cross":
-            _cross(draw, positions, size, font)
+            _cross(draw, positions, size, border, font_size)
         case "padding":
-            _outside(draw, positions, low, high, font)
+            _outside(draw, positions, size, border, font_size)
         case _:
             assert_never(style)
     return image.convert("RGB")
 
 
 def band_mask(size: int, border: int, style: AxisStyle) -> Float[Tensor, "size size"]:
-    """Return 1 where the prompt lies and 0 elsewhere: a frame of `border` pixels, or for "cross" two central bars as wide."""
+    """Return 1 where the prompt lies, else 0: a frame of `border` pixels, or for "cross" two central bars as wide.
+
+    Raises VPPError where nothing would be left between the frame's sides.
+    """
+    if not 0 < 2 * border < size:
+        raise VPPError(f"border must be above 0 and below half of size, but is {border} at a size of {size} pixels.")
     mask = torch.zeros(size, size)
     if style == "cross":
         start = (size - border) // 2
@@ -62,46 +72,59 @@ def _label(value: float, unit: AxisUnit, count: int) -> str:
     return f"{value:.1f}" if count == 10 else f"{value:.2f}"
 
 
-Positions = list[tuple[int, str]]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def _edges(draw: ImageDraw.ImageDraw, positions: Positions, size: int, font: Font) -> None:
-    last, tick, gap = size - 1, round(TICK * size), round(LABEL_GAP * size)
+def _edges(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
+    last, tick, gap = size - 1, min(round(TICK * size), round(border / 3)), min(round(LABEL_GAP * size), border // 2)
+    font = _font(positions, border - gap, font_size)
     draw.rectangle((0, 0, last, last), outline=0)
     for at, label in positions:
         draw.line((at, 0, at, tick), fill=0)
         draw.line((at, last - tick, at, last), fill=0)
         draw.line((0, at, tick, at), fill=0)
         draw.line((last - tick, at, last, at), fill=0)
+        if font is None or not 2 * gap <= at <= last - 2 * gap:  # in a corner the labels of two edges would overlap
+            continue
         draw.text((at, gap), label, fill=0, font=font, anchor="mt")
         draw.text((at, last - gap), label, fill=0, font=font, anchor="mb")
         draw.text((gap, at), label, fill=0, font=font, anchor="lm")
         draw.text((last - gap, at), label, fill=0, font=font, anchor="rm")
 
 
-def _cross(draw: ImageDraw.ImageDraw, positions: Positions, size: int, font: Font) -> None:
-    middle, half = size // 2, max(1, round(TICK * size) // 2)
+def _cross(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
+    middle, half = size // 2, max(1, border // 10)
+    font = _font(positions, border // 2 - half - 1, font_size)
     draw.line((0, middle, size - 1, middle), fill=0)
     draw.line((middle, 0, middle, size - 1), fill=0)
     for at, label in positions:
-        if abs(at - middle) <= half:
-            continue
         draw.line((at, middle - half, at, middle + half), fill=0)
         draw.line((middle - half, at, middle + half, at), fill=0)
-        draw.text((at, middle + half + 2), label, fill=0, font=font, anchor="mt")
-        draw.text((middle + half + 2, at), label, fill=0, font=font, anchor="lm")
+        if font is None or abs(at - middle) <= border // 2:
+            continue
+        draw.text((at, middle + half + 1), label, fill=0, font=font, anchor="mt")
+        draw.text((middle + half + 1, at), label, fill=0, font=font, anchor="lm")
 
 
-def _outside(draw: ImageDraw.ImageDraw, positions: Positions, low: int, high: int, font: Font) -> None:
-    tick = max(2, low // 3)
+def _outside(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
+    low, high, tick = border - 1, size - border, round(border / 3)
+    font = _font(positions, low - tick - 1, font_size)
     draw.rectangle((low, low, high, high), outline=0)
     for at, label in positions:
         draw.line((at, low - tick, at, low), fill=0)
         draw.line((at, high, at, high + tick), fill=0)
         draw.line((low - tick, at, low, at), fill=0)
         draw.line((high, at, high + tick, at), fill=0)
+        if font is None:
+            continue
         draw.text((at, low - tick - 1), label, fill=0, font=font, anchor="mb")
         draw.text((at, high + tick + 1), label, fill=0, font=font, anchor="mt")
         draw.text((low - tick - 1, at), label, fill=0, font=font, anchor="rm")
         draw.text((high + tick + 1, at), label, fill=0, font=font, anchor="lm")
+
+
+def _font(positions: Positions, room: int, font_size: int) -> Font | None:
+    """Return the largest font whose labels fit `room` pixels of the band, which hides the rest, and their own step."""
+    step = positions[1][0] - positions[0][0]
+    for size in range(font_size, SMALLEST_FONT - 1, -1):
+        font = ImageFont.load_default(size=size)
+        if max(font.getlength(label) for _, label in positions) <= min(room, 0.8 * step):
+            return font
+    return None

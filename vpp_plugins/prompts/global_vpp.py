@@ -46,6 +46,8 @@ class Overlay:
         scaled: x' = alpha x + (1 - alpha) M P, as VPP-LLaVA's code has it.
         Pixels outside the square, that is padding, stay as they are.
         """
+        if windows is not None and len(windows) != len(pixels):
+            raise VPPError(f"one window per picture is expected, but {len(windows)} came for {len(pixels)} pictures.")
         if self.shrink:
             return self._surround(pixels, windows)
         size_hw = (pixels.shape[-2], pixels.shape[-1])
@@ -61,7 +63,7 @@ class Overlay:
         if self.resampling == "bilinear":
             return resample(torch.cat([masked, self.mask[None], ones[None]]), size_hw, window)
         if window != WHOLE:
-            raise VPPError("resample='nearest' lays the axes on whole pictures only: use resample='bilinear' for tiles.")
+            raise VPPError("resample='nearest' lays the axes on whole pictures only: use 'bilinear' for tiles.")
         # fp32 nearest indices of F.interpolate, prompt and mask apart, as the published model was trained
         prompt, mask, cover = (
             F.interpolate(rearrange(part, "(one c) h w -> one c h w", one=1), size_hw)[0]
@@ -72,18 +74,19 @@ class Overlay:
     def _mix(
         self, pixels: Float[Tensor, "images 3 height width"], rendered: Float[Tensor, "*images 5 height width"]
     ) -> Float[Tensor, "images 3 height width"]:
-        masked, mask, cover = rendered.split([3, 1, 1], dim=-3)
+        masked, mask, cover = rendered.to(pixels.device).split([3, 1, 1], dim=-3)
         share = cover if self.interior == "scaled" else mask
-        return (pixels - (1 - self.alpha) * (share * pixels - masked)).to(pixels.dtype)
+        blended: Tensor = pixels - (1 - self.alpha) * (share * pixels - masked)
+        return blended.to(pixels.dtype)
 
     def _surround(
         self, pixels: Float[Tensor, "images 3 height width"], windows: Sequence[Window] | None
     ) -> Float[Tensor, "images 3 height width"]:
-        """Shrink the whole picture into the band's inside and put the opaque axes around it (the paper's external padding)."""
+        """Shrink the picture into the band's inside, with opaque axes around it (the paper's external padding)."""
         if windows is not None and any(window != WHOLE for window in windows):
-            raise VPPError("style='padding' shrinks whole pictures and cannot be used with tiles: choose an edge style.")
+            raise VPPError("style='padding' shrinks whole pictures only: choose an edge style for tiles.")
         height, width = pixels.shape[-2:]
-        outside = self.render((height, width))
+        outside = self.render((height, width)).to(pixels.device)
         rows, columns = (self.mask[:, self.mask.shape[0] // 2], self.mask[self.mask.shape[0] // 2])
         top = round(height * float(rows.argmin()) / len(rows))
         left = round(width * float(columns.argmin()) / len(columns))
@@ -98,7 +101,8 @@ class Overlay:
 class GlobalVPP(nn.Module):
     """A learnable axis picture P and its fixed band M.
 
-    P lives in the host's normalised pixel units, like the pixels that `forward` takes. Its gradient is exactly zero outside the band.
+    P lives in the host's normalised pixel units, like the pixels that `forward` takes. Its gradient is exactly zero
+    outside the band.
     """
 
     prompt: nn.Parameter
@@ -133,7 +137,7 @@ class GlobalVPP(nn.Module):
 
     def overlay(self) -> Overlay:
         """Return the prompt as data, to be blended with the host's pixels later in the same forward."""
-        # multiplied by one: the result is a plain tensor also where a wrapper (FSDP, offload) takes the parameter away again
+        # times one: a plain tensor also where a wrapper (FSDP, offload) takes the parameter away again
         return Overlay(
             self.prompt * 1, self.mask, self.alpha, self.interior, self.resample, shrink=self.style == "padding"
         )

@@ -6,12 +6,13 @@ reaches beyond it). For the whole square it equals torch's `interpolate(mode="bi
 
 import functools
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Window = tuple[float, float, float, float]
-"""(left, top, right, bottom) of an encoder input, in units of the square that carries the axes: the whole is (0, 0, 1, 1)."""
+"""(left, top, right, bottom) of an encoder input, in units of the square that carries the axes: (0, 0, 1, 1) is all."""
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
@@ -24,18 +25,24 @@ def resample(
     left, top, right, bottom = window
     if size_hw == (side, side) and window == WHOLE:
         return square
-    rows = _weights(size_hw[0], side, top, bottom).to(square)
-    columns = _weights(size_hw[1], side, left, right).to(square)
+    weights = (
+        _weights if torch.compiler.is_compiling() else _cached_weights
+    )  # dynamo warns of caches and looks past them
+    rows = torch.from_numpy(weights(size_hw[0], side, top, bottom)).to(square)
+    columns = torch.from_numpy(weights(size_hw[1], side, left, right)).to(square)
     return rows @ square @ columns.T
 
 
-@functools.lru_cache(maxsize=256)
-def _weights(length: int, source: int, start: float, stop: float) -> Float[Tensor, "length source"]:
+def _weights(length: int, source: int, start: float, stop: float) -> Float[np.ndarray, "length source"]:
     """Triangle-filter weights: row i takes the mean of the source cells around the centre of output pixel i."""
     scale = source * (stop - start) / length
-    centres = source * start + (torch.arange(length, dtype=torch.float64) + 0.5) * scale
-    cells = torch.arange(source, dtype=torch.float64) + 0.5
-    weights = (1 - (cells - centres[:, None]).abs() / max(scale, 1.0)).clamp(min=0)
-    weights /= weights.sum(1, keepdim=True).clamp(min=1e-12)
+    centres = source * start + (np.arange(length) + 0.5) * scale
+    cells = np.arange(source) + 0.5
+    weights = np.maximum(1 - np.abs(cells - centres[:, None]) / max(scale, 1.0), 0)
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-12)
     inside = (centres > 0) & (centres < source)
-    return (weights * inside[:, None]).float()
+    return (weights * inside[:, None]).astype(np.float32)
+
+
+# Arrays, because a cached tensor would keep the inference mode or the default device of whoever asked first.
+_cached_weights = functools.lru_cache(maxsize=256)(_weights)

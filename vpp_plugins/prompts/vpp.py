@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
@@ -30,19 +31,31 @@ class Prompts:
 
 
 class VPP(nn.Module):
-    """The prompts attached to one host; every parameter is used inside `forward`, as FSDP, offloading and PEFT require."""
+    """The prompts attached to one host; every parameter is used in `forward`, as FSDP, offloading and PEFT require."""
 
     def __init__(
         self, config: VPPConfig, *, global_vpp: GlobalVPP | None, local_vpp: LocalVPP | None, frame: Frame = "image"
     ) -> None:
         super().__init__()
         self.config, self.frame = config, frame
-        self.global_vpp, self.local_vpp = global_vpp, local_vpp
+        # names that do not end with "vpp": PEFT's modules_to_save=["vpp"] would wrap (and freeze) them too
+        self.global_prompt, self.local_prompt = global_vpp, local_vpp
         local = config.local_vpp
         self.mask_padding = local is not None and local.mask_padding
         self.detector_overlay = local.overlay_units if local is not None and local.overlay else "off"
         self.token_id: int | None = None
         self.trained = False
+        self._check_frame()
+
+    @property
+    def global_vpp(self) -> GlobalVPP | None:
+        """The global prompt, or None where it was left out."""
+        return self.global_prompt
+
+    @property
+    def local_vpp(self) -> LocalVPP | None:
+        """The local prompt, or None where it was left out."""
+        return self.local_prompt
 
     @property
     def tokens_per_image(self) -> int:
@@ -63,6 +76,16 @@ class VPP(nn.Module):
         pixels = self._overlaid(pixels, content)
         queries = self.local_vpp(pixels, content if self.mask_padding else None)
         return Prompts(queries.flatten(0, 1), overlay)
+
+    def _check_frame(self) -> None:
+        axes, laid_on_pictures = self.global_vpp, self.frame == "image" and self.local_vpp is not None
+        if axes is None or not laid_on_pictures or self.detector_overlay == "off":
+            return
+        if axes.style == "padding" or axes.resample == "nearest":
+            raise VPPError(
+                "style='padding' and resample='nearest' need axes on the padded square, but this family has them on "
+                "the picture, letterboxed for the detector: set local_vpp.overlay to False, or choose another style."
+            )
 
     def _overlaid(
         self, pixels: Float[Tensor, "images 3 height width"], content: Bool[Tensor, "images height width"]

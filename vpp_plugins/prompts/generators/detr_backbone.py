@@ -78,9 +78,8 @@ def revive_zero_norms(module: nn.Module) -> None:
     An untrained backbone would learn them; frozen, their branches stay dead for ever. With 1/√n each, n branches
     together add no more than the signal they start from.
     """
-    dead = [
-        norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.affine and not norm.weight.any()
-    ]
+    norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.affine]
+    dead = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]
     for norm in dead:
         nn.init.constant_(norm.weight, len(dead) ** -0.5)
 

@@ -45,7 +45,7 @@ _LEFT_OUT = re.compile(
 
 
 def load_detr_weights(detr: DETR, source: str | os.PathLike[str] | Mapping[str, Tensor]) -> None:
-    """Copy published weights into a DETR of the same sizes; its dtype and device stay.
+    """Copy published weights into a DETR of the same sizes; its dtype and device stay, but "meta" becomes the CPU.
 
     `source` is a state dict, a file (.safetensors, or .pth of tensors only), a folder with model*.safetensors or
     pytorch_model*.bin, or a hub id, the only one to touch the network. Known are the layouts of the original DETR, of
@@ -58,8 +58,12 @@ def load_detr_weights(detr: DETR, source: str | os.PathLike[str] | Mapping[str, 
     else:
         name, state = f"'{source}'", read_weights(source, prefix=VPP_LLAVA_PREFIX)
     renamed = in_our_names(state)
-    _check(name, expected=detr.state_dict(), found=renamed)
-    detr.load_state_dict(renamed)
+    expected = detr.state_dict()
+    _check(name, expected=expected, found=renamed)
+    if any(tensor.is_meta for tensor in expected.values()):
+        detr.load_state_dict({name: renamed[name].to(expected[name].dtype) for name in expected}, assign=True)
+    else:
+        detr.load_state_dict(renamed)
 
 
 def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

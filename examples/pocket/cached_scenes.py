@@ -1,0 +1,59 @@
+"""Read what cache_features.py wrote, and the settings that the training scripts share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.pocket.vision import BACKBONE, COARSE_CHANNELS
+
+
+def arm_config() -> VPPConfig:
+    """The prompts of the arm with VPP: axes at the tower's size, and a small DETR on the tower's own backbone."""
+    detector = {"backbone": BACKBONE, "width": 128, "heads": 8, "feedforward": 512, "encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0}
+    return VPPConfig(
+        global_vpp=GlobalVPPConfig(size=320, border=29, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD),
+        # The detector's box frame is the padded square, as the language model's: padding must not shift its positions.
+        local_vpp=LocalVPPConfig(num_queries=24, generator_options=detector, image_size=320, projector_size=256, mask_padding=False),
+    )
+
+
+class CachedScenes:
+    """Features and descriptions of the scenes of one split and arm; parts that are still being written grow with `refresh`."""
+
+    def __init__(self, folder: Path, split: str, arm: str) -> None:
+        self._listings = sorted(folder.glob(f"{split}_[0-9]*of*.jsonl"))
+        self._features = [np.load(folder / f"{split}_{arm}_{path.stem.split('_')[1]}.npy", mmap_mode="r") for path in self._listings]
+        self.refresh(0)
+
+    def refresh(self, step: int) -> None:
+        """Look for new scenes, every 200 steps."""
+        if step % 200:
+            return
+        self.records, self._where = [], []
+        for part, path in enumerate(self._listings):
+            lines = [line for line in path.read_text().split("\n")[:-1]]
+            self.records += map(json.loads, lines)
+            self._where += [(part, row) for row in range(len(lines))]
+        names = sorted({name for record in self.records for name, _ in record["objects"]})
+        if not step:
+            self.classes = {name: number for number, name in enumerate(names)}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def features(self, indices: Sequence[int]) -> Tensor:
+        """[batch, tokens, 768] of the given scenes."""
+        rows = [self._features[part][row] for part, row in (self._where[i] for i in indices)]
+        return torch.from_numpy(np.stack(rows)).float()
+
+    def coarse(self, indices: Sequence[int]) -> Tensor:
+        """[batch, 320, 10, 10]: the part that the detector's backbone computes."""
+        rows = [self._features[part][row, :, :COARSE_CHANNELS] for part, row in (self._where[i] for i in indices)]
+        return rearrange(torch.from_numpy(np.stack(rows)).float(), "b (h w) c -> b c h w", h=10)

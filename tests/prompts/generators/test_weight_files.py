@@ -1,0 +1,125 @@
+import argparse
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.generators.weight_files import read_weights
+
+STATE = {"one": torch.arange(3.0), "two": torch.ones(2, 2, dtype=torch.float16)}
+
+
+def assert_is_state(read: dict[str, Tensor]) -> None:
+    assert read.keys() == STATE.keys()
+    assert all(torch.equal(read[name], STATE[name]) for name in STATE)
+
+
+def test_each_format_gives_the_same_tensors(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "a.safetensors")
+    torch.save(STATE, tmp_path / "b.pth")
+    torch.save({"model": STATE, "epoch": 3}, tmp_path / "c.pth")
+    torch.save(STATE, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+
+    for name in ("a.safetensors", "b.pth", "c.pth", "old.pth"):
+        assert_is_state(read_weights(tmp_path / name))
+        assert_is_state(read_weights(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_folder_gives_the_tensors_of_all_its_shards(tmp_path: Path, suffix: str) -> None:
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    for number, name in enumerate(STATE, start=1):
+        shard = tmp_path / f"{stem}-0000{number}-of-00002.{suffix}"
+        save = save_file if suffix == "safetensors" else torch.save
+        save({name: STATE[name]}, shard)
+    (tmp_path / "training_args.bin").write_bytes(b"not weights")
+
+    assert_is_state(read_weights(tmp_path))
+
+
+def test_only_what_has_the_prefix_is_read_where_anything_has(tmp_path: Path) -> None:
+    save_file({"llm.one": STATE["one"]}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"detr.two": STATE["two"], "llm.two": STATE["one"]}, tmp_path / "model-00002-of-00002.safetensors")
+
+    assert read_weights(tmp_path, prefix="detr.").keys() == {"detr.two"}
+    assert read_weights(tmp_path, prefix="other.").keys() == {"llm.one", "detr.two", "llm.two"}
+
+
+class Trap:
+    """Unpickling it would create the file it names."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> None:
+    torch.save({"model": STATE, "args": Trap(tmp_path / "ran")}, tmp_path / "trap.pth")
+    torch.save({"model": STATE, "args": argparse.Namespace(lr=1)}, tmp_path / "train.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Trap(tmp_path / "ran"), protocol=2))
+
+    for name in ("trap.pth", "train.pth", "raw.pth"):
+        with pytest.raises(VPPError, match="no file of tensors only, and nothing else is opened"):
+            read_weights(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_broken_and_strange_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
+    (tmp_path / "cut.pth").write_bytes(b"")
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    torch.save({"model": {"epoch": 3}}, tmp_path / "numbers.pth")
+
+    with pytest.raises(VPPError, match=r"no whole safetensors file: .*cut.safetensors"):
+        read_weights(tmp_path / "cut.safetensors")
+    with pytest.raises(VPPError, match="no file of tensors only"):
+        read_weights(tmp_path / "cut.pth")
+    for name in ("list.pth", "numbers.pth"):
+        with pytest.raises(VPPError, match="holds no state dict, neither as a whole nor under 'model'"):
+            read_weights(tmp_path / name)
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(VPPError, match=r"holds no model\*.safetensors and no pytorch_model\*.bin"):
+        read_weights(tmp_path)
+    for missing in (tmp_path / "no.pth", "weights/detr.pth", "./folder", "detr"):
+        with pytest.raises(VPPError, match=r"there is no '.*': give a weight file, a folder of weights, or a hub id"):
+            read_weights(missing)
+
+
+def test_a_hub_id_is_fetched_safetensors_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, *allow_patterns))
+        if name == "someone/old" and allow_patterns == ["pytorch_model*.bin"]:
+            torch.save(STATE, tmp_path / "pytorch_model.bin")
+        if name == "someone/new":
+            save_file(STATE, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+
+    assert_is_state(read_weights("someone/old"))
+    assert_is_state(read_weights("someone/new"))
+    assert asked == [
+        ("someone/old", "model*.safetensors"),
+        ("someone/old", "pytorch_model*.bin"),
+        ("someone/new", "model*.safetensors"),
+    ]
+
+
+def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot_download(*_: object, **__: object) -> str:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+
+    with pytest.raises(VPPError, match=r"'someone/detr' is no file here and could not be fetched .*ConnectionError"):
+        read_weights("someone/detr")

