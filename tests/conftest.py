@@ -1,6 +1,7 @@
 """What holds for every test: one thread, no network, a fixed seed, and signatures that are checked as the code runs."""
 
 import os
+from collections.abc import Iterator
 
 import beartype.typing  # noqa: F401  (TYPE_CHECKER below is run as text, and names it)
 import pytest
@@ -26,6 +27,17 @@ install_import_hook(["vpp_plugins", "vpp_adapters"], TYPE_CHECKER)
 def seeded() -> None:
     """Tests run in random order; torch's numbers must not depend on it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def toy() -> Iterator[None]:
+    """The generator "toy", installed as a stranger's plugin would be."""
+    from tests.tiny import ToyPlugin
+    from vpp_plugins.plugins import manager
+
+    manager().register(ToyPlugin(), "toy")
+    yield
+    manager().unregister(name="toy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,13 @@
-"""Tiny random hosts and processors, built from configurations: nothing is downloaded."""
+"""Tiny random hosts and processors, built from configurations: nothing is downloaded. Imported as `tests.tiny`."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -16,9 +18,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig
+from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPProcessor, attach_vpp, hookimpl
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "where", "is", "the", "cup", "red", "."]
+FULL = len(WORDS)
+"""A vocabulary without a spare row: it has to grow for the placeholder."""
+TEXTS = ["the red cup", "USER: <image> where is the cup ASSISTANT:", "<image> red <image> cup"]
+"""A text for no picture, for one, and for two."""
 
 
 def tiny_llava(*, vocabulary: int = 32, tied: bool = False, seed: int = 0) -> LlavaForConditionalGeneration:
@@ -26,11 +32,16 @@ def tiny_llava(*, vocabulary: int = 32, tied: bool = False, seed: int = 0) -> Ll
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
         ),
         text_config=LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=32,
+            hidden_size=24,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
@@ -64,24 +75,76 @@ def tiny_processor() -> LlavaProcessor:
 
 
 def tiny_config(**changes: Any) -> VPPConfig:
-    """Both prompts at toy size: four queries from a detector of one layer."""
-    parts: dict[str, Any] = {
-        "global_vpp": GlobalVPPConfig(size=32, border=4),
-        "local_vpp": LocalVPPConfig(
-            num_queries=4,
-            image_size=64,
-            projector_size=16,
-            generator_options={
-                "backbone": "resnet10t",
-                "width": 32,
-                "heads": 4,
-                "feedforward": 32,
-                "encoder_layers": 1,
-                "decoder_layers": 1,
-            },
-        ),
+    """Both prompts at toy size, with the built-in detector: four queries from one layer."""
+    detector = {
+        "backbone": "resnet10t",
+        "width": 32,
+        "heads": 4,
+        "feedforward": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
     }
-    return VPPConfig(**{**parts, **changes})
+    local = LocalVPPConfig(num_queries=4, image_size=64, projector_size=16, generator_options=detector)
+    return VPPConfig(**{"global_vpp": GlobalVPPConfig(size=32, border=4), "local_vpp": local, **changes})
+
+
+class ToyGenerator(nn.Module):
+    """Queries that attend once to a picture's patches: every parameter and every pixel counts, in a millisecond."""
+
+    def __init__(self, num_queries: int, width: int) -> None:
+        super().__init__()
+        self.num_queries, self.width = num_queries, width
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.queries = nn.Parameter(torch.randn(num_queries, width))
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
+        patches = self.patches(pixel_values).flatten(2).mT
+        # one matrix per picture: torch multiplies a shared one in another order where it needs no gradient
+        queries = self.queries.expand(len(patches), -1, -1)
+        return (queries @ patches.mT).softmax(-1) @ patches + queries
+
+
+class ToyPlugin:
+    """A stranger's plugin that brings the generator "toy"; the fixture `toy` installs it."""
+
+    @hookimpl
+    def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
+        return ToyGenerator(num_queries, **{"width": 8, **options}) if name == "toy" else None
+
+
+TOY_GLOBAL = GlobalVPPConfig(size=32, border=4)
+TOY_LOCAL = LocalVPPConfig(num_queries=4, generator="toy", image_size=64, projector_size=16)
+
+
+def toy_config(**changes: Any) -> VPPConfig:
+    """Both prompts at toy size, with the toy generator."""
+    return VPPConfig(**{"global_vpp": TOY_GLOBAL, "local_vpp": TOY_LOCAL, **changes})
+
+
+def attached(
+    model: nn.Module | None = None, config: VPPConfig | None = None, *, trained: bool = True
+) -> tuple[Any, VPPProcessor]:
+    """An attached host and its processor; said to be trained, so that it does not warn."""
+    model = attach_vpp(tiny_llava() if model is None else model, config or toy_config())
+    processor = VPPProcessor(tiny_processor(), model)
+    model.vpp.trained = trained
+    return model, processor
+
+
+def inputs_for(
+    processor: Any, images_per_text: Sequence[int], *, side: str = "left", dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """Inputs of a padded batch, with so many pictures, all different, in each text."""
+    processor.tokenizer.padding_side = side
+    seeds = iter(range(100))
+    images = [[picture(next(seeds)) for _ in range(count)] for count in images_per_text]
+    inputs = processor(
+        images=images if any(images_per_text) else None,
+        text=[TEXTS[count] for count in images_per_text],
+        return_tensors="pt",
+        padding=True,
+    )
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 24)) -> Image.Image:

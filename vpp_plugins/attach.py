@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from vpp_plugins import plugins, session, vocabulary
 from vpp_plugins.backbone import Backbone
-from vpp_plugins.checkpoint import read_config, read_into, resolve, write_vpp
+from vpp_plugins.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, read_into, resolve, write_vpp
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import AttachedHost, active_vpp, attached_class
@@ -30,13 +31,14 @@ def attach_vpp(
 ) -> Model:
     """Add Visual Position Prompts to a multimodal LLM, in place, and return the same object.
 
-    `config` is a VPPConfig, a folder or hub id that `save_vpp` wrote (its weights are loaded), or None for the family's defaults.
-    Without saved weights the prompts start untrained: drawn axes, and a detector and projector random from `config.seed`.
-    `adapter` names the adapter to use, or describes the host itself where no plugin does. PeftModel, DDP and torch.compile
-    wrappers are looked through. Afterwards `model.vpp` holds the prompts, and inputs come from `VPPProcessor(processor, model)`.
+    `config` is a VPPConfig, a folder or hub id that `save_vpp` wrote (its weights are loaded), or None for the family's
+    defaults. Without saved weights the prompts start untrained: drawn axes, and a detector and projector random from
+    `config.seed`. `adapter` names the adapter to use, or describes the host itself where no plugin does. PeftModel, DDP
+    and torch.compile wrappers are looked through. Afterwards `model.vpp` holds the prompts, and inputs come from
+    `VPPProcessor(processor, model)`.
 
-    Raises VPPError if VPP is attached already, if no adapter or more than one claims the model, or if saved weights do not fit;
-    the model is then as before.
+    Raises VPPError if VPP is attached already, if no adapter or more than one claims the model, or if saved weights do
+    not fit; the model is then as before.
     """
     host = unwrap(model)
     if is_attached(host):
@@ -95,21 +97,27 @@ def vpp_disabled(model: nn.Module) -> Iterator[None]:
 def save_vpp(
     model: nn.Module, folder: str | os.PathLike[str], *, push_to_hub: bool = False, repo_id: str | None = None
 ) -> None:
-    """Write the prompts, without the host, as `vpp_config.json` and `vpp.safetensors`; PEFT wrappers are looked through.
+    """Write the prompts, without the host, as `vpp_config.json` and `vpp.safetensors`, through PEFT's wrappers.
 
-    With `push_to_hub` the folder is then uploaded to `repo_id` (default: the folder's name).
+    With `push_to_hub` they are then uploaded to `repo_id` (default: the folder's name).
     """
-    write_vpp(active_vpp(_attached_host(model)), folder)
+    vpp = active_vpp(_attached_host(model))
+    with session.onloaded(vpp):
+        write_vpp(vpp, folder)
     if push_to_hub:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        name = api.create_repo(repo_id or os.path.basename(os.path.abspath(folder)), exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=["vpp_config.json", "vpp.safetensors"])
+        path = Path(folder).resolve()
+        name = api.create_repo(repo_id or path.name, exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
 
 
 def load_vpp(model: nn.Module, source: str | os.PathLike[str]) -> None:
-    """Load saved prompts into an attached model; raises VPPError, and changes nothing, where they do not fit."""
+    """Load saved prompts into an attached model; raises VPPError, and changes nothing, where they do not fit.
+
+    Not only the weights must fit: prompts saved with another setting (alpha, border, ...) would act differently.
+    """
     read_into(active_vpp(_attached_host(model)), resolve(source))
 
 
@@ -208,7 +216,8 @@ def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     host.add_module("vpp", vpp)
     host._vpp_state = state
     session.install(embedding, encoders, state.slot)
-    _set_class(host, attached_class(type(host)))
+    kind: type = type(host)
+    _set_class(host, attached_class(kind))
 
 
 def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:
@@ -216,8 +225,8 @@ def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:
         return host.get_submodule(path)
     except AttributeError:
         raise VPPError(
-            f"the adapter '{backbone.adapter}' names the vision encoder '{path}', which this {type(host).__name__} does not "
-            "have: mend the adapter's vision_encoders."
+            f"the adapter '{backbone.adapter}' names the vision encoder '{path}', which this {type(host).__name__} "
+            "does not have: mend the adapter's vision_encoders."
         ) from None
 
 
@@ -232,5 +241,7 @@ def _set_class(host: Any, cls: type) -> None:
     host.__class__ = cls
     if "_old_forward" in host.__dict__:  # accelerate put its `forward` on the instance, around the class's
         host._old_forward = cls.forward.__get__(host)  # type: ignore[attr-defined]
+        host.forward.__dict__.clear()
         functools.update_wrapper(host.forward, host._old_forward)
-        host.forward.__signature__ = inspect.signature(host._old_forward)
+        if "__signature__" in host.forward.__dict__:  # the copied one counts `self`
+            host.forward.__signature__ = inspect.signature(host._old_forward)

@@ -18,7 +18,7 @@ class PixelLayout(Protocol):
     """Lays the axes over pixels in the arrangement that one kind of vision encoder takes."""
 
     def __call__(self, pixels: Tensor, overlay: Overlay, windows: Sequence[Window] | None) -> Tensor:
-        """Return pixels of the same shape and dtype; `windows` has one entry per encoder input, None means whole images."""
+        """Return pixels of the same shape and dtype; `windows` has one per encoder input, None is whole images."""
         ...
 
 
@@ -42,7 +42,7 @@ class Backbone:
     hidden_size: int
     """Width of the language model's token embeddings."""
     vision_encoders: tuple[str, ...]
-    """Paths, below the model, of the modules whose forward receives the pixels; empty if the global prompt cannot act."""
+    """Paths, below the model, of the modules whose forward gets the pixels; empty if the global prompt cannot act."""
     box_format: str
     """Name of the codec in which the family writes boxes; see `vpp_plugins.boxes`."""
     frame: Frame

@@ -2,9 +2,10 @@
 
 import enum
 import json
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Never
 
 from vpp_plugins.errors import VPPError
 
@@ -84,15 +85,16 @@ def demo(
     from vpp_plugins.host import active_vpp
     from vpp_plugins.pocket import load_pocket
 
+    out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once
     console = Console()
-    found = assets_or_none(assets, lambda sentence: console.print(sentence, highlight=False))
+    found = assets_or_none(assets, lambda sentence: console.print(sentence, highlight=False, markup=False))
     models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
     with console.status("Grounding") as status:
         result = run_demo(grounders, found, status.update)
     page = write_page(result, active_vpp(models["VPP"][0]), out)
     show_table(result, console)
-    console.print(f"The pictures: {page}", highlight=False, soft_wrap=True)
+    console.print(f"The pictures: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -133,16 +135,24 @@ def scenes(
 def main() -> None:
     """Run the command line; a mistake of the user's ends with one sentence and exit code 1."""
     try:
-        app()
+        app(prog_name="vpp")
     except VPPError as error:
-        typer.echo(f"vpp: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder without permission
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def _fail(sentence: str) -> Never:
+    typer.echo(f"vpp: {sentence}", err=True)
+    sys.exit(1)
 
 
 def _check_writable(out: Path) -> None:
-    from PIL import Image
-
-    if out.suffix.lower() not in Image.registered_extensions():
+    if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise VPPError(f"'{out}' does not end in a picture format: name it .png or .jpg.")
     if not out.parent.is_dir():
         raise VPPError(f"the folder '{out.parent}' does not exist: make it first.")
+    if out.is_dir():
+        raise VPPError(f"'{out}' is a folder: give the name of a file.")
+    if not os.access(out if out.exists() else out.parent, os.W_OK):
+        raise VPPError(f"'{out}' may not be written: give another place.")

@@ -1,4 +1,4 @@
-"""The demo: ground real photographs and scenes with the pocket model, and with its twin that was trained without VPP."""
+"""The demo: ground photographs and scenes with the pocket model, and with its twin that was trained without VPP."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -55,8 +55,8 @@ class DemoResult:
 def choose_questions(assets: Assets | None) -> tuple[list[Question], list[int]]:
     """Return every expression of 12 photographs and 12 test scenes, and which one of each picture is shown.
 
-    A fixed rule chooses, not the result: every second photograph in the order of refs.json, the first scenes of the test split, the
-    first expression of each picture. Without assets the scenes are of shapes drawn in code.
+    A fixed rule chooses, not the result: every second photograph in the order of refs.json, the first scenes of the
+    test split, the first expression of each picture. Without assets the scenes are of shapes drawn in code.
     """
     source = Shapes() if assets is None else assets
     generator = SceneGenerator(source, split="test", seed=SCENE_SEED, size=SCENE_SIZE)
@@ -92,6 +92,7 @@ def assets_or_none(folder: Path, tell: Tell) -> Assets | None:
 
 def show_table(result: DemoResult, console: Any) -> None:
     """Print one row per picture, then Acc@0.5 over all expressions with the control beside it."""
+    from rich.markup import escape
     from rich.table import Table
 
     names = list(result.answers)
@@ -104,7 +105,7 @@ def show_table(result: DemoResult, console: Any) -> None:
     table.add_column("ms", justify="right")
     for index in result.shown:
         question = result.questions[index]
-        cells = [question.scene.key, question.expression]
+        cells = [escape(question.scene.key), escape(question.expression)]
         for name in names:
             answer = result.answers[name][index]
             colour = "green" if answer.iou >= 0.5 else "red"

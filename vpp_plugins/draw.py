@@ -4,10 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
 from vpp_plugins.boxes import Box
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.global_vpp import GlobalVPP
+from vpp_plugins.prompts.vpp import VPP
 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
@@ -15,7 +19,12 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 def draw_boxes(
     image: Image.Image, boxes: Sequence[Box], *, labels: Sequence[str] | None = None, colours: Sequence[str] = COLOURS
 ) -> Image.Image:
-    """Return a copy of the picture with xyxy pixel boxes on it, one colour each in turn, and a label on each that has one."""
+    """Return a copy of the picture with xyxy pixel boxes on it, one colour each in turn.
+
+    `labels`, one per box, are written on them; an empty one is left out.
+    """
+    if labels is not None and len(labels) != len(boxes):
+        raise VPPError(f"one label per box is expected, but {len(labels)} came for {len(boxes)} boxes.")
     picture = image.convert("RGB").copy()
     canvas = ImageDraw.Draw(picture)
     width = max(2, round(max(picture.size) / 200))
@@ -41,6 +50,29 @@ def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0) ->
         overlaid = prompt(pixels.to(prompt.prompt)).float().cpu()
     shown = (pixels + gain * (overlaid - pixels))[0].permute(1, 2, 0).numpy() * std + mean
     return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def draw_sensitivity(vpp: VPP, image: Image.Image) -> Image.Image:
+    """Return the picture at the detector's size, bright where the local prompt's tokens depend on it most.
+
+    Measured by the gradient of the tokens' squared length with respect to the pixels, averaged over 16 x 16 of them.
+    Raises VPPError where there is no local prompt.
+    """
+    if vpp.config.local_vpp is None:
+        raise VPPError("there is no local prompt whose tokens could depend on the picture.")
+    pixels = letterbox(image.convert("RGB"), vpp.config.local_vpp.image_size)[None]
+    pixels = pixels.to(next(vpp.parameters())).requires_grad_()
+    with torch.enable_grad():
+        features = vpp(pixels).features
+        assert features is not None  # there are pixels and a local prompt
+        (gradient,) = torch.autograd.grad(features.square().sum(), pixels)
+    cells = F.avg_pool2d(gradient.float().abs().sum(1, keepdim=True), 16)
+    light = F.interpolate(cells, pixels.shape[-2:], mode="bilinear")[0, 0]
+    rows, columns = torch.nonzero((pixels[0] != 0).any(0)).unbind(1)
+    light = light[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].cpu()
+    shown = np.array(image.convert("RGB").resize((light.shape[1], light.shape[0])), dtype=np.float32)
+    shown *= 0.15 + 0.85 * (light / light.max().clamp(min=1e-30)).numpy()[..., None]
+    return Image.fromarray(shown.round().astype(np.uint8))
 
 
 def draw_prompt(prompt: GlobalVPP) -> Image.Image:

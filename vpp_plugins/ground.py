@@ -15,6 +15,7 @@ from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, codec
 from vpp_plugins.draw import draw_boxes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import ImageSource, load_image
+from vpp_plugins.processor import VPPProcessor
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Grounding:
 class Grounder:
     """Ask a multimodal LLM where things are.
 
-    Works on an attached model with its VPPProcessor and, for comparison, on a bare host with its own processor. The prompt and the
-    reading of the answer are those of the model's family; answers are greedy.
+    Works on an attached model with its VPPProcessor and, for comparison, on a bare host with its own processor. The
+    prompt and the reading of the answer are those of the model's family; answers are greedy.
     """
 
     def __init__(
@@ -67,47 +68,52 @@ class Grounder:
         self.codec: BoxCodec = codec(box_format or _family(model))
 
     @overload
-    def __call__(self, images: ImageSource, expressions: str) -> Grounding: ...
+    def __call__(self, images: ImageSource, expressions: str) -> Grounding: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, images: Sequence[ImageSource], expressions: Sequence[str]) -> list[Grounding]: ...
     def __call__(
         self, images: ImageSource | Sequence[ImageSource], expressions: str | Sequence[str]
     ) -> Grounding | list[Grounding]:
-        """Ground one pair, or two lists of equal length, which give one Grounding per pair."""
+        """Ground one pair, or two lists of equal length, which give one Grounding per pair.
+
+        Raises VPPError, before anything is asked, for a picture that cannot be read, an empty expression, and lists of
+        unequal length.
+        """
         if isinstance(expressions, str):
             if isinstance(images, list | tuple):
                 raise VPPError(f"one expression came with {len(images)} pictures: give one expression per picture.")
-            return self._ground([load_image(images)], [expressions])[0]  # type: ignore[arg-type]
+            return self([images], [expressions])[0]  # type: ignore[list-item]
+        count = len(expressions)
         if isinstance(images, str | bytes | Image.Image) or not isinstance(images, Sequence):
-            raise VPPError(f"one picture came with {len(expressions)} expressions: repeat the picture for each of them.")
-        if len(images) != len(expressions):
-            raise VPPError(f"{len(images)} pictures came with {len(expressions)} expressions: give one expression per picture.")
-        pictures = [load_image(image) for image in images]
-        starts = range(0, len(pictures), self.batch_size)
-        batches = [slice(start, start + self.batch_size) for start in starts]
+            raise VPPError(f"one picture came with {count} expressions: repeat the picture for each of them.")
+        if len(images) != count:
+            raise VPPError(f"{len(images)} pictures came with {count} expressions: give one expression per picture.")
+        if not all(expression.strip() for expression in expressions):
+            raise VPPError("the expression is empty: say what to look for.")
+        pictures = [load_image(image) for image in images]  # type: ignore[arg-type]
+        batches = [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
         return [answer for batch in batches for answer in self._ground(pictures[batch], list(expressions[batch]))]
 
     def _ground(self, pictures: list[Image.Image], expressions: list[str]) -> list[Grounding]:
-        for expression in expressions:
-            if not expression.strip():
-                raise VPPError("the expression is empty: say what to look for.")
         texts = [self._prompt(expression) for expression in expressions]
         with _left_padding(self.processor.tokenizer):
             inputs = self.processor(images=[[p] for p in pictures], text=texts, return_tensors="pt", padding=True)
-        inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
+        host = unwrap(self.model)
+        inputs = inputs.to(host.get_input_embeddings().weight.device)
         with _evaluating(self.model), torch.no_grad():
             output = self.model.generate(  # type: ignore[operator]
                 **inputs, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens
             )
-        answers = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        asked = 0 if host.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        answers = self.processor.batch_decode(output[:, asked:], skip_special_tokens=True)
         return [self._read(*parts) for parts in zip(pictures, expressions, answers, strict=True)]
 
     def _prompt(self, expression: str) -> str:
         question = self.codec.prompt(expression)
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        host_processor = getattr(self.processor, "processor", self.processor)
-        if host_processor.chat_template is None:
-            return f"USER: {host_processor.image_token}\n{question} ASSISTANT:"
+        own = self.processor.processor if isinstance(self.processor, VPPProcessor) else self.processor
+        if own.chat_template is None:
+            return f"USER: {own.image_token}\n{question} ASSISTANT:"
         prompt: str = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         return prompt
 

@@ -15,7 +15,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def vpp_adapter(model: nn.Module) -> Backbone | None:  # type: ignore[empty-body]
+def vpp_adapter(model: nn.Module) -> Backbone | None:
     """Describe `model`, or return None if it is not of your family.
 
     Called for every attach; two adapters that describe one model are an error that names both.
@@ -23,9 +23,9 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:  # type: ignore[empty-body
 
 
 @hookspec(firstresult=True)
-def vpp_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:  # type: ignore[empty-body]
+def vpp_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
     """Build the query generator called `name`, or return None if it is not yours.
 
-    The module maps pictures `[images, 3, height, width]` and a mask (True on picture) or None to `[images, num_queries, width]`,
-    and has the width as attribute `width`.
+    The module maps pictures `[images, 3, height, width]` and a mask (True on picture) or None to
+    `[images, num_queries, width]`, and has the width as attribute `width`.
     """

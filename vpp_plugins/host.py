@@ -3,6 +3,7 @@
 import functools
 import inspect
 import os
+import types
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins import session, vocabulary
+from vpp_plugins.calls import check_call, embedded_ids, has_images, refuse_chunks, refuse_nested
 from vpp_plugins.checkpoint import write_vpp
 from vpp_plugins.errors import UntrainedVPPWarning, VPPError
-from vpp_plugins.prompts.vpp import TOKEN, VPP
+from vpp_plugins.prompts.vpp import VPP
 
 ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
 
@@ -36,6 +38,7 @@ class AttachedHost:
         `vpp_tile_boxes [inputs, 4]` the part of its picture that each of the vision encoder's inputs shows.
         """
         if self._vpp_state.inside():
+            refuse_nested(vpp_pixel_values)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         call = dict(zip(type(self)._vpp_positional["forward"], args, strict=False)) | kwargs
         with _session(self, call, call.get("input_ids"), vpp_pixel_values, vpp_tile_boxes):
@@ -49,15 +52,16 @@ class AttachedHost:
         The arguments are those of `forward`.
         """
         if self._vpp_state.inside():
+            refuse_nested(vpp_pixel_values)
             return super().generate(*args, **kwargs)  # type: ignore[misc]
         names = type(self)._vpp_positional["generate"]
         call, rest = dict(zip(names, args, strict=False)) | kwargs, args[len(names) :]
         if vpp_pixel_values is not None:
-            _refuse_chunks(self, call)
+            refuse_chunks(self, call)
         token_id = active_vpp(self).token_id
         if token_id is not None and not self._vpp_state.disabled:
             call["logits_processor"] = _with_never(call.get("logits_processor"), token_id)
-        with torch.no_grad(), _session(self, call, _new_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
+        with torch.no_grad(), _session(self, call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
             return super().generate(*rest, **call)  # type: ignore[misc]
 
     def save_pretrained(
@@ -76,7 +80,9 @@ class AttachedHost:
             )
         with vocabulary.narrowed(self, self._vpp_state.host_rows):
             tensors = dict(self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
-            prompts = {name.removeprefix("vpp."): tensors.pop(name) for name in list(tensors) if name.startswith("vpp.")}
+            prompts = {
+                name.removeprefix("vpp."): tensors.pop(name) for name in list(tensors) if name.startswith("vpp.")
+            }
             host_only = _cut(self, tensors)
             super().save_pretrained(  # type: ignore[misc]
                 save_directory, is_main_process=is_main_process, state_dict=host_only, **kwargs
@@ -84,7 +90,8 @@ class AttachedHost:
         if is_main_process:
             vpp = active_vpp(self)
             gathered = state_dict is not None and prompts.keys() == vpp.state_dict().keys()
-            write_vpp(vpp, save_directory, prompts if gathered else None)
+            with session.onloaded(vpp):
+                write_vpp(vpp, save_directory, prompts if gathered else None)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (type(self)._vpp_host_class,), self.__dict__.copy()
@@ -102,7 +109,7 @@ def attached_class(host_class: type) -> type:
     methods = [name for name in ("forward", "generate") if name in dir(host_class)]
     body |= {name: _with_arguments(getattr(AttachedHost, name), getattr(host_class, name)) for name in methods}
     body["_vpp_positional"] = {name: _positional(getattr(host_class, name)) for name in methods}
-    return type(host_class)(host_class.__name__, (AttachedHost, host_class), body)
+    return types.new_class(host_class.__name__, (AttachedHost, host_class), exec_body=lambda names: names.update(body))
 
 
 def active_vpp(host: Any) -> VPP:
@@ -121,12 +128,11 @@ def every_vpp(host: Any) -> list[VPP]:
 
 
 def _rebuild(host_class: type) -> Any:
-    attached = attached_class(host_class)
-    return attached.__new__(attached)
+    return object.__new__(attached_class(host_class))
 
 
 def _with_arguments(ours: Any, theirs: Any) -> Any:
-    """Give our method the host's signature plus VPP's arguments: Trainer and generate read signatures to choose inputs."""
+    """Give our method the host's signature plus VPP's arguments: Trainer and generate choose inputs by signatures."""
     signature = inspect.signature(theirs)
     parameters = list(signature.parameters.values())
     extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ARGUMENTS]
@@ -153,21 +159,21 @@ def _session(
     host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
 ) -> Iterator[None]:
     """Check the call, compute its prompts, and let the hooks see them until it ends."""
-    state = host._vpp_state
+    state, vpp = host._vpp_state, active_vpp(host)
     if pixels is not None and pixels.shape[0] == 0:
         pixels = None
-    has_images = any(call.get(name) is not None for name in state.backbone.image_arguments)
-    if state.disabled or not (has_images or pixels is not None):
-        _check(host, call, ids, pixels, has_images)
-        yield
+    compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
+    if state.disabled or not (pixels is not None or has_images(state, call)):
+        check_call(state, vpp, call, ids, pixels)
+        with nullcontext() if compiling else state.entered():
+            yield
         return
-    # a lock breaks a compiled graph; compiled calls of one model do not overlap
-    with nullcontext() if torch.compiler.is_compiling() else state.claimed():
-        _check(host, call, ids, pixels, has_images)  # only now: another thread may have disabled VPP meanwhile
-        if not state.disabled:
-            _warn_untrained(host)
-            _fill(host, ids, pixels, tile_boxes)
+    with nullcontext() if compiling else state.claimed():
+        check_call(state, vpp, call, ids, pixels)  # only now: another thread may have disabled VPP meanwhile
         try:
+            if not state.disabled:
+                _warn_untrained(host)
+                _fill(host, ids, pixels, tile_boxes)
             yield
         finally:
             state.slot.clear()
@@ -181,80 +187,6 @@ def _fill(host: Any, ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tens
     state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
     state.slot.rows = 1 if ids is None else ids.shape[0]
     state.slot.windows = None if tile_boxes is None else [tuple(box) for box in tile_boxes.tolist()]
-
-
-def _check(host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, has_images: bool) -> None:
-    state, vpp = host._vpp_state, active_vpp(host)
-    images, each = 0 if pixels is None else pixels.shape[0], vpp.tokens_per_image
-    if pixels is not None:
-        _check_pixels(state, vpp, pixels)
-    if not state.disabled:
-        _check_images(vpp, call, pixels, has_images)
-    if ids is None:
-        if images:
-            raise VPPError("vpp_pixel_values need input_ids, where the placeholders stand; inputs_embeds have none.")
-        return
-    if vpp.token_id is None:
-        if images:
-            raise VPPError(
-                f"the model does not know the id of {TOKEN}: make a VPPProcessor(processor, model), or call "
-                "model.vpp.bind_token(id)."
-            )
-        return
-    if torch.compiler.is_compiling():  # counting would break the graph
-        return
-    placeholders = int((ids == vpp.token_id).sum())
-    if placeholders and state.disabled:
-        raise VPPError(
-            f"input_ids hold {placeholders} {TOKEN} placeholders, but VPP is disabled here: make the inputs inside the "
-            "vpp_disabled block."
-        )
-    if placeholders != images * each:
-        raise VPPError(
-            f"input_ids hold {placeholders} {TOKEN} placeholders, but vpp_pixel_values hold {images} images that need "
-            f"{images * each} ({each} each): make text and images in one VPPProcessor call."
-        )
-
-
-def _check_pixels(state: session.HostState, vpp: VPP, pixels: Tensor) -> None:
-    if state.disabled:
-        raise VPPError("vpp_pixel_values came while VPP is disabled: make the inputs inside the vpp_disabled block.")
-    if vpp.local_vpp is None:
-        raise VPPError("vpp_pixel_values came, but this model has no local prompt: leave them out.")
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % 32 or pixels.shape[3] % 32:
-        raise VPPError(
-            "vpp_pixel_values must be [images, 3, height, width] with sides in multiples of 32, but are "
-            f"{list(pixels.shape)}."
-        )
-
-
-def _check_images(vpp: VPP, call: dict[str, Any], pixels: Tensor | None, has_images: bool) -> None:
-    features = call.get("mm_encoder_outputs") or {}
-    if features.get("image") is not None and vpp.global_vpp is not None:
-        raise VPPError(
-            "precomputed image features bypass the vision encoder, where the global prompt acts: pass the pixels."
-        )
-    if has_images and pixels is None and vpp.tokens_per_image:
-        raise VPPError(
-            f"images came without vpp_pixel_values, but this model has a local prompt of {vpp.tokens_per_image} tokens per "
-            "image: make the inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
-        )
-
-
-def _new_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
-    """Return the ids that generate will embed: not those that a key-value cache already holds."""
-    given = (call.get("input_ids"), call.get("inputs"), *rest)
-    ids = next((c for c in given if isinstance(c, Tensor) and c.ndim == 2 and not c.is_floating_point()), None)
-    cache, mask = call.get("past_key_values"), call.get("attention_mask")
-    if ids is None or cache is None or (mask is not None and mask.shape[1] != ids.shape[1]):  # as generate tells them
-        return ids
-    return ids[:, int(cache.get_seq_length()) :]
-
-
-def _refuse_chunks(host: Any, call: dict[str, Any]) -> None:
-    config = call.get("generation_config") or host.generation_config
-    if call.get("prefill_chunk_size") or config.prefill_chunk_size:
-        raise VPPError("prefill_chunk_size cuts the prompt between placeholders: leave it unset together with VPP.")
 
 
 class NeverToken:

@@ -31,7 +31,7 @@ def load_image(source: ImageSource) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side limit below is ours
-            image = source if isinstance(source, Image.Image) else _open(source)
+            image = source if isinstance(source, Image.Image) else _open(source, name)
             _check_size(image, name)
             return _to_rgb(ImageOps.exif_transpose(image))
     except (FileNotFoundError, NotADirectoryError):
@@ -70,15 +70,11 @@ def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     return canvas
 
 
-def _open(source: str | Path | bytes) -> Image.Image:
-    if isinstance(source, bytes):
-        if not source:
-            raise VPPError("the picture is empty (0 bytes): give the bytes of a picture.")
-        return Image.open(io.BytesIO(source))
-    path = Path(source)
-    if path.is_file() and path.stat().st_size == 0:
-        raise VPPError(f"'{source}' is empty (0 bytes): save or download it again.")
-    return Image.open(path)
+def _open(source: str | Path | bytes, name: str) -> Image.Image:
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    if not data:
+        raise VPPError(f"{name} is empty (0 bytes): save or download it again.")
+    return Image.open(io.BytesIO(data))
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -93,7 +89,7 @@ def _check_size(image: Image.Image, name: str) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # Pillow's own conversion clips 16-bit greys to white
         grey = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((grey / 65535 * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((grey / 65535 * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise VPPError("a floating-point picture has no known range: convert it to 8 bits first.")
     if image.has_transparency_data:

@@ -22,7 +22,7 @@ class BrokenPluginWarning(UserWarning):
 class _BuiltIn:
     """The generators that come with the core."""
 
-    @hookimpl
+    @hookimpl(tryfirst=True)  # or a stranger's "detr" would take the name unseen: pluggy asks the latest first
     def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
         if name != "detr":
             return None
@@ -44,7 +44,7 @@ def manager() -> pluggy.PluginManager:
         try:
             if not pm.has_plugin(entry.name):
                 pm.register(entry.load(), entry.name)
-        except Exception as error:  # whatever a stranger's module raises must not take the library down
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises must not take the library down
             warnings.warn(
                 f"the plugin '{entry.name}' ({entry.value}) could not be loaded and is left out: "
                 f"{type(error).__name__}: {error}",
@@ -63,23 +63,27 @@ def describe(model: nn.Module, adapter: str | Backbone | None = None) -> Backbon
     """Return the one description of `model`; raises VPPError when no adapter, or more than one, claims it."""
     if isinstance(adapter, Backbone):
         return adapter
-    installed = adapters()
-    if adapter is not None and adapter not in installed:
+    installed, kind = adapters(), type(model).__name__
+    if adapter is not None:
+        if adapter not in installed:
+            hint = nearest(adapter, installed)
+            raise VPPError(f"no adapter is called '{adapter}'.{hint} Installed: {_listed(installed)}.")
+        claimed = _ask(installed[adapter], model)
+        if claimed is None:
+            raise VPPError(f"the adapter '{adapter}' does not claim {kind}. Installed: {_listed(installed)}.")
+        return claimed
+    claims = {
+        name: backbone for name in installed if (backbone := _ask_safely(name, installed[name], model)) is not None
+    }
+    if not claims:
         raise VPPError(
-            f"no adapter is called '{adapter}'.{nearest(adapter, installed)} Installed: {_listed(installed)}."
-        )
-    asked = installed if adapter is None else {adapter: installed[adapter]}
-    found = manager().subset_hook_caller("vpp_adapter", [p for p in _all() if p not in asked.values()])(model=model)
-    if not found:
-        raise VPPError(
-            f"no adapter claims {type(model).__name__}: installed are {_listed(asked)}. Install a plugin for it, or pass "
+            f"no adapter claims {kind}: installed are {_listed(installed)}. Install a plugin for it, or pass "
             "adapter=Backbone(...) that describes it."
         )
-    if len(found) > 1:
-        names = " and ".join(sorted(f"'{backbone.adapter}'" for backbone in found))
-        raise VPPError(f"the adapters {names} all claim {type(model).__name__}: pass adapter=NAME to choose one.")
-    backbone: Backbone = found[0]
-    return backbone
+    if len(claims) > 1:
+        names = " and ".join(f"'{name}'" for name in sorted(claims))
+        raise VPPError(f"the adapters {names} all claim {kind}: pass adapter=NAME to choose one.")
+    return claims.popitem()[1]
 
 
 def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module:
@@ -93,8 +97,24 @@ def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> 
     return built
 
 
-def _all() -> list[Any]:
-    return list(manager().get_plugins())
+def _ask(plugin: Any, model: nn.Module) -> Backbone | None:
+    others = [other for other in manager().get_plugins() if other is not plugin]
+    found: list[Backbone] = manager().subset_hook_caller("vpp_adapter", others)(model=model)
+    return found[0] if found else None
+
+
+def _ask_safely(name: str, plugin: Any, model: nn.Module) -> Backbone | None:
+    """Ask an adapter that may have nothing to do with the model: its failure must not stand in the others' way."""
+    try:
+        return _ask(plugin, model)
+    except Exception as error:  # noqa: BLE001 - see above
+        warnings.warn(
+            f"the adapter '{name}' failed on {type(model).__name__} and is left out: {type(error).__name__}: {error}. "
+            f"attach_vpp(model, adapter='{name}') shows where.",
+            BrokenPluginWarning,
+            stacklevel=4,
+        )
+        return None
 
 
 def _listed(names: Mapping[str, Any]) -> str:

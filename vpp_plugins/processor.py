@@ -14,19 +14,18 @@ from vpp_plugins import vocabulary
 from vpp_plugins.attach import host_state, unwrap
 from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.errors import VPPError
-from vpp_plugins.host import active_vpp
-from vpp_plugins.images import letterbox, load_image
+from vpp_plugins.host import active_vpp, every_vpp
+from vpp_plugins.images import ImageSource, letterbox, load_image
 from vpp_plugins.prompts.vpp import TOKEN
-
-Picture = str | bytes | Image.Image | np.ndarray | Tensor
 
 
 class VPPProcessor:
     """Called like the host's processor; adds `<|vpp|>` after every image of the text, and `vpp_pixel_values`.
 
-    Works on a copy of `processor`, with the settings that grounding needs (LLaVA: pictures are padded to a square, because
-    transformers' default crops their sides away). Adds `<|vpp|>` to the copy's tokenizer and binds its id to the model; a spare row of
-    the embedding is used where there is one, else the table grows by a row, until detach_vpp.
+    Works on a copy of `processor`, with the settings that grounding needs (LLaVA: pictures are padded to a square,
+    because transformers' default crops their sides away). Adds `<|vpp|>` to the copy's tokenizer and binds its id to
+    the model; a spare row of the embedding is used where there is one, else the table grows by a row, until detach_vpp:
+    its Parameter is then a new one, so make the processor before the optimizer and before get_peft_model.
     """
 
     def __init__(self, processor: Any, model: nn.Module) -> None:
@@ -34,21 +33,25 @@ class VPPProcessor:
             raise VPPError("this processor is a VPPProcessor already: pass the host's own processor.")
         host = unwrap(model)
         self._state = host_state(model)
+        if self._state.disabled:
+            raise VPPError("a VPPProcessor cannot be made inside a vpp_disabled block: leave the block first.")
         vpp = active_vpp(host)
         self.processor = copy.deepcopy(processor)
         self._state.backbone.prepare_processor(self.processor)
         self._tokens_per_image = vpp.tokens_per_image
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
-        self._match_normalisation(vpp)
+        for copied in every_vpp(host):
+            self._match_normalisation(copied)
         if self._tokens_per_image:
             self._token_id = _add_token(self.processor.tokenizer, host, self._state)
-            vpp.bind_token(self._token_id)
+            for copied in every_vpp(host):
+                copied.bind_token(self._token_id)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Return the host's inputs with `vpp_pixel_values [images, 3, side, side]` in reading order of the images.
 
-        `images` is one picture, a list, or a list per text; pictures are paths, bytes, PIL images, or 8-bit arrays [height, width, 3] or
-        tensors [3, height, width]. Inside `vpp_disabled(model)` the host's inputs come alone.
+        `images` is one picture, a list, or a list per text; pictures are paths, bytes, PIL images, or 8-bit arrays
+        [height, width, 3] or tensors [3, height, width]. Inside `vpp_disabled(model)` the host's inputs come alone.
         """
         if not self._state.attached:
             raise VPPError("this processor's model was detached from VPP: use the host's own processor.")
@@ -56,12 +59,11 @@ class VPPProcessor:
         pictures = None if images is None else _like(images, iter(flat))
         if self._state.disabled or not self._tokens_per_image:
             return self.processor(images=pictures, text=text, **kwargs)
-        texts, single = ([text], True) if isinstance(text, str) else (list(text or []), False)
-        marked = self._place(texts, len(flat))
-        inputs = self.processor(images=pictures, text=marked[0] if single else marked, **kwargs)
+        inputs = self.processor(images=pictures, text=self._place(text, images, len(flat)), **kwargs)
         if flat:
             inputs["vpp_pixel_values"] = torch.stack([letterbox(picture, self._image_size) for picture in flat])
-        self._check_whole(inputs, len(flat) if text is not None else 0)
+        if text is not None:
+            self._check_whole(inputs["input_ids"], len(flat) * self._tokens_per_image)
         return inputs
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = False, **kwargs: Any) -> Any:
@@ -69,7 +71,11 @@ class VPPProcessor:
         if not tokenize:
             return self.processor.apply_chat_template(conversation, tokenize=False, **kwargs)
         chats = [conversation] if isinstance(conversation[0], dict) else list(conversation)
-        forwarded = {name: kwargs.pop(name) for name in ("return_tensors", "padding", "truncation", "max_length") if name in kwargs}
+        forwarded = {
+            name: kwargs.pop(name)
+            for name in ("return_tensors", "padding", "truncation", "max_length")
+            if name in kwargs
+        }
         kwargs.pop("return_dict", None)
         texts = self.processor.apply_chat_template(chats, tokenize=False, **kwargs)
         images = [_chat_images(chat) for chat in chats]
@@ -111,27 +117,35 @@ class VPPProcessor:
         """Save the host's processor with its settings and `<|vpp|>`; wrap it again after loading."""
         return self.processor.save_pretrained(folder, **kwargs)
 
-    def _place(self, texts: list[str], images: int) -> list[str]:
-        marker = self.processor.image_token
-        if any(TOKEN in text for text in texts):
+    def _place(self, text: Any, images: Any, count: int) -> Any:
+        """Return the text, or texts, with the placeholders after every image marker."""
+        if text is None:
+            return None
+        marker, texts = self.processor.image_token, [text] if isinstance(text, str) else list(text)
+        if any(TOKEN in one for one in texts):
             raise VPPError(f"the text holds {TOKEN}, which VPPProcessor places itself: leave it out.")
-        markers = sum(text.count(marker) for text in texts)
-        if markers != images:
+        found = [one.count(marker) for one in texts]
+        if sum(found) != count:
             raise VPPError(
-                f"the text has {markers} image placeholders '{marker}', but {images} images came: every image needs one."
+                f"the text has {sum(found)} image placeholders '{marker}', but {count} images came: every image needs "
+                "one."
             )
-        return [text.replace(marker, marker + TOKEN * self._tokens_per_image) for text in texts]
-
-    def _check_whole(self, inputs: Any, images: int) -> None:
-        if "input_ids" not in inputs:
-            return
-        ids = inputs["input_ids"]
-        rows = ids.tolist() if isinstance(ids, Tensor | np.ndarray) else ids
-        found = sum(row.count(self._token_id) for row in (rows if rows and isinstance(rows[0], list) else [rows]))
-        if found != images * self._tokens_per_image:
+        given = [len(flatten_images(part)) for part in images] if _is_nested(images) else found
+        if given != found:
             raise VPPError(
-                f"{found} of {images * self._tokens_per_image} {TOKEN} placeholders are left in the tokenised text: "
-                "max_length cuts them off, so raise it or turn truncation off."
+                f"the texts have {found} image placeholders '{marker}', but {given} images came for them: give each "
+                "text a list of its own images."
+            )
+        marked = [one.replace(marker, marker + TOKEN * self._tokens_per_image) for one in texts]
+        return marked[0] if isinstance(text, str) else marked
+
+    def _check_whole(self, input_ids: Any, expected: int) -> None:
+        rows = input_ids.tolist() if isinstance(input_ids, Tensor | np.ndarray) else input_ids
+        found = sum(row.count(self._token_id) for row in (rows if rows and isinstance(rows[0], list) else [rows]))
+        if found != expected:
+            raise VPPError(
+                f"{found} of {expected} {TOKEN} placeholders are left in the tokenised text: max_length cuts them off, "
+                "so raise it or turn truncation off."
             )
 
     def _match_normalisation(self, vpp: Any) -> None:
@@ -145,33 +159,40 @@ class VPPProcessor:
             return
         if vpp.trained:
             raise VPPError(
-                f"this processor normalises pixels with mean {mean} and std {std}, but the global prompt was trained with "
-                f"{prompt.image_mean} and {prompt.image_std}: use the processor that it was trained with."
+                f"this processor normalises pixels with mean {mean} and std {std}, but the global prompt was trained "
+                f"with {prompt.image_mean} and {prompt.image_std}: use the processor that it was trained with."
             )
         prompt.renormalise_(mean, std)
         vpp.config = replace(vpp.config, global_vpp=replace(vpp.config.global_vpp, image_mean=mean, image_std=std))
 
 
 def flatten_images(images: Any) -> list[Image.Image]:
-    """Return every picture of a picture, a list, or a list of lists, as upright RGB, in reading order."""
+    """Return every picture of a picture, a list, or a list of lists, upright RGB, in reading order; None holds none."""
     if images is None:
         return []
     if isinstance(images, list | tuple):
-        return [picture for part in images for picture in flatten_images(part)]
+        lists = [flatten_images(part) if isinstance(part, list | tuple) else [_to_picture(part)] for part in images]
+        return [picture for part in lists for picture in part]
     return [_to_picture(images)]
 
 
-def _to_picture(image: Picture) -> Image.Image:
+def _to_picture(image: Any) -> Image.Image:
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy() if image.shape[0] == 3 else image.cpu().numpy()
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise VPPError(
-                f"a picture array must be 8-bit [height, width, 3], but is {image.dtype} {list(image.shape)}: convert it, or "
-                "pass a PIL image."
+                f"a picture array must be 8-bit [height, width, 3], but is {image.dtype} {list(image.shape)}: convert "
+                "it, or pass a PIL image."
             )
         image = Image.fromarray(image)
+    if not isinstance(image, ImageSource):
+        raise VPPError(f"a picture must be a path, bytes, a PIL image, an array or a tensor, but is {image!r}.")
     return load_image(image)
+
+
+def _is_nested(images: Any) -> bool:
+    return isinstance(images, list | tuple) and any(isinstance(part, list | tuple) for part in images)
 
 
 def _like(images: Any, pictures: Any) -> Any:

@@ -1,7 +1,7 @@
 """One forward or generate of an attached host: what its hooks read, and the hooks themselves.
 
-The hooks are module-level functions that read a slot kept beside them on the hooked module, so an attached model pickles and
-deep-copies. A stale copy of a hooked module (PEFT makes some) holds a slot of its own that is always empty.
+The hooks are module-level functions that read a slot kept beside them on the hooked module, so an attached model
+pickles and deep-copies. A stale copy of a hooked module (PEFT makes some) holds a slot of its own that is always empty.
 """
 
 import contextlib
@@ -54,32 +54,40 @@ class HostState:
         self.disabled = 0
         self.attached = True
         self.warned = False
-        self.owner: int | None = None
+        self.callers: set[int] = set()
+        """Threads within a call that has been checked."""
         self.lock = threading.RLock()
 
     def inside(self) -> bool:
-        """Whether this thread is already within a session, as forward is when generate calls it."""
-        return self.owner is not None and self.owner == threading.get_ident()
+        """Whether this thread is already within a call, as forward is when generate calls it."""
+        if torch.compiler.is_compiling():  # which thread this is breaks the graph; compiled calls do not overlap
+            return bool(self.callers)
+        return threading.get_ident() in self.callers
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be within a call."""
+        caller = threading.get_ident()
+        self.callers.add(caller)
+        try:
+            yield
+        finally:
+            self.callers.discard(caller)
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the slot for one session: another thread's waits for its end, and the slot is empty afterwards."""
-        with self.lock:
-            self.owner = threading.get_ident()
-            try:
-                yield
-            finally:
-                self.owner = None
-                self.slot.clear()
+        """Be within a call that uses the slot; another thread's waits for its end."""
+        with self.lock, self.entered():
+            yield
 
     def __getstate__(self) -> dict[str, Any]:
         if self.disabled:
             raise VPPError("a model cannot be copied or pickled inside a vpp_disabled block: leave the block first.")
-        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "owner")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "callers")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
-        self.lock, self.owner = threading.RLock(), None
+        self.lock, self.callers = threading.RLock(), set()
 
 
 def inject(
@@ -104,7 +112,8 @@ def _feature_index(
 ) -> Int[Tensor, "batch length"]:
     """Return which feature each placeholder takes, in reading order over the prompts.
 
-    Beams and several returned sequences repeat each of the `prompts` rows next to itself; the repeats share one prompt's features.
+    Beams and several returned sequences repeat each of the `prompts` rows next to itself; the repeats share the
+    features of one.
     """
     repeats = is_placeholder.shape[0] // prompts
     per_prompt = is_placeholder[::repeats].sum(1)
@@ -149,7 +158,7 @@ def remove(host: nn.Module) -> None:
 
 
 def heal(host: Any, state: HostState) -> None:
-    """Move the hooks to the outermost modules, which PEFT or a resize may have put over, or in place of, the hooked ones."""
+    """Move the hooks to the modules that PEFT or a resize may have put over, or in place of, the hooked ones."""
     embedding = host.get_input_embeddings()
     encoders = [host.get_submodule(path) for path in state.encoders]
     if all(module.__dict__.get(SLOT) is state.slot for module in (embedding, *encoders)):

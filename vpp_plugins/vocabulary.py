@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
 
-
 Whole = tuple[nn.Parameter, Tensor]
 """A table of the vocabulary and all of its rows."""
 
@@ -21,7 +20,7 @@ def rows_of(host: Any) -> int:
 
 
 def grow(host: Any, rows: int) -> None:
-    """Append zero rows to the vocabulary, up to `rows`; modules stay, Parameters are new, the random state is untouched."""
+    """Append zero rows to the vocabulary, up to `rows`; modules stay, Parameters are new, nothing random happens."""
     missing = rows - rows_of(host)
     _replace(host, lambda table: torch.cat([table, table.new_zeros(missing, *table.shape[1:])]))
     _record(host, rows)
@@ -51,7 +50,7 @@ def widen(host: Any, tables: list[Whole]) -> None:
 
 @contextmanager
 def narrowed(host: Any, rows: int | None) -> Iterator[None]:
-    """Show the host with its first `rows` rows only; None, and rows that do not exceed what it shows, change nothing."""
+    """Show the host with its first `rows` rows only; None, and no fewer rows than it has, change nothing."""
     if rows is None or rows_of(host) <= rows:
         yield
         return
@@ -66,8 +65,8 @@ def _replace(host: Any, change: Callable[[Tensor], Tensor]) -> None:
     """Give the modules new Parameters: an old one would keep its shape in every live autograd graph."""
     if any(list(module.children()) for module in _vocabularies(host)):
         raise VPPError(
-            "the vocabulary cannot change its size while PEFT wraps the embedding or the head: make the VPPProcessor before "
-            "get_peft_model, and call detach_vpp after merge_and_unload or unload."
+            "the vocabulary cannot change its size while PEFT wraps the embedding or the head: make the VPPProcessor "
+            "before get_peft_model, and call detach_vpp after merge_and_unload or unload."
         )
     new = {id(old): nn.Parameter(change(old.detach()), requires_grad=old.requires_grad) for old in _tables(host)}
     for module in _vocabularies(host):

@@ -6,6 +6,7 @@ from torch import nn
 
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, hookimpl
 from vpp_plugins.backbone import Backbone
+from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
 
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
@@ -17,22 +18,23 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 
     if not isinstance(model, LlavaForConditionalGeneration):
         return None
-    siglip = model.config.vision_config.model_type == "siglip_vision_model"
-    normalisation = {"image_mean": SIGLIP_MEAN, "image_std": SIGLIP_STD} if siglip else {}
+    config: Any = model.config
+    siglip = config.vision_config.model_type == "siglip_vision_model"
     return Backbone(
         adapter="llava",
-        hidden_size=model.config.text_config.hidden_size,
+        hidden_size=config.text_config.hidden_size,
         vision_encoders=("model.vision_tower",),
         box_format="llava",
         frame="square",
+        image_mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
+        image_std=SIGLIP_STD if siglip else CLIP_STD,
         prepare_processor=pad_to_square,
         defaults=VPPConfig(global_vpp=GlobalVPPConfig(unit="0-1"), local_vpp=LocalVPPConfig()),
-        **normalisation,
     )
 
 
 def pad_to_square(processor: Any) -> None:
-    """Make the image processor pad to a square, as LLaVA was trained; transformers' default crops the picture's sides away."""
+    """Make the image processor pad to a square, as LLaVA was trained; transformers' default crops the sides away."""
     from transformers import LlavaImageProcessor
 
     current = processor.image_processor

@@ -11,32 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cached_scenes import SIZE, arm_config, curriculum, describe
 from numpy.lib.format import open_memmap
 
 from vpp_plugins.data.assets import find_assets
-from vpp_plugins.data.scenes import Scene, SceneGenerator
-from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox
+from vpp_plugins.images import letterbox
 from vpp_plugins.pocket.build import load_imagenet_backbone
-from vpp_plugins.pocket.vision import create_backbone, merge_maps
+from vpp_plugins.pocket.vision import TOKEN_WIDTH, create_backbone, merge_maps
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 
-SIZE, BORDER, TOKENS, WIDTH, BATCH = 320, 29, 100, 768, 16
+BATCH = 16
 ARMS = ("plain", "vpp")
-
-
-def curriculum(assets: object, split: str, seed: int) -> list[SceneGenerator]:
-    """Ten generators that take turns: training mixes in scenes of one and of two or three objects, all else is the benchmark."""
-    bounds = [(1, 1)] * 2 + [(2, 3)] * 2 + [(3, 6)] * 6 if split == "train" else [(3, 6)] * 10
-    made = {b: SceneGenerator(assets, split=split, seed=seed, size=SIZE, min_objects=b[0], max_objects=b[1]) for b in set(bounds)}
-    return [made[b] for b in bounds]
-
-
-def describe(scene: Scene) -> dict[str, object]:
-    """The scene without its picture; boxes are xyxy fractions of the side."""
-    return {
-        "objects": [[o.name, [round(v / SIZE, 4) for v in o.box_xyxy]] for o in scene.objects],
-        "expressions": [[e.text, [round(v / SIZE, 4) for v in e.box_xyxy], e.kind, e.object] for e in scene.expressions],
-    }
 
 
 def main() -> None:
@@ -58,12 +43,16 @@ def main() -> None:
     backbone = create_backbone()
     backbone.load_state_dict(load_imagenet_backbone())
     backbone.to(memory_format=torch.channels_last)
-    axes = GlobalVPP(SIZE, border=BORDER, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD).requires_grad_(False)
+    prompt = arm_config().global_vpp
+    axes = GlobalVPP(SIZE, border=prompt.border, image_mean=prompt.image_mean, image_std=prompt.image_std)
+    axes.requires_grad_(False)
 
     files = {}
     for arm in ARMS:
         path = args.out / f"{args.split}_{arm}_{part}of{parts}.npy"
-        files[arm] = open_memmap(path, "r+" if path.exists() else "w+", np.float16, (stop - start, TOKENS, WIDTH))
+        files[arm] = open_memmap(
+            path, "r+" if path.exists() else "w+", np.float16, (stop - start, (SIZE // 32) ** 2, TOKEN_WIDTH)
+        )
     listing = args.out / f"{args.split}_{part}of{parts}.jsonl"
     done = len(listing.read_text().splitlines()) if listing.exists() else 0
     with listing.open("a") as out:

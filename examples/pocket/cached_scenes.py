@@ -1,4 +1,4 @@
-"""Read what cache_features.py wrote, and the settings that the training scripts share."""
+"""The scenes and settings that the training scripts share, and the reader of what cache_features.py wrote."""
 
 import json
 from collections.abc import Sequence
@@ -10,17 +10,51 @@ from einops import rearrange
 from torch import Tensor
 
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
+from vpp_plugins.data.assets import Assets
+from vpp_plugins.data.scenes import Scene, SceneGenerator
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.vision import BACKBONE, COARSE_CHANNELS
+
+SIZE = 320  # of a scene, the tower's and the detector's pictures, in pixels
+
+
+def curriculum(assets: Assets, split: str, seed: int) -> list[SceneGenerator]:
+    """Ten generators that take turns: training mixes in scenes of one and of two or three objects, all else is the benchmark."""
+    bounds = [(1, 1)] * 2 + [(2, 3)] * 2 + [(3, 6)] * 6 if split == "train" else [(3, 6)] * 10
+    made = {
+        b: SceneGenerator(assets, split=split, seed=seed, size=SIZE, min_objects=b[0], max_objects=b[1])
+        for b in set(bounds)
+    }
+    return [made[b] for b in bounds]
+
+
+def describe(scene: Scene) -> dict[str, object]:
+    """The scene without its picture; boxes are xyxy fractions of the side."""
+    return {
+        "objects": [[o.name, [round(v / SIZE, 4) for v in o.box_xyxy]] for o in scene.objects],
+        "expressions": [
+            [e.text, [round(v / SIZE, 4) for v in e.box_xyxy], e.kind, e.object] for e in scene.expressions
+        ],
+    }
 
 
 def arm_config() -> VPPConfig:
     """The prompts of the arm with VPP: axes at the tower's size, and a small DETR on the tower's own backbone."""
-    detector = {"backbone": BACKBONE, "width": 128, "heads": 8, "feedforward": 512, "encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0}
+    detector = {
+        "backbone": BACKBONE,
+        "width": 128,
+        "heads": 8,
+        "feedforward": 512,
+        "encoder_layers": 2,
+        "decoder_layers": 3,
+        "dropout": 0.0,
+    }
     return VPPConfig(
-        global_vpp=GlobalVPPConfig(size=320, border=29, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD),
+        global_vpp=GlobalVPPConfig(size=SIZE, border=29, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD),
         # The detector's box frame is the padded square, as the language model's: padding must not shift its positions.
-        local_vpp=LocalVPPConfig(num_queries=24, generator_options=detector, image_size=320, projector_size=256, mask_padding=False),
+        local_vpp=LocalVPPConfig(
+            num_queries=24, generator_options=detector, image_size=SIZE, projector_size=256, mask_padding=False
+        ),
     )
 
 
@@ -29,7 +63,9 @@ class CachedScenes:
 
     def __init__(self, folder: Path, split: str, arm: str) -> None:
         self._listings = sorted(folder.glob(f"{split}_[0-9]*of*.jsonl"))
-        self._features = [np.load(folder / f"{split}_{arm}_{path.stem.split('_')[1]}.npy", mmap_mode="r") for path in self._listings]
+        self._features = [
+            np.load(folder / f"{split}_{arm}_{path.stem.split('_')[1]}.npy", mmap_mode="r") for path in self._listings
+        ]
         self.refresh(0)
 
     def refresh(self, step: int) -> None:

@@ -1,22 +1,22 @@
 """Pretrain the local prompt's detector on cached features: DETR's set loss, with the scenes' nouns as classes.
 
-    python examples/pocket/pretrain_detector.py --cache cache --out runs/detector --steps 2600
+python examples/pocket/pretrain_detector.py --cache cache --out runs/detector --steps 2600
 """
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from cached_scenes import CachedScenes, arm_config
+from schedule import rate
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
-from cached_scenes import CachedScenes, arm_config
 from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 from vpp_plugins.prompts.generators.detr import build_detr
 
@@ -38,7 +38,9 @@ def match(logits: Tensor, boxes: Tensor, names: list[Tensor], wanted: list[Tenso
     flat = boxes.flatten(0, 1).float()
     cost = -CLASS_WEIGHT * logits.float().softmax(-1).flatten(0, 1)[:, all_names]
     cost += L1_WEIGHT * torch.cdist(flat, all_boxes, p=1)
-    cost -= GIOU_WEIGHT * generalized_box_iou(box_convert(flat, "cxcywh", "xyxy"), box_convert(all_boxes, "cxcywh", "xyxy"))
+    cost -= GIOU_WEIGHT * generalized_box_iou(
+        box_convert(flat, "cxcywh", "xyxy"), box_convert(all_boxes, "cxcywh", "xyxy")
+    )
     per_image = cost.view(len(names), boxes.shape[1], -1).split(sizes, -1)
     pairs = [linear_sum_assignment(c[i].numpy()) for i, c in enumerate(per_image)]
     return [(torch.from_numpy(rows), torch.from_numpy(columns)) for rows, columns in pairs]
@@ -108,9 +110,9 @@ def main() -> None:
     begin, step, running = time.time(), 0, []
     detector.train()
     while step < args.steps:
-        rate = args.lr * min(1, (step + 1) / 200) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / args.steps)))
+        now = args.lr * rate(step, args.steps, warmup=200)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = now
         train.refresh(step)
         indices = order.choice(len(train), args.batch, replace=False)
         names, wanted = zip(*(targets(train.records[i], train.classes) for i in indices), strict=True)

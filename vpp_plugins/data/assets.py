@@ -83,7 +83,7 @@ def list_backgrounds() -> tuple[str, ...]:
 
 def find_assets(folder: str | Path = DEFAULT_FOLDER) -> Assets:
     """Checks that `folder` holds every picture and returns it. Raises VPPError that says what is missing."""
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     index = folder / _INDEX
     if not index.is_file():
         raise VPPError(f"No scene pictures in {folder}. Fetch them with fetch_assets({str(folder)!r}). {_WITHOUT}")
@@ -106,7 +106,7 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
     per step: about 180 MB come in.
     Raises VPPError where the tools or the network are missing.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     tell = progress or (lambda sentence: None)
     if (folder / _INDEX).is_file():
         return find_assets(folder)

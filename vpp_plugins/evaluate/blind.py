@@ -1,7 +1,8 @@
 """Baselines that cannot ground: a grounding model must beat all of them."""
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
 from vpp_plugins.boxes import Box
@@ -10,22 +11,24 @@ from vpp_plugins.errors import VPPError
 Item = TypeVar("Item")
 
 
-def shuffled(expressions: Sequence[Item], groups: Sequence[object], *, seed: int = 0) -> list[Item]:
+def shuffled(expressions: Sequence[Item], groups: Sequence[Hashable], *, seed: int = 0) -> list[Item]:
     """Return the same expressions in another order, each one from another group (picture) where that is possible.
 
-    Answers to these, scored against the original boxes, show how much of an accuracy comes from boxing something salient.
+    Answers to these, scored against the original boxes, show how much of an accuracy comes from boxing something
+    salient.
     """
     if len(expressions) != len(groups):
         raise VPPError(f"one group per expression is expected, but {len(groups)} came for {len(expressions)}.")
     order = list(range(len(expressions)))
     random.Random(seed).shuffle(order)
-    order.sort(key=lambda index: str(groups[index]))  # stable: random within a group, and groups stand together
-    largest = max((sum(group == other for other in groups) for group in set(groups)), default=0)
+    rank: dict[Hashable, int] = {}
+    for index in order:
+        rank.setdefault(groups[index], len(rank))
+    order.sort(key=lambda index: rank[groups[index]])  # groups stand together, in random order
+    largest = max(Counter(groups).values(), default=0)
     turned = order[largest:] + order[:largest]  # shifted by the largest group, nobody meets their own
-    result: list[Item | None] = [None] * len(order)
-    for place, taken in zip(order, turned, strict=True):
-        result[place] = expressions[taken]
-    return result  # type: ignore[return-value]
+    source = dict(zip(order, turned, strict=True))
+    return [expressions[source[index]] for index in range(len(order))]
 
 
 def full_image(size_hw: tuple[int, int]) -> Box:
@@ -46,5 +49,10 @@ def mean_box(boxes: Sequence[Box], sizes_hw: Sequence[tuple[int, int]]) -> Box:
 
 
 def random_object(objects: Sequence[Box], *, seed: int) -> Box:
-    """Return one of a picture's objects, perfectly boxed: what boxing without reading reaches."""
+    """Return one of a picture's objects, perfectly boxed: what boxing without reading reaches.
+
+    Equal seeds choose the same place in every list of one length: give each picture its own.
+    """
+    if not objects:
+        raise VPPError("this picture lists no objects to choose from.")
     return random.Random(seed).choice(list(objects))

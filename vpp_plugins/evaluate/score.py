@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from vpp_plugins.boxes import Box, box_iou
 from vpp_plugins.errors import VPPError
@@ -22,8 +23,10 @@ class Scores:
 
 def score(predicted: Sequence[Box | None], truth: Sequence[Box]) -> Scores:
     """Compare each predicted xyxy box, or None where the answer held none, with its true box."""
-    if len(predicted) != len(truth) or not truth:
+    if len(predicted) != len(truth):
         raise VPPError(f"one prediction per true box is expected, but {len(predicted)} came for {len(truth)}.")
+    if not truth:
+        raise VPPError("there are no boxes to score: give at least one.")
     ious = [0.0 if box is None else box_iou(box, right) for box, right in zip(predicted, truth, strict=True)]
     acc_50, acc_75, acc_90 = (sum(iou >= threshold for iou in ious) / len(ious) for threshold in (0.5, 0.75, 0.9))
     return Scores(
@@ -31,6 +34,6 @@ def score(predicted: Sequence[Box | None], truth: Sequence[Box]) -> Scores:
         acc_50=acc_50,
         acc_75=acc_75,
         acc_90=acc_90,
-        mean_iou=sum(ious) / len(ious),
+        mean_iou=fmean(ious),  # rounded once: a sharded evaluation gives the same number in any order
         without_box=sum(box is None for box in predicted),
     )

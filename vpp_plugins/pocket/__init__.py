@@ -1,0 +1,17 @@
+"""The pocket model: a LLaVA of about 8 million parameters that grounds expressions, with and without VPP.
+
+- `vision.py`: the vision tower, a frozen EfficientNet-Lite0 with positions.
+- `tokenizer.py`: byte-level BPE whose coordinates are single tokens.
+- `build.py`: an untrained model and its processor.
+- `packing.py`: many questions about one picture in one training sequence.
+- `weights.py`: saving and loading the shipped weights.
+
+It was trained by the scripts in `examples/pocket`.
+"""
+
+from vpp_plugins.pocket.build import build_pocket
+from vpp_plugins.pocket.tokenizer import build_tokenizer
+from vpp_plugins.pocket.vision import register_pocket
+from vpp_plugins.pocket.weights import load_pocket, save_pocket
+
+__all__ = ["build_pocket", "build_tokenizer", "load_pocket", "register_pocket", "save_pocket"]

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaImageProcessor, LlavaProcessor
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
@@ -58,6 +64,7 @@ def build_pocket(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(config).eval()
+        _redraw(model)
         _smooth_coordinates(model, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -114,14 +121,28 @@ def _leaf(name: str) -> str:
 
 
 @torch.no_grad()
+def _redraw(model: LlavaForConditionalGeneration) -> None:
+    """Draw the weights anew, 1 / sqrt(width) wide and narrower where a layer adds to the stream.
+
+    transformers' 0.02 suits models 16 times as wide; at this width attention starts so flat that training idles for hundreds of steps.
+    """
+    text = model.config.text_config
+    parts = (model.model.language_model, model.model.multi_modal_projector)
+    for name, parameter in (pair for part in parts for pair in part.named_parameters()):
+        if parameter.ndim == 2:
+            adds = "o_proj" in name or "down_proj" in name
+            parameter.normal_(std=text.hidden_size**-0.5 * ((2 * text.num_hidden_layers) ** -0.5 if adds else 1.0))
+
+
+@torch.no_grad()
 def _smooth_coordinates(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
     """Start the coordinates' rows as random Fourier features of their value; input and output share the table."""
     table = model.get_input_embeddings().weight
     width = table.shape[1]
-    frequencies = torch.randn(width // 2) * 6
+    frequencies = torch.randn(width // 2) * 4
     values = torch.tensor([float(value) for value in COORDINATES])
     waves = 2 * torch.pi * values[:, None] * frequencies / 2
-    rows = torch.cat([waves.sin(), waves.cos()], dim=-1) * 2**0.5 * 0.02
+    rows = torch.cat([waves.sin(), waves.cos()], dim=-1) * (2 / width) ** 0.5
     table[torch.tensor(tokenizer.convert_tokens_to_ids(list(COORDINATES)))] = rows.to(table)
 
 

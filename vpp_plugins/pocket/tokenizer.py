@@ -15,9 +15,7 @@ IMAGE_TOKEN = "<image>"
 END_TOKEN = "</s>"
 PAD_TOKEN = "<pad>"
 GROUNDING_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes:"
-AXES_SENTENCE = (
-    " Each image is accompanied by axes. If the question pertains to the bounding box coordinates, refer to the axes for the response."
-)
+AXES_SENTENCE = " Each image is accompanied by axes. If the question pertains to the bounding box coordinates, refer to the axes for the response."
 REGION_QUESTION = "Please provide a short description for this region:"
 COORDINATES = tuple(str(round(step / 100, 2)) for step in range(101))
 """The 101 values a LLaVA box is written with: two decimals, trailing zeros dropped, so "0.0", "0.01", ..., "0.1", ..., "1.0"."""

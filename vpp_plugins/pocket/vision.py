@@ -51,9 +51,7 @@ class PocketVisionModel(PreTrainedModel):
         self.backbone.eval()
         return self
 
-    def forward(
-        self, pixel_values: Float[Tensor, "batch 3 height width"], **_: object
-    ) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: Float[Tensor, "batch 3 height width"], **_: object) -> BaseModelOutputWithPooling:
         """Return the tokens as the last (and only) entry of `hidden_states`, which is where LLaVA looks."""
         tokens = self.embed(self.features(pixel_values))
         return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))

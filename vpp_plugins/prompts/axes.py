@@ -74,7 +74,7 @@ def _label(value: float, unit: AxisUnit, count: int) -> str:
 
 def _edges(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
     last, tick, gap = size - 1, min(round(TICK * size), round(border / 3)), min(round(LABEL_GAP * size), border // 2)
-    font = _font(positions, border - gap, font_size)
+    font = _font(positions, border - gap - 1, font_size)
     draw.rectangle((0, 0, last, last), outline=0)
     for at, label in positions:
         draw.line((at, 0, at, tick), fill=0)
@@ -90,8 +90,9 @@ def _edges(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: i
 
 
 def _cross(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
-    middle, half = size // 2, max(1, border // 10)
-    font = _font(positions, border // 2 - half - 1, font_size)
+    middle = (size - border) // 2 + border // 2
+    half = max(0, min(max(1, border // 10), border // 2 - 1))
+    font = _font(positions, border - border // 2 - half - 1, font_size)
     draw.line((0, middle, size - 1, middle), fill=0)
     draw.line((middle, 0, middle, size - 1), fill=0)
     for at, label in positions:
@@ -125,6 +126,7 @@ def _font(positions: Positions, room: int, font_size: int) -> Font | None:
     step = positions[1][0] - positions[0][0]
     for size in range(font_size, SMALLEST_FONT - 1, -1):
         font = ImageFont.load_default(size=size)
-        if max(font.getlength(label) for _, label in positions) <= min(room, 0.8 * step):
+        boxes = [font.getbbox(label, anchor="lt") for _, label in positions]
+        if max(right for _, _, right, _ in boxes) <= min(room, 0.8 * step) and boxes[0][3] <= room:
             return font
     return None

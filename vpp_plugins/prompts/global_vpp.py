@@ -86,7 +86,8 @@ class Overlay:
         if windows is not None and any(window != WHOLE for window in windows):
             raise VPPError("style='padding' shrinks whole pictures only: choose an edge style for tiles.")
         height, width = pixels.shape[-2:]
-        outside = self.render((height, width)).to(pixels.device)
+        rim = torch.cat([self.prompt * self.mask, self.mask[None]])
+        outside = resample(rim, (height, width)).to(pixels.device)
         rows, columns = (self.mask[:, self.mask.shape[0] // 2], self.mask[self.mask.shape[0] // 2])
         top = round(height * float(rows.argmin()) / len(rows))
         left = round(width * float(columns.argmin()) / len(columns))

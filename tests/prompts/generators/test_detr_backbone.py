@@ -68,6 +68,13 @@ def test_any_timm_backbone_gives_its_last_map(name: str, channels: int) -> None:
     assert backbone(torch.randn(2, 3, 64, 96)).shape == (2, channels, 2, 3)
 
 
+def test_a_backbone_with_channels_last_comes_out_with_channels_first() -> None:
+    sizes = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    backbone = TimmBackbone("swin_tiny_patch4_window7_224", **sizes)
+
+    assert backbone(torch.randn(1, 3, 64, 64)).shape == (1, 64, 2, 2) == (1, backbone.channels, 2, 2)
+
+
 def test_the_stride_is_on_the_3x3_convolution() -> None:
     """The published weights were trained so: He et al. put it on the first 1x1, torchvision and DETR did not."""
     block = TimmBackbone("resnet26").body["layer2"][0]

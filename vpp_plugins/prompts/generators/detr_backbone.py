@@ -60,6 +60,8 @@ class TimmBackbone(nn.Module):
         self, pixel_values: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows columns"]:
         features: Tensor = self.body(pixel_values)[-1]
+        if features.shape[1] != self.channels:  # timm's Swin and its like put them last
+            features = features.movedim(-1, 1)
         return features
 
 
@@ -76,7 +78,7 @@ def revive_zero_norms(module: nn.Module) -> None:
     """Give batch norms that start at scale zero, which end residual branches, a scale they can keep when frozen.
 
     An untrained backbone would learn them; frozen, their branches stay dead for ever. With 1/√n each, n branches
-    together add no more than the signal they start from.
+    together add about as much as the signal they start from.
     """
     norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.affine]
     dead = [norm for norm in norms if not norm.weight.is_meta and not norm.weight.any()]

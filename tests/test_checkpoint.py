@@ -1,0 +1,311 @@
+"""Saved prompts fit as a whole or are refused as a whole, each time with the reason."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from tests.tiny import FULL, TOY_GLOBAL, TOY_LOCAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
+from vpp_plugins import VPPConfig, VPPError, VPPProcessor, attach_vpp, load_vpp, save_vpp, vpp_disabled
+from vpp_plugins.checkpoint import resolve, write_vpp
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+PROMPT = "global_prompt.prompt"
+
+
+def change_weights(folder: Path, **changes: torch.Tensor | None) -> None:
+    tensors: dict[str, Any] = load_file(folder / "vpp.safetensors") | {
+        k.replace("__", "."): v for k, v in changes.items()
+    }
+    save_file({name: value for name, value in tensors.items() if value is not None}, folder / "vpp.safetensors")
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = folder / "vpp_config.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a missing key": (
+        lambda f: change_weights(f, global_prompt__prompt=None),
+        rf"vpp\.safetensors' does not fit: 1 missing: {PROMPT}\. Nothing was loaded",
+    ),
+    "many missing keys": (
+        lambda f: save_file({PROMPT: torch.zeros(3, 32, 32)}, f / "vpp.safetensors"),
+        r"7 missing: .*, .*, .* and 4 more\.",
+    ),
+    "a foreign key": (
+        lambda f: change_weights(f, lm_head__weight=torch.zeros(2)),
+        r"1 not expected: lm_head\.weight",
+    ),
+    "a wrong shape": (
+        lambda f: change_weights(f, global_prompt__prompt=torch.zeros(3, 31, 32)),
+        rf"1 of another shape: {PROMPT} \(3, 31, 32\) instead of \(3, 32, 32\)",
+    ),
+    "not a number": (
+        lambda f: change_weights(f, global_prompt__prompt=torch.full((3, 32, 32), torch.nan)),
+        f"1 NaN or infinite: {PROMPT}",
+    ),
+    "two problems": (
+        lambda f: change_weights(f, global_prompt__prompt=torch.full((3, 2, 2), torch.inf)),
+        "another shape: .*; 1 NaN or infinite",
+    ),
+    "a truncated file": (
+        lambda f: truncate(f / "vpp.safetensors"),
+        r"vpp\.safetensors' is damaged or truncated \(.*\): save or download it again",
+    ),
+    "an empty file": (lambda f: (f / "vpp.safetensors").write_bytes(b""), "is damaged or truncated"),
+    "no weights": (
+        lambda f: (f / "vpp.safetensors").unlink(),
+        r"no 'vpp\.safetensors' in '.*': give a folder that save_vpp wrote",
+    ),
+    "no configuration": (
+        lambda f: (f / "vpp_config.json").unlink(),
+        r"no 'vpp_config\.json' in '.*': give a folder that save_vpp wrote",
+    ),
+    "no JSON": (lambda f: truncate(f / "vpp_config.json"), r"vpp_config\.json' is not valid JSON"),
+    "an unknown key": (
+        lambda f: change_config(f, lambda values: values["local_vpp"].update(num_querys=4)),
+        r"unknown configuration key 'local_vpp\.num_querys'\. Did you mean 'num_queries'\?",
+    ),
+    "an unknown part": (
+        lambda f: change_config(f, lambda values: values.update(globl_vpp=None)),
+        r"unknown configuration key 'globl_vpp'\. Did you mean 'global_vpp'\?",
+    ),
+}
+
+
+class TestDamage:
+    @pytest.mark.parametrize("case", list(DAMAGE))
+    def test_is_named_and_changes_nothing(self, case: str, tmp_path: Path) -> None:
+        damage, message = DAMAGE[case]
+        save_vpp(attached(config=toy_config(seed=5))[0], tmp_path)
+        damage(tmp_path)
+        model, _ = attached(config=toy_config(seed=6), trained=False)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        config = model.vpp.config
+
+        with pytest.raises(VPPError, match=message):
+            load_vpp(model, tmp_path)
+
+        assert model.vpp.trained is False
+        assert model.vpp.config == config
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        with pytest.raises(VPPError):
+            attach_vpp(tiny_llava(), tmp_path)
+
+    def test_a_missing_folder(self, tmp_path: Path) -> None:
+        model, _ = attached()
+
+        with pytest.raises(
+            VPPError, match=r"the folder '.*gone' does not exist: give a folder .* or a hub id 'owner/name'"
+        ):
+            load_vpp(model, tmp_path / "gone")
+        with pytest.raises(VPPError, match=r"the folder '\./me/gone' does not exist"):
+            load_vpp(model, "./me/gone")
+
+
+class TestOtherSettings:
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            (toy_config(global_vpp=replace(TOY_GLOBAL, alpha=0.5)), r"global_vpp\.alpha is 0\.95 there and 0\.5 here"),
+            (toy_config(local_vpp=None), r"local_vpp is present there and absent here"),
+            (
+                toy_config(local_vpp=replace(TOY_LOCAL, num_queries=6)),
+                r"local_vpp\.num_queries is 4 there and 6 here\. .* attach_vpp\(model, folder\) builds what was saved",
+            ),
+        ],
+        ids=["alpha", "no local prompt", "queries"],
+    )
+    def test_are_refused(self, config: VPPConfig, message: str, tmp_path: Path) -> None:
+        """Weights would fit another alpha, and act differently without a word."""
+        save_vpp(attached()[0], tmp_path)
+        model, _ = attached(config=config)
+
+        with pytest.raises(VPPError, match=message):
+            load_vpp(model, tmp_path)
+
+    def test_the_seed_and_first_weights_may_differ(self, tmp_path: Path) -> None:
+        saved, _ = attached(config=toy_config(seed=4))
+        saved.vpp.config = replace(saved.vpp.config, local_vpp=replace(TOY_LOCAL, weights="/gone"))
+        save_vpp(saved, tmp_path)
+        model, _ = attached(config=toy_config(seed=5))
+
+        load_vpp(model, tmp_path)
+
+        assert all(torch.equal(v, saved.vpp.state_dict()[k]) for k, v in model.vpp.state_dict().items())
+
+    def test_the_normalisation_comes_with_the_prompt(self, tmp_path: Path) -> None:
+        """Loading before the VPPProcessor: the prompt is in units of the pixels that it was trained on."""
+        host = tiny_processor()
+        host.image_processor.image_mean = host.image_processor.image_std = [0.4] * 3
+        saved = attach_vpp(tiny_llava(), toy_config())
+        VPPProcessor(host, saved)
+        save_vpp(saved, tmp_path)
+        model = attach_vpp(tiny_llava(), toy_config())
+
+        load_vpp(model, tmp_path)
+
+        assert model.vpp.global_vpp.image_mean == model.vpp.config.global_vpp.image_mean == (0.4, 0.4, 0.4)
+        VPPProcessor(host, model)
+
+
+class TestHub:
+    @pytest.mark.parametrize(
+        "error", [HfHubHTTPError, RepositoryNotFoundError, LocalEntryNotFoundError, ConnectionError]
+    )
+    def test_failures_are_named(self, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+        def download(*_: Any, **__: Any) -> str:
+            raise error.__new__(error)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+        with pytest.raises(VPPError, match=f"'me/x' is no folder here and could not be fetched .*{error.__name__}"):
+            resolve("me/x")
+
+    def test_a_real_client_without_network(self) -> None:
+        with pytest.raises(VPPError, match="'me/not-there' is no folder here and could not be fetched from the hub"):
+            resolve("me/not-there")
+
+    def test_a_folder_needs_no_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
+        (tmp_path / "me" / "x").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+
+        assert resolve("me/x") == Path("me/x")
+
+
+class TestWriting:
+    def test_replaces_whole_files_and_leaves_others(self, tmp_path: Path) -> None:
+        (tmp_path / "other.txt").write_text("mine")
+        first, _ = attached(config=toy_config(seed=1))
+        second, _ = attached(config=toy_config(seed=2))
+
+        save_vpp(first, tmp_path / "deep" / "er")
+        save_vpp(first, tmp_path)
+        save_vpp(second, tmp_path)
+
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "other.txt", "vpp.safetensors", "vpp_config.json"]
+        found = load_file(tmp_path / "vpp.safetensors")
+        assert all(torch.equal(found[name], value) for name, value in second.vpp.state_dict().items())
+
+    def test_a_failure_leaves_the_old_files(self, tmp_path: Path) -> None:
+        model, _ = attached()
+        save_vpp(model, tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+        shared = torch.zeros(2)
+        with pytest.raises(RuntimeError, match="share memory"):
+            write_vpp(model.vpp, tmp_path, {"one": shared, "two": shared})
+
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_a_file_in_the_way(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+
+        with pytest.raises(VPPError, match=r"'.*file' is a file: give a folder to save to"):
+            save_vpp(attached()[0], tmp_path / "file")
+
+    def test_half_precision_survives(self, tmp_path: Path) -> None:
+        model, _ = attached(tiny_llava().to(torch.bfloat16), toy_config(seed=3))
+        other, _ = attached(tiny_llava().to(torch.bfloat16))
+
+        save_vpp(model, tmp_path)
+        load_vpp(other, tmp_path)
+
+        assert {value.dtype for value in load_file(tmp_path / "vpp.safetensors").values()} == {torch.bfloat16}
+        assert all(torch.equal(v, model.vpp.state_dict()[k]) for k, v in other.vpp.state_dict().items())
+
+
+class TestSavePretrained:
+    @pytest.mark.parametrize("host", [{}, {"vocabulary": FULL}, {"vocabulary": FULL, "tied": True}], ids=str)
+    @pytest.mark.parametrize("given", [False, True], ids=["own state", "given state"])
+    def test_writes_the_bare_host_and_the_prompts_beside_it(
+        self, host: dict[str, Any], given: bool, tmp_path: Path
+    ) -> None:
+        bare = tiny_llava(**host)
+        bare.save_pretrained(tmp_path / "bare")
+        model, processor = attached(tiny_llava(**host), toy_config(seed=5))
+        inputs = inputs_for(processor, [2, 1])
+        expected = model(**inputs).logits
+
+        model.save_pretrained(tmp_path / "ours", **({"state_dict": model.state_dict()} if given else {}))
+
+        for name in ("config.json", "generation_config.json"):
+            assert json.loads((tmp_path / "ours" / name).read_text()) == json.loads(
+                (tmp_path / "bare" / name).read_text()
+            )
+        ours, theirs = (load_file(tmp_path / folder / "model.safetensors") for folder in ("ours", "bare"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        again, other_processor = attached(LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours"))
+        load_vpp(again, tmp_path / "ours")
+        assert torch.equal(again.eval()(**inputs_for(other_processor, [2, 1])).logits, expected)
+        assert torch.equal(model(**inputs).logits, expected)
+
+    def test_gathered_weights_are_those_that_are_written(self, tmp_path: Path) -> None:
+        """A sharded training gathers the state itself: what the modules hold may be empty."""
+        model, _ = attached()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        state[f"vpp.{PROMPT}"] += 1
+
+        model.save_pretrained(tmp_path, state_dict=state)
+
+        assert torch.equal(load_file(tmp_path / "vpp.safetensors")[PROMPT], model.vpp.global_vpp.prompt + 1)
+
+    def test_inside_a_disabled_block(self, tmp_path: Path) -> None:
+        model, processor = attached(tiny_llava(vocabulary=FULL))
+        inputs = inputs_for(processor, [1])
+        expected = model(**inputs).logits
+
+        with vpp_disabled(model):
+            model.save_pretrained(tmp_path)
+
+        head = load_file(tmp_path / "model.safetensors")["language_model.lm_head.weight"]
+        assert head.shape[0] == FULL
+        assert torch.equal(model(**inputs).logits, expected)
+
+    def test_only_the_main_process_writes(self, tmp_path: Path) -> None:
+        model, _ = attached()
+
+        model.save_pretrained(tmp_path, False)
+
+        assert not list(tmp_path.glob("*vpp*"))
+
+    def test_its_own_push_would_come_too_early(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match=r"call model\.push_to_hub\(repo_id\), which uploads both"):
+            attached()[0].save_pretrained(tmp_path, push_to_hub=True)
+        assert not list(tmp_path.iterdir())
+
+    def test_push_to_hub_uploads_both(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, _ = attached()
+        uploaded: list[str] = []
+
+        def upload(working_dir: str, *_: Any, **__: Any) -> None:
+            uploaded.extend(path.name for path in Path(working_dir).iterdir())
+
+        monkeypatch.setattr(type(model), "_upload_modified_files", lambda _, *args, **kwargs: upload(*args, **kwargs))
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: huggingface_hub.RepoUrl("me/x"))
+        card = SimpleNamespace(save=lambda path: None)
+        monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+
+        model.push_to_hub("me/x")
+
+        assert {"model.safetensors", "vpp.safetensors", "vpp_config.json"} <= set(uploaded)

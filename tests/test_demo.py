@@ -1,0 +1,193 @@
+import io
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.tiny import attached, toy_config
+from vpp_plugins import Grounder, Grounding, VPPError, demo
+from vpp_plugins.boxes import BoxStatus
+from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.demo import DemoResult, assets_or_none, box_text, choose_questions, run_demo, show_table, summary
+from vpp_plugins.demo_page import write_page
+from vpp_plugins.evaluate import shuffled
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three photographs and two scenes."""
+    monkeypatch.setattr(demo, "PHOTOS", 3)
+    monkeypatch.setattr(demo, "SCENES", 2)
+
+
+class Stub(Grounder):
+    """Answers without a model: the truth to every expression that is its picture's own, or always the same."""
+
+    def __init__(self, answer: str = "truth", batch_size: int = 4) -> None:
+        self.answer, self.batch_size = answer, batch_size
+        self.asked: list[tuple[bytes, str]] = []
+        self.truth = {(q.scene.image.tobytes(), q.expression): q.truth for q in choose_questions(None)[0]}
+
+    def __call__(self, images: Any, expressions: Any) -> Any:
+        assert 0 < len(images) == len(expressions) <= self.batch_size
+        self.asked += [(image.tobytes(), text) for image, text in zip(images, expressions, strict=True)]
+        return [self._ground(image, text) for image, text in zip(images, expressions, strict=True)]
+
+    def _ground(self, image: Any, expression: Any) -> Any:
+        box = self.truth.get((image.tobytes(), expression)) if self.answer == "truth" else None
+        status = BoxStatus.UNPARSABLE if box is None else BoxStatus.OK
+        boxes = () if box is None else (box,)
+        return Grounding(image, expression, boxes, (None,) * len(boxes), (status,), self.answer)
+
+
+def result(**answers: str) -> DemoResult:
+    return run_demo({name: Stub(answer) for name, answer in (answers or {"VPP": "truth"}).items()}, None)
+
+
+def test_every_expression_is_asked_and_one_of_each_picture_shown() -> None:
+    questions, shown = choose_questions(None)
+
+    assert len(shown) == 5
+    assert len({questions[index].scene.key for index in shown}) == 5
+    assert shown[0] == 0
+    for index in shown:
+        assert questions[index].expression == questions[index].scene.expressions[0].text
+    assert len(questions) == sum(len(questions[index].scene.expressions) for index in shown)
+    assert all(len(question.truth) == 4 for question in questions)
+
+
+def test_the_choice_is_the_same_every_time() -> None:
+    first, second = ([(q.scene.key, q.expression, q.truth) for q in choose_questions(None)[0]] for _ in range(2))
+
+    assert first == second
+
+
+def test_a_model_that_knows_scores_1_and_its_control_nearly_nothing() -> None:
+    run = result()
+
+    assert run.scores["VPP"].acc_90 == 1
+    assert run.scores["VPP"].count == len(run.questions)
+    assert run.controls["VPP"].acc_50 < 0.3
+    assert all(answer.seconds >= 0 for answer in run.answers["VPP"])
+
+
+def test_a_model_without_boxes_scores_0_and_every_answer_counts() -> None:
+    run = result(twin="no idea")
+
+    assert run.scores["twin"].acc_50 == 0
+    assert run.scores["twin"].without_box == len(run.questions)
+    assert {answer.iou for answer in run.answers["twin"]} == {0.0}
+
+
+def test_every_model_is_asked_the_same_and_then_the_shuffled_control() -> None:
+    grounders = {"VPP": Stub(batch_size=3), "without VPP": Stub("no idea", batch_size=100)}
+    told: list[str] = []
+
+    run = run_demo(grounders, None, told.append)
+
+    first, second = (grounder.asked for grounder in grounders.values())
+    pictures = [question.scene.image.tobytes() for question in run.questions]
+    expressions = [question.expression for question in run.questions]
+    control = shuffled(expressions, [question.scene.key for question in run.questions])
+    assert first == second == list(zip(pictures * 2, expressions + control, strict=True))
+    assert len(told) == 2
+    assert f"{len(expressions)} expressions in 5 pictures: VPP" in told[0]
+
+
+def test_the_table_has_a_row_per_picture_and_the_accuracies_below() -> None:
+    run = result(VPP="truth", twin="no idea")
+    hostile = run.questions[0].expression + " [bold]x[/]"
+    run.questions[0] = replace(run.questions[0], expression=hostile)
+    page = io.StringIO()
+
+    show_table(run, Console(file=page, width=220))
+
+    shown = page.getvalue()
+    rows = [line for line in shown.splitlines() if any(run.questions[i].scene.key in line for i in run.shown)]
+    assert len(rows) == 5
+    assert "[bold]x[/]" in rows[0]
+    assert all("1.00" in row and "unparsable" in row and "0.00" in row for row in rows)
+    assert [line for line in summary(run) if line not in shown] == []
+    assert summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.questions)} expressions, shuffled-")
+
+
+def test_a_box_is_told_in_whole_pixels_and_its_absence_by_its_status() -> None:
+    known, unknown = (result(VPP=answer).answers["VPP"][0].grounding for answer in ("truth", "no idea"))
+
+    assert box_text(known) == " ".join(str(round(value)) for value in known.boxes[0])
+    assert box_text(unknown) == "unparsable"
+
+
+def test_without_the_scene_pictures_a_sentence_says_why_and_the_demo_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_network(folder: Path, *, progress: Any) -> None:
+        progress("Downloading")
+        raise VPPError("There is no network.")
+
+    monkeypatch.setattr(demo, "fetch_assets", no_network)
+    told: list[str] = []
+
+    assert assets_or_none(tmp_path, told.append) is None
+    assert told == ["Downloading", "There is no network. The demo goes on with these."]
+
+    scenes = [question.scene for question in choose_questions(None)[0] if question.scene.objects]
+    assert {thing.name for scene in scenes for thing in scene.objects} <= set(Shapes().names(heldout=False))
+
+
+class Page(HTMLParser):
+    """What a page holds: its links, how often each tag stands, and its text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize(("left_out", "inside"), [("", 2), ("global_vpp", 1), ("local_vpp", 1)])
+def test_the_page_holds_everything_itself(tmp_path: Path, left_out: str, inside: int) -> None:
+    run = result(VPP="truth", twin="no idea")
+    changes = {left_out: None} if left_out else {}
+    vpp = attached(config=toy_config(**changes))[0].vpp
+
+    path = write_page(run, vpp, tmp_path / "deep" / "page")
+
+    assert path == tmp_path / "deep" / "page" / "index.html"
+    page = Page(path)
+    assert page.tags.count("figure") == 5
+    assert page.tags.count("img") == 5 * (1 + inside) + (left_out != "global_vpp")
+    assert len(page.links) == page.tags.count("img")
+    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    source = path.read_text(encoding="utf-8")
+    assert "http" not in source
+    assert "url(" not in source
+    assert "@import" not in source
+    for index in run.shown:
+        assert run.questions[index].expression in page.text
+    assert page.text.count("IoU 1.00") == page.text.count("IoU 0.00") == 5
+
+
+def test_the_page_escapes_what_models_and_people_wrote(tmp_path: Path) -> None:
+    run = result(**{"<i>VPP</i>": "<script>alert(1)</script>"})
+    run.questions[0] = replace(run.questions[0], expression='the "<b>red</b>" & blue')
+
+    page = Page(write_page(run, attached()[0].vpp, tmp_path))
+
+    assert not {"script", "i"} & set(page.tags)
+    assert page.tags.count("b") == 2 + 5  # the legend's and the answers'
+    assert "<script>alert(1)</script>" in page.text
+    assert 'the "<b>red</b>" & blue' in page.text

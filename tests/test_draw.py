@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageColor
+
+from tests.tiny import attached, picture, toy_config
+from vpp_plugins import GlobalVPP, VPPError
+from vpp_plugins.draw import COLOURS, draw_boxes, draw_overlay, draw_prompt, draw_sensitivity
+from vpp_plugins.prompts import draw_axes
+
+WHITE = Image.new("RGB", (200, 100), "white")
+BOXES = [(20.0, 10.0, 80.0, 60.0), (100.0, 30.0, 190.0, 90.0)]
+
+
+def changed(drawn: Image.Image, before: Image.Image) -> np.ndarray:
+    return (np.asarray(drawn) != np.asarray(before)).any(2)
+
+
+def test_boxes_are_outlined_on_a_copy_in_one_colour_each() -> None:
+    drawn = draw_boxes(WHITE, BOXES)
+
+    for (left, top, right, bottom), colour in zip(BOXES, COLOURS, strict=False):
+        x, y = (left + right) / 2, (top + bottom) / 2
+        for place in ((left, y), (right, y), (x, top), (x, bottom)):
+            assert drawn.getpixel((int(place[0]), int(place[1]))) == ImageColor.getrgb(colour)
+        assert drawn.getpixel((int(x), int(y))) == (255, 255, 255)
+    assert WHITE.getcolors() == [(200 * 100, (255, 255, 255))]
+
+
+def test_without_boxes_the_picture_is_the_same() -> None:
+    assert draw_boxes(picture(), []).tobytes() == picture().tobytes()
+
+
+def test_more_boxes_than_colours_go_round() -> None:
+    boxes = [(10.0 * i, 10.0, 10.0 * i + 5, 20.0) for i in range(8)]
+
+    drawn = draw_boxes(WHITE, boxes, colours=("#ff0000", "#0000ff"))
+
+    assert [drawn.getpixel((10 * i, 15)) for i in range(8)] == [(255, 0, 0), (0, 0, 255)] * 4
+
+
+@pytest.mark.parametrize("box", [*BOXES, (0.0, 0.0, 200.0, 100.0), (150.0, 95.0, 200.0, 100.0), (0.0, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize("text", ["cup", "an expression much longer than its picture is wide " * 2, "çé 日本\nx"])
+def test_labels_stand_on_the_picture(box: tuple[float, float, float, float], text: str) -> None:
+    with_label, without = draw_boxes(WHITE, [box], labels=[text]), draw_boxes(WHITE, [box])
+
+    assert changed(with_label, without).sum() > 50
+    assert draw_boxes(WHITE, [box], labels=[""]).tobytes() == without.tobytes()
+
+
+def test_labels_and_boxes_must_be_as_many() -> None:
+    with pytest.raises(VPPError, match="1 came for 2 boxes"):
+        draw_boxes(WHITE, BOXES, labels=["cup"])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_pictures_of_other_modes_are_drawn_on_too(mode: str) -> None:
+    assert draw_boxes(WHITE.convert(mode), BOXES).mode == "RGB"
+
+
+def test_a_fresh_prompt_is_drawn_as_its_axes() -> None:
+    drawn = draw_prompt(GlobalVPP(64, border=6))
+
+    assert np.array_equal(np.asarray(drawn), np.asarray(draw_axes(64, border=6)))
+
+
+class TestOverlay:
+    def test_shows_the_padded_square_with_the_band_changed_only(self) -> None:
+        prompt, shown = GlobalVPP(64, border=6), picture(0, (64, 32))
+
+        plain, drawn = draw_overlay(prompt, shown, gain=0), draw_overlay(prompt, shown)
+
+        assert plain.size == drawn.size == (64, 64)
+        assert np.array_equal(np.asarray(plain)[16:48], np.asarray(shown))
+        band = prompt.mask.numpy() == 1
+        assert changed(drawn, plain)[band].mean() > 0.5
+        assert not changed(drawn, plain)[~band].any()
+
+    def test_gain_multiplies_the_change(self) -> None:
+        prompt, grey = GlobalVPP(64, border=6), Image.new("RGB", (64, 64), (128, 128, 128))
+
+        once, six = (np.asarray(draw_overlay(prompt, grey, gain=gain), dtype=float) - 128 for gain in (1, 6))
+
+        assert np.abs(once).max() == 6  # a twentieth of the way to black or white
+        assert np.abs(six - 6 * once).max() <= 3.5
+
+    def test_the_prompts_precision_does_not_matter(self) -> None:
+        prompt = GlobalVPP(64, border=6)
+        precise = np.asarray(draw_overlay(prompt, picture()), dtype=int)
+
+        assert np.abs(np.asarray(draw_overlay(prompt.bfloat16(), picture()), dtype=int) - precise).max() <= 2
+
+
+@pytest.mark.usefixtures("toy")
+class TestSensitivity:
+    def test_is_bright_where_the_tokens_look(self) -> None:
+        vpp = attached()[0].vpp
+        patches = vpp.local_vpp.generator.patches
+        seen = torch.zeros(1, 3, 64, 64)
+
+        def only_the_left(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            mask = torch.zeros_like(seen)
+            mask[..., :32] = 1
+            return (args[0] * mask,)
+
+        patches.register_forward_pre_hook(only_the_left)
+
+        drawn = np.asarray(draw_sensitivity(vpp, Image.new("RGB", (64, 32), "white")), dtype=float)
+
+        assert drawn.shape == (32, 64, 3)
+        assert drawn[:, :24].mean() > 1.5 * drawn[:, 40:].mean()
+        assert drawn.max() == 255
+        assert drawn[:, 48:].max() <= round(0.15 * 255)
+
+    def test_leaves_no_gradients_behind_and_works_without_grad(self) -> None:
+        vpp = attached()[0].vpp
+
+        with torch.no_grad():
+            draw_sensitivity(vpp, picture())
+
+        assert all(parameter.grad is None for parameter in vpp.parameters())
+
+    def test_needs_a_local_prompt(self) -> None:
+        with pytest.raises(VPPError, match="no local prompt"):
+            draw_sensitivity(attached(config=toy_config(local_vpp=None))[0].vpp, picture())

@@ -1,0 +1,270 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tests.tiny import attached, picture, tiny_llava, tiny_processor
+from vpp_plugins import Grounder, Grounding, VPPError, vpp_disabled
+from vpp_plugins.boxes import BoxStatus
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+SIZES = [(40, 24), (16, 40), (32, 32), (100, 20), (24, 24)]
+EXPRESSIONS = ["the red cup", "cup", "the cup is red . where is the red cup", "red", "is the cup the cup"]
+
+
+def saying(processor: Any, *answers: str) -> Any:
+    """The same processor, which reads these answers in turn, whatever the model wrote."""
+    left = list(answers)
+    processor.batch_decode = lambda ids, **_: [left.pop(0) for _ in ids]
+    return processor
+
+
+def showing_ids(processor: Any) -> Any:
+    """The same processor, whose answers are the token ids as text."""
+    processor.batch_decode = lambda ids, **_: [" ".join(map(str, row.tolist())) for row in ids]
+    return processor
+
+
+def grounder(*answers: str, **options: Any) -> Grounder:
+    model, processor = attached()
+    return Grounder(model, saying(processor, *answers), max_new_tokens=2, **options)
+
+
+def test_one_pair_gives_one_grounding_in_pixels_of_the_picture() -> None:
+    """The box is of the square to which LLaVA pads: 40 x 24 pixels begin 8 pixels below its top."""
+    asked = picture(0, (40, 24))
+
+    grounding = grounder(" [0.1, 0.2, 0.3, 0.6]\n")(asked, "the red cup")
+
+    assert isinstance(grounding, Grounding)
+    assert grounding.boxes == (pytest.approx((4, 0, 12, 16)),)
+    assert grounding.labels == (None,)
+    assert grounding.status == "ok"
+    assert grounding.text == "[0.1, 0.2, 0.3, 0.6]"
+    assert grounding.expression == "the red cup"
+    assert grounding.image.tobytes() == asked.tobytes()
+
+
+def test_two_lists_give_one_grounding_per_pair_in_their_order() -> None:
+    answers = [f"[0.{i}, 0.5, 0.9, 0.6]" for i in range(5)]
+
+    groundings = grounder(*answers, batch_size=2)([picture(i, (100, 100)) for i in range(5)], EXPRESSIONS)
+
+    assert [grounding.boxes[0][0] for grounding in groundings] == pytest.approx([0, 10, 20, 30, 40])
+    assert [grounding.expression for grounding in groundings] == EXPRESSIONS
+    for seed, grounding in enumerate(groundings):
+        assert grounding.image.tobytes() == picture(seed, (100, 100)).tobytes()
+
+
+def test_lists_may_be_tuples_and_may_be_empty() -> None:
+    assert grounder()([], []) == []
+    assert len(grounder("x", "y")((picture(0), picture(1)), ("red", "cup"))) == 2
+
+
+def test_every_kind_of_picture_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "photo.png"
+    picture(3).save(path)
+
+    groundings = grounder(*"abcd")([path, str(path), path.read_bytes(), picture(3)], ["cup"] * 4)
+
+    assert all(grounding.image.tobytes() == picture(3).tobytes() for grounding in groundings)
+
+
+@pytest.mark.parametrize(
+    ("images", "expressions", "message"),
+    [
+        ([picture(), picture()], ["cup"], "2 pictures came with 1 expressions"),
+        ([picture(), picture()], "cup", "one expression came with 2 pictures"),
+        (picture(), ["cup", "red"], "one picture came with 2 expressions"),
+        ("photo.jpg", ["cup"], "one picture came with 1 expressions"),
+        (picture(), "", "the expression is empty"),
+        ([picture(), picture()], ["cup", " \n"], "the expression is empty"),
+        ("missing.jpg", "cup", "'missing.jpg' does not exist"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is(images: Any, expressions: Any, message: str) -> None:
+    asking = grounder(batch_size=1)
+    asking.model.generate = None
+
+    with pytest.raises(VPPError, match=message):
+        asking(images, expressions)
+
+
+@pytest.mark.parametrize(
+    ("answer", "boxes", "status", "statuses"),
+    [
+        ("[0.1, 0.2, 0.3, 0.4]", 1, "ok", ["ok"]),
+        ("[0.1, 0.2, 0.3, 1.4]", 1, "clipped", ["clipped"]),
+        ("[0.3, 0.2, 0.1, 0.4]", 1, "inverted", ["inverted"]),
+        ("[0.1, 0.2, 0.3, 0.4] and [0.3, 0.2, 0.1, 0.4]", 2, "inverted", ["ok", "inverted"]),
+        ("[0.3, 0.2, 0.1, 0.4], [0.1, 0.2, 0.3, 1.4]", 2, "inverted", ["inverted", "clipped"]),
+        ("on the table", 0, "unparsable", ["unparsable"]),
+        ("", 0, "unparsable", ["unparsable"]),
+        ("[]", 0, "none", ["none"]),
+    ],
+)
+def test_status_is_the_worst_of_the_boxes(answer: str, boxes: int, status: str, statuses: list[str]) -> None:
+    grounding = grounder(answer)(picture(0, (100, 100)), "cup")
+
+    assert (len(grounding.boxes), grounding.status, list(grounding.statuses)) == (boxes, status, statuses)
+    assert len(grounding.labels) == boxes
+    assert isinstance(grounding.status, BoxStatus)
+
+
+def test_draw_returns_a_copy_with_every_box_on_it() -> None:
+    grounding = grounder("[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]")(Image.new("RGB", (200, 200), "white"), "cup")
+
+    drawn = grounding.draw()
+
+    assert drawn.size == (200, 200)
+    assert drawn.getpixel((20, 50)) != (255, 255, 255)
+    assert drawn.getpixel((180, 150)) != (255, 255, 255)
+    assert grounding.image.getcolors() == [(200 * 200, (255, 255, 255))]
+
+
+def hosts() -> dict[str, Callable[[], tuple[Any, Any]]]:
+    return {"attached": attached, "bare": lambda: (tiny_llava(), tiny_processor())}
+
+
+@pytest.mark.parametrize("host", hosts())
+def test_a_batch_answers_as_its_pairs_one_by_one(host: str) -> None:
+    """Token for token, with pictures of other shapes and expressions of other lengths beside them."""
+    model, processor = hosts()[host]()
+    asking = Grounder(model, showing_ids(processor), max_new_tokens=6)
+    pictures = [picture(seed, size) for seed, size in enumerate(SIZES)]
+
+    together = asking(pictures, EXPRESSIONS)
+
+    compared = 0
+    for shown, expression, grounding in zip(pictures, EXPRESSIONS, together, strict=True):
+        certain = certain_tokens(asking, shown, expression)
+        alone = asking(shown, expression)
+        assert grounding.text.split()[:certain] == alone.text.split()[:certain]
+        compared += certain
+    assert compared > 20
+    assert len({grounding.text for grounding in together}) > 1
+
+
+def certain_tokens(asking: Grounder, shown: Image.Image, expression: str) -> int:
+    """How many tokens of the answer come before the first that hangs on less than rounding could turn."""
+    inputs = asking.processor(images=[shown], text=[asking._prompt(expression)], return_tensors="pt")
+    answer = asking.model.generate(
+        **inputs, do_sample=False, max_new_tokens=6, return_dict_in_generate=True, output_logits=True
+    )
+    first, second = torch.cat(answer.logits).topk(2).values.unbind(-1)
+    return int((first - second > 1e-3).long().cumprod(0).sum())
+
+
+def test_inside_vpp_disabled_the_bare_host_answers() -> None:
+    model, processor = attached()
+    pictures = [picture(seed, size) for seed, size in enumerate(SIZES)]
+    asking = Grounder(model, showing_ids(processor), max_new_tokens=6)
+    bare = Grounder(tiny_llava(), showing_ids(processor.processor), max_new_tokens=6)
+
+    with vpp_disabled(model):
+        disabled = [grounding.text for grounding in asking(pictures, EXPRESSIONS)]
+
+    assert disabled == [grounding.text for grounding in bare(pictures, EXPRESSIONS)]
+    assert disabled != [grounding.text for grounding in asking(pictures, EXPRESSIONS)]
+
+
+def test_the_families_question_is_asked_in_the_hosts_chat_template() -> None:
+    model, processor = tiny_llava(), tiny_processor()
+    question = "Please provide the bounding box coordinate of the region this sentence describes: the red cup."
+    asking = Grounder(model, processor)
+
+    assert asking._prompt("the red cup") == f"USER: <image>\n{question} ASSISTANT:"
+
+    processor.chat_template = (
+        "{% for message in messages %}<image>{{ message.role }}: {{ message.content[1].text }}{% endfor %}"
+        "{% if add_generation_prompt %} answer:{% endif %}"
+    )
+    assert asking._prompt("the red cup") == f"<image>user: {question} answer:"
+
+
+def test_another_families_codec_can_be_named() -> None:
+    asking = grounder("<|box_start|>(100,200),(300,400)<|box_end|>", box_format="qwen2-vl")
+
+    grounding = asking(picture(0, (50, 100)), "the red cup")
+
+    assert "Locate the red cup in this image" in asking._prompt("the red cup")
+    assert grounding.boxes == (pytest.approx((5, 20, 15, 40)),)
+
+
+def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(VPPError, match="Did you mean 'llava'"):
+        grounder(box_format="lava")
+    with pytest.raises(VPPError, match="batch_size must be at least 1"):
+        grounder(batch_size=0)
+    with pytest.raises(VPPError, match="no adapter claims Linear"):
+        Grounder(nn.Linear(2, 2), tiny_processor())
+
+
+def test_a_batch_is_padded_on_the_left_and_the_tokenizers_own_side_put_back() -> None:
+    asking = grounder("x", "y")
+    asking.processor.tokenizer.padding_side = "right"
+    masks: list[Tensor] = []
+    generate = asking.model.generate
+    asking.model.generate = lambda **inputs: (masks.append(inputs["attention_mask"]), generate(**inputs))[1]
+
+    asking([picture(), picture()], ["cup", "the red cup . the red cup"])
+
+    assert not masks[0][0, 0]
+    assert masks[0][:, -1].all()
+    assert asking.processor.tokenizer.padding_side == "right"
+
+    with pytest.raises(VPPError, match="2 image placeholders"):
+        asking(picture(), "the <image> cup")
+    assert asking.processor.tokenizer.padding_side == "right"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_modules_training_mode_is_put_back(fails: bool) -> None:
+    asking = grounder("x")
+    model = asking.model.train()
+    model.model.vision_tower.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    during: list[bool] = []
+    generate = model.generate
+
+    def watched(**inputs: Any) -> Tensor:
+        during.extend(module.training for module in model.modules())
+        if fails:
+            raise RuntimeError("out of memory")
+        return generate(**inputs)
+
+    model.generate = watched
+    if fails:
+        with pytest.raises(RuntimeError):
+            asking(picture(), "cup")
+    else:
+        asking(picture(), "cup")
+
+    assert not any(during)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert sum(before.values()) > 10
+
+
+def test_answers_are_greedy_whatever_the_generation_config_says() -> None:
+    model, processor = attached()
+    asking = Grounder(model, showing_ids(processor), max_new_tokens=6)
+    greedy = asking(picture(), "cup").text
+
+    model.generation_config.do_sample = True
+    model.generation_config.num_beams = 3
+
+    assert {asking(picture(), "cup").text for _ in range(3)} == {greedy}
+
+
+def test_an_encoder_decoders_answer_is_read_from_its_start() -> None:
+    """Its output does not repeat the prompt, whose length was cut off all the same."""
+    model, processor = tiny_llava(), showing_ids(tiny_processor())
+    model.generate = lambda **_: torch.tensor([[7, 8, 9]])
+    model.config.is_encoder_decoder = True
+
+    assert Grounder(model, processor)(picture(), "cup").text == "7 8 9"

@@ -1,0 +1,104 @@
+"""Whether a call of an attached host can be served, and if not, what to do about it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.vpp import TOKEN, VPP
+from vpp_plugins.session import HostState
+
+
+def has_images(state: HostState, call: dict[str, Any]) -> bool:
+    """Return whether the call's arguments bring the host pictures."""
+    return any(call.get(name) is not None for name in state.backbone.image_arguments)
+
+
+def check_call(state: HostState, vpp: VPP, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None) -> None:
+    """Raise VPPError for a call whose text, pictures and prompts do not belong together.
+
+    `ids` are those that will be embedded, `pixels` the detector's pictures, None where there is none.
+    """
+    if pixels is not None:
+        _check_pixels(state, vpp, pixels)
+    if not state.disabled:
+        _check_images(state, vpp, call, pixels)
+    if ids is None:
+        if pixels is not None:
+            raise VPPError("vpp_pixel_values need input_ids, where the placeholders stand; inputs_embeds have none.")
+        return
+    if vpp.token_id is None:
+        if pixels is not None:
+            raise VPPError(
+                f"the model does not know the id of {TOKEN}: make a VPPProcessor(processor, model), or call "
+                "model.vpp.bind_token(id)."
+            )
+        return
+    if not torch.compiler.is_compiling():  # counting would break the graph
+        placeholders = int(ids.eq(vpp.token_id).sum())
+        _check_count(state, vpp, placeholders, images=0 if pixels is None else pixels.shape[0])
+
+
+def embedded_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
+    """Return the ids that generate will embed: not those that a key-value cache already holds."""
+    given = (call.get("input_ids"), call.get("inputs"), *rest)
+    ids = next((c for c in given if isinstance(c, Tensor) and c.ndim == 2 and not c.is_floating_point()), None)
+    cache, mask = call.get("past_key_values"), call.get("attention_mask")
+    if ids is None or cache is None or (mask is not None and mask.shape[1] != ids.shape[1]):  # as generate tells them
+        return ids
+    return ids[:, int(cache.get_seq_length()) :]
+
+
+def refuse_nested(pixels: Tensor | None) -> None:
+    """Raise VPPError for pictures of a call within another: the running one's prompts would stand in for them."""
+    if pixels is not None:
+        raise VPPError(
+            "vpp_pixel_values came in a call within another call of the same model: make one after the other."
+        )
+
+
+def refuse_chunks(host: Any, call: dict[str, Any]) -> None:
+    """Raise VPPError where generate would cut the prompt into chunks."""
+    config = call.get("generation_config") or host.generation_config
+    if call.get("prefill_chunk_size") or config.prefill_chunk_size:
+        raise VPPError("prefill_chunk_size cuts the prompt between placeholders: leave it unset together with VPP.")
+
+
+def _check_count(state: HostState, vpp: VPP, placeholders: int, *, images: int) -> None:
+    if placeholders and state.disabled:
+        raise VPPError(
+            f"input_ids hold {placeholders} {TOKEN} placeholders, but VPP is disabled here: make the inputs inside the "
+            "vpp_disabled block."
+        )
+    each = vpp.tokens_per_image
+    if placeholders != images * each:
+        raise VPPError(
+            f"input_ids hold {placeholders} {TOKEN} placeholders, but vpp_pixel_values hold {images} images that need "
+            f"{images * each} ({each} each): make text and images in one VPPProcessor call."
+        )
+
+
+def _check_pixels(state: HostState, vpp: VPP, pixels: Tensor) -> None:
+    if state.disabled:
+        raise VPPError("vpp_pixel_values came while VPP is disabled: make the inputs inside the vpp_disabled block.")
+    if vpp.local_vpp is None:
+        raise VPPError("vpp_pixel_values came, but this model has no local prompt: leave them out.")
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % 32 or pixels.shape[3] % 32:
+        raise VPPError(
+            "vpp_pixel_values must be [images, 3, height, width] with sides in multiples of 32, but are "
+            f"{list(pixels.shape)}."
+        )
+
+
+def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tensor | None) -> None:
+    features = call.get("mm_encoder_outputs") or {}
+    if features.get("image") is not None and vpp.global_vpp is not None:
+        raise VPPError(
+            "precomputed image features bypass the vision encoder, where the global prompt acts: pass the pixels."
+        )
+    if pixels is None and vpp.tokens_per_image and has_images(state, call):
+        raise VPPError(
+            f"images came without vpp_pixel_values, but this model has a local prompt of {vpp.tokens_per_image} tokens "
+            "per image: make the inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
+        )

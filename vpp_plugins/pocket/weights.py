@@ -1,0 +1,150 @@
+"""The shipped weights: one frozen backbone that tower and detector share, and one file per arm for what was trained.
+
+backbone.safetensors   EfficientNet-Lite0 (ImageNet), float16
+plain.safetensors      the arm without VPP, float16, its language model's matrices as int8 with one scale per row
+vpp.safetensors        the arm with VPP, likewise; its prompts' tensors start with "vpp."
+pocket.json            sizes of the language model
+vpp_config.json        what was attached
+tokenizer*.json, chat_template.jinja
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+from vpp_plugins.attach import attach_vpp, is_attached
+from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
+from vpp_plugins.pocket.build import build_pocket
+from vpp_plugins.processor import VPPProcessor
+
+FOLDER = Path(__file__).with_name("weights")
+BACKBONE_PREFIXES = ("model.vision_tower.backbone.", "vpp.local_prompt.generator.backbone.body.")
+"""Where the one backbone stands: in the vision tower and in the detector."""
+QUANTISED = "language_model.layers."
+SCALE = "@scale"
+
+
+def load_pocket(
+    vpp: bool = True, folder: str | Path = FOLDER
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | VPPProcessor]:
+    """Return the trained pocket model, float32 on the CPU and in evaluation mode, with its processor. Works offline.
+
+    `vpp` chooses the arm: with Visual Position Prompts attached, or the twin that was trained alike without them.
+    Raises VPPError where the weights are missing or damaged.
+    """
+    folder = Path(folder)
+    tokenizer = _load_tokenizer(folder)
+    model, processor = build_pocket(tokenizer, **_read_sizes(folder))
+    weights = expand(_read(folder / ("vpp.safetensors" if vpp else "plain.safetensors")))
+    backbone = _read(folder / "backbone.safetensors")
+    if vpp:
+        attach_vpp(model, VPPConfig.load(folder / "vpp_config.json"))
+    _load(model, weights, backbone)
+    if not vpp:
+        return model, processor
+    model.vpp.trained = True
+    return model, VPPProcessor(processor, model)
+
+
+def save_pocket(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write one arm, told by whether VPP is attached; the backbone must be the same in both, as it is frozen.
+
+    `tokenizer` is the host's, without `<|vpp|>`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = model.state_dict()
+    backbone = {name.removeprefix(BACKBONE_PREFIXES[0]): v for name, v in state.items() if BACKBONE_PREFIXES[0] in name}
+    trained = {name: v for name, v in state.items() if not name.startswith((*BACKBONE_PREFIXES, "lm_head."))}
+    attached = is_attached(model)
+    save_file(compress(trained), folder / ("vpp.safetensors" if attached else "plain.safetensors"))
+    save_file({name: _half(value) for name, value in backbone.items()}, folder / "backbone.safetensors")
+    text = model.config.text_config
+    sizes = {
+        "image_size": model.config.vision_config.image_size,
+        "hidden_size": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "heads": text.num_attention_heads,
+        "intermediate_size": text.intermediate_size,
+    }
+    (folder / "pocket.json").write_text(json.dumps(sizes, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    if attached:
+        model.vpp.config.save(folder / "vpp_config.json")
+
+
+def compress(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return float16, and int8 with a float16 scale per row for the language model's matrices."""
+    small = {}
+    for name, value in state.items():
+        if QUANTISED in name and value.ndim == 2:
+            scale = _half(value.float().abs().amax(1, keepdim=True).clamp(min=1e-6) / 127)
+            small[name] = (value.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
+            small[name + SCALE] = scale
+        else:
+            small[name] = _half(value)
+    return small
+
+
+def expand(small: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `compress`, in float32, up to rounding."""
+    names = [name for name in small if not name.endswith(SCALE)]
+    scales = {name: small[name + SCALE].float() for name in names if name + SCALE in small}
+    return {name: small[name].float() * scales.get(name, torch.ones(())) for name in names}
+
+
+def _half(value: Tensor) -> Tensor:
+    return value.detach().to(torch.float16).contiguous() if value.is_floating_point() else value.detach().clone()
+
+
+def _load(model: LlavaForConditionalGeneration, weights: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
+    """Fill the model; every tensor must find its place, and the shared backbone fills both of its own."""
+    weights["lm_head.weight"] = weights.get("model.language_model.embed_tokens.weight", torch.empty(0))
+    for name in model.state_dict():
+        for prefix in BACKBONE_PREFIXES:
+            if name.startswith(prefix) and name.removeprefix(prefix) in backbone:
+                weights[name] = backbone[name.removeprefix(prefix)]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = f"{str(error)[:300]} ..."
+        raise VPPError(f"the pocket model's weights do not fit this version of the library: {reason}") from None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise VPPError(f"'{path}' is damaged ({error}): install the library again, or train anew.") from None
+    return tensors
+
+
+def _read_sizes(folder: Path) -> dict[str, int]:
+    path = folder / "pocket.json"
+    if not path.is_file():
+        raise _missing(path)
+    sizes: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+    return sizes
+
+
+def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    if not (folder / "tokenizer.json").is_file():
+        raise _missing(folder / "tokenizer.json")
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer
+
+
+def _missing(path: Path) -> VPPError:
+    return VPPError(
+        f"the pocket model's '{path.name}' is missing in '{path.parent}': install the library with its data files, "
+        "or train the model with examples/pocket."
+    )
