@@ -1,7 +1,7 @@
 """What attaching costs a forward on the host's side, beyond the prompts' own work and the extra tokens.
 
-Every round times all variants one after another, so that a busy machine slows all of them; a row is the median over the rounds
-of a difference within the round, with a bootstrap interval. The host is tiny, so that the differences are not drowned by it.
+Every round times all variants one after another, so that a busy machine slows all of them; a row is the median over the
+rounds of a difference within the round, with a bootstrap interval. The host is tiny, so that it does not drown them.
 """
 
 import random
@@ -38,7 +38,13 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"name": self.name, "value": self.value, "interval": self.interval, "bar": self.bar, "status": self.status}
+        return {
+            "name": self.name,
+            "value": self.value,
+            "interval": self.interval,
+            "bar": self.bar,
+            "status": self.status,
+        }
 
 
 def measure() -> list[Row]:
@@ -96,10 +102,20 @@ def _host() -> LlavaForConditionalGeneration:
     torch.manual_seed(0)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
         ),
         text_config=LlamaConfig(
-            vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
         ),
         image_token_id=IMAGE_ID,
     )
@@ -107,7 +123,14 @@ def _host() -> LlavaForConditionalGeneration:
 
 
 def _config() -> VPPConfig:
-    detector = {"backbone": "resnet10t", "width": 32, "heads": 4, "feedforward": 32, "encoder_layers": 1, "decoder_layers": 1}
+    detector = {
+        "backbone": "resnet10t",
+        "width": 32,
+        "heads": 4,
+        "feedforward": 32,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+    }
     return VPPConfig(
         global_vpp=GlobalVPPConfig(size=32, border=4),
         local_vpp=LocalVPPConfig(num_queries=QUERIES, image_size=64, projector_size=16, generator_options=detector),

@@ -409,6 +409,19 @@ class TestCalls:
         assert str(ours) == str(LlavaForConditionalGeneration)
         assert ours is attached_class(LlavaForConditionalGeneration)
 
+    def test_so_does_the_class_of_a_host_that_someone_wrote_in_a_function(self) -> None:
+        class Mine(LlavaForConditionalGeneration):
+            """A host of one's own."""
+
+        ours = attached_class(Mine)
+
+        assert (ours.__name__, ours.__qualname__, ours.__module__) == (
+            Mine.__name__,
+            Mine.__qualname__,
+            Mine.__module__,
+        )
+        assert str(ours) == str(Mine)
+
     def test_untrained_prompts_warn_once(self) -> None:
         model, processor = attached(trained=False)
         text, inputs = inputs_for(processor, [0]), inputs_for(processor, [1])

@@ -89,9 +89,8 @@ class AttachedHost:
             )
         if is_main_process:
             vpp = active_vpp(self)
-            gathered = state_dict is not None and prompts.keys() == vpp.state_dict().keys()
-            with session.onloaded(vpp):
-                write_vpp(vpp, save_directory, prompts if gathered else None)
+            whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
+            write_vpp(vpp, save_directory, prompts if whole else None)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (type(self)._vpp_host_class,), self.__dict__.copy()

@@ -13,7 +13,7 @@ from vpp_plugins.pocket.weights import BACKBONE_PREFIXES
 
 
 def assemble(checkpoint: Path) -> tuple[LlavaForConditionalGeneration, VPPProcessor, PreTrainedTokenizerFast]:
-    """Build the model of a checkpoint of train.py, with its averaged weights, or of finetune.py; returns the host's tokenizer too."""
+    """Build the model of a checkpoint of train.py (its averaged weights) or finetune.py; also the host's tokenizer."""
     saved = torch.load(checkpoint, weights_only=True)
     model, processor = build_pocket(**saved["size"])
     tokenizer = processor.tokenizer

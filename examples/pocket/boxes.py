@@ -1,4 +1,4 @@
-"""Validation on cached features: greedy boxes, four corners one after another, for all of a picture's expressions at once."""
+"""Validation on cached features: greedy boxes for all of a picture's expressions at once, corner by corner."""
 
 import dataclasses
 import random

@@ -1,4 +1,4 @@
-"""Render scenes once and keep the frozen backbone's features, with and without the drawn axes, for the fast part of training.
+"""Render scenes once and keep the frozen backbone's features, with and without the drawn axes, for stage 1.
 
     python examples/pocket/cache_features.py --assets assets --out cache --split train --count 24000 --part 0/2
 

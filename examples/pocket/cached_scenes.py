@@ -19,7 +19,7 @@ SIZE = 320  # of a scene, the tower's and the detector's pictures, in pixels
 
 
 def curriculum(assets: Assets, split: str, seed: int) -> list[SceneGenerator]:
-    """Ten generators that take turns: training mixes in scenes of one and of two or three objects, all else is the benchmark."""
+    """Ten generators that take turns; training mixes in scenes of one and of two or three objects."""
     bounds = [(1, 1)] * 2 + [(2, 3)] * 2 + [(3, 6)] * 6 if split == "train" else [(3, 6)] * 10
     made = {
         b: SceneGenerator(assets, split=split, seed=seed, size=SIZE, min_objects=b[0], max_objects=b[1])
@@ -59,7 +59,7 @@ def arm_config() -> VPPConfig:
 
 
 class CachedScenes:
-    """Features and descriptions of the scenes of one split and arm; parts that are still being written grow with `refresh`."""
+    """Features and descriptions of one split's scenes, for one arm; parts still being written grow with `refresh`."""
 
     def __init__(self, folder: Path, split: str, arm: str) -> None:
         self._listings = sorted(folder.glob(f"{split}_[0-9]*of*.jsonl"))
@@ -74,7 +74,7 @@ class CachedScenes:
             return
         self.records, self._where = [], []
         for part, path in enumerate(self._listings):
-            lines = [line for line in path.read_text().split("\n")[:-1]]
+            lines = path.read_text().split("\n")[:-1]
             self.records += map(json.loads, lines)
             self._where += [(part, row) for row in range(len(lines))]
         names = sorted({name for record in self.records for name, _ in record["objects"]})

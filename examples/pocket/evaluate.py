@@ -1,4 +1,4 @@
-"""Score the pocket model as users run it (real pictures through `Grounder`), beside what is reached without reading or looking.
+"""Score the pocket model as users run it, pictures through `Grounder`, beside text-blind baselines.
 
     python examples/pocket/evaluate.py --assets assets --out pocket_scores.json
     python examples/pocket/evaluate.py --assets assets --checkpoint runs/vpp/checkpoint.pt --sets test --scenes 50

@@ -2,7 +2,7 @@
 
     python examples/pocket/finetune.py runs/vpp/checkpoint.pt --assets assets --out runs/vpp2 --steps 150
 
-Both arms take the same steps over the same scenes; only the backbones stay frozen. Stop it at any time: `--resume` goes on.
+Both arms take the same steps over the same scenes; only the backbones stay frozen. `--resume` goes on after a stop.
 """
 
 import argparse
@@ -26,20 +26,17 @@ from vpp_plugins.images import letterbox
 from vpp_plugins.pocket.packing import IGNORE, pack
 from vpp_plugins.pocket.weights import BACKBONE_PREFIXES
 
+LOCAL = "vpp.local_prompt."
 FIRST_SCENE = 1_000_000  # beyond those that stage 1 saw
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All weights but the frozen backbones', under stage 1's names, so that `assemble` reads both stages' checkpoints."""
+    """All weights but the frozen backbones', under stage 1's names, so that `assemble` reads both stages."""
     state = {name: value for name, value in model.state_dict().items() if not name.startswith(BACKBONE_PREFIXES)}
     host = {f"llava.{name}": value for name, value in state.items() if not name.startswith("vpp.")}
-    local = {
-        name.replace("vpp.local_prompt.", "local_vpp."): v
-        for name, v in state.items()
-        if name.startswith("vpp.local_prompt.")
-    }
-    axes = {"global_vpp.prompt": state[name] for name in state if name == "vpp.global_prompt.prompt"}
-    return host | local | axes
+    local = {f"local_vpp.{n.removeprefix(LOCAL)}": v for n, v in state.items() if n.startswith(LOCAL)}
+    axes = "vpp.global_prompt.prompt"
+    return host | local | ({"global_vpp.prompt": state[axes]} if axes in state else {})
 
 
 def main() -> None:

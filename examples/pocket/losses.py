@@ -8,15 +8,12 @@ from torch import Tensor, nn
 from vpp_plugins.pocket.packing import IGNORE
 
 BLUR = 1.5  # hundredths: a coordinate's neighbours count as nearly right
-PUNCTUATION_WEIGHT, WORD_WEIGHT, EMPTY_WEIGHT = (
-    0.1,
-    0.5,
-    0.2,
-)  # beside a coordinate's 1; a cell without object beside one with
+PUNCTUATION_WEIGHT, WORD_WEIGHT = 0.1, 0.5  # beside a coordinate's 1
+EMPTY_WEIGHT = 0.2  # of a cell without object, beside 1 of a cell with one
 
 
 def answer_loss(logits: Tensor, labels: Tensor, questions: Questions) -> Tensor:
-    """Cross-entropy on answers, `logits` [answers, vocabulary] being those where `labels` [batch, length] is not IGNORE.
+    """Cross-entropy on answers; `logits` [answers, vocabulary] are those where `labels` is not IGNORE.
 
     A coordinate's target is a bell over its neighbours. Brackets and commas are learnt at once, so they count little.
     """
@@ -39,7 +36,7 @@ def bell_loss(log_probability: Tensor, steps: Tensor) -> Tensor:
 
 
 def word_loss(tokens: Tensor, table: Tensor, targets: list[tuple[Tensor, Tensor]], empty_id: int) -> Tensor:
-    """Align projected tokens [batch, tokens, hidden] with the words' embeddings, as LLaVA's first stage does for its projector.
+    """Align projected tokens [batch, tokens, hidden] with the words' embeddings, as LLaVA's first stage does.
 
     `targets` holds, per picture, (token, word) pairs: see `questions.patch_words`.
     """
@@ -51,9 +48,9 @@ def word_loss(tokens: Tensor, table: Tensor, targets: list[tuple[Tensor, Tensor]
 
 
 def corner_loss(tokens: Tensor, table: Tensor, corners: nn.ModuleList, boxes: Tensor) -> Tensor:
-    """Align projected queries [objects, hidden] with the coordinates of their boxes (xyxy fractions), one linear map per corner value.
+    """Align projected queries [objects, hidden] with the coordinates of their boxes (xyxy fractions).
 
-    So an attention head of the language model can copy a coordinate, which it would else have to compute.
+    One linear map reads one of the four: then an attention head can copy what it would else have to compute.
     """
     tokens = F.rms_norm(tokens.float(), tokens.shape[-1:])
     read = [F.linear(corner(tokens), table).log_softmax(-1) for corner in corners]

@@ -62,7 +62,7 @@ def set_loss(logits: Tensor, boxes: Tensor, names: list[Tensor], wanted: list[Te
 
 @torch.no_grad()
 def evaluate(detector: nn.Module, heads: nn.Module, scenes: CachedScenes, count: int) -> dict[str, float]:
-    """Recall at IoU 0.5 of all queries, and of queries that also name the object right (best class that is not "nothing")."""
+    """Recall at IoU 0.5 of all queries, and of those that also name the object right."""
     detector.eval()
     boxes_found = named = total = 0
     for first in range(0, count, 50):

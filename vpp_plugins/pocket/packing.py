@@ -1,15 +1,16 @@
 """Many questions about one picture in one sequence: the picture's tokens are computed once, no question sees another.
 
-A packed sequence is the picture's prefix and then one segment per question with its answer. A segment's positions go on from the
-prefix, so every logit equals that of the single-turn sequence (tested).
+A packed sequence is the picture's prefix and then one segment per question with its answer. A segment's positions go
+on from the prefix, so every logit equals that of the single-turn sequence (tested).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 IGNORE = -100
 
@@ -65,16 +66,17 @@ def pack(prefix: Sequence[int], questions: Sequence[Sequence[Segment]], pad_id: 
 
 
 def forward_packed(
-    model: nn.Module,
+    model: Any,
     packed: Packed,
     image_tokens: Float[Tensor, "batch tokens hidden"],
     prompt_tokens: Float[Tensor, "batch queries hidden"] | None = None,
     *,
-    prompt_id: int | None = None,
+    prompt_id: int = -1,
 ) -> Float[Tensor, "batch length hidden"]:
-    """Run a LLaVA's language model over packed sequences; the result times the output head's weights are the logits.
+    """Run the language model of `model`, a LLaVA, over packed sequences, up to its output head.
 
-    `image_tokens` are projected features. `prompt_tokens` stand where `prompt_id` stands, like the local prompt of an attached model.
+    `image_tokens` are projected features. `prompt_tokens` go where `prompt_id` stands, like the local prompt of an
+    attached model.
     """
     llava = model.model
     embeddings = llava.get_input_embeddings()(packed.input_ids)

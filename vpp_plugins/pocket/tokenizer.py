@@ -15,17 +15,22 @@ IMAGE_TOKEN = "<image>"
 END_TOKEN = "</s>"
 PAD_TOKEN = "<pad>"
 GROUNDING_QUESTION = "Please provide the bounding box coordinate of the region this sentence describes:"
-AXES_SENTENCE = " Each image is accompanied by axes. If the question pertains to the bounding box coordinates, refer to the axes for the response."
+AXES_SENTENCE = (
+    " Each image is accompanied by axes. If the question pertains to the bounding box coordinates, refer to the axes "
+    "for the response."
+)
 REGION_QUESTION = "Please provide a short description for this region:"
 COORDINATES = tuple(str(round(step / 100, 2)) for step in range(101))
-"""The 101 values a LLaVA box is written with: two decimals, trailing zeros dropped, so "0.0", "0.01", ..., "0.1", ..., "1.0"."""
+"""The 101 values a LLaVA box is written with: two decimals, trailing zeros dropped, so "0.1" and not "0.10"."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
     "{{ ' ' if message['role'] == 'user' else '</s>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -34,9 +39,11 @@ CHAT_TEMPLATE = (
 _TEMPLATE_WORDS = (
     "the left {} the right {} leftmost {} rightmost {} {} on the left {} on the right {} farthest to the left "
     "{} farthest to the right top {} bottom {} upper {} lower {} topmost {} bottommost {} highest {} lowest {} "
-    "{} at the top {} at the bottom smaller {} small {} smallest {} bigger {} larger {} big {} biggest {} large {} largest {} "
+    "{} at the top {} at the bottom smaller {} small {} smallest {} "
+    "bigger {} larger {} big {} biggest {} large {} largest {} "
     "the second {} from the left the third {} from the right the second {} from the top the third {} from the bottom "
-    "the {} in the middle the {} to the left of the {} the {} to the right of the {} the {} left of the {} the {} right of the {} "
+    "the {} in the middle the {} to the left of the {} the {} to the right of the {} "
+    "the {} left of the {} the {} right of the {} "
     "the {} above the {} the {} below the {} the {} closest to the {} the {} nearest to the {} the {} next to the {} "
     "the {} farthest from the {} a {} an {} the object the biggest object"
 )
@@ -44,9 +51,10 @@ _COLOURS = "red green blue yellow white black brown grey orange pink purple gold
 
 
 def build_tokenizer(words: Iterable[str] | None = None, vocab_size: int = 1600) -> "PreTrainedTokenizerFast":
-    """Train the tokenizer on nouns and expression templates; `words` defaults to the scene benchmark's nouns and attributes.
+    """Train the tokenizer on nouns and expression templates.
 
-    Text is lower-cased and falls back to bytes, so any text can be written. `vocab_size` counts the BPE pieces only.
+    `words` defaults to the scene benchmark's nouns and attributes. Text is lower-cased and falls back to bytes, so any
+    text can be written. `vocab_size` counts the BPE pieces only.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -65,7 +73,7 @@ def build_tokenizer(words: Iterable[str] | None = None, vocab_size: int = 1600) 
     )
     backend.train_from_iterator(_corpus(nouns), trainer)
     phrases = (GROUNDING_QUESTION, AXES_SENTENCE, REGION_QUESTION, "USER:", "ASSISTANT:", ", ", "]", *COORDINATES)
-    # lstrip: "ASSISTANT: [0.1" and "ASSISTANT:[0.1" must give the same ids, for the answer is generated right after the colon
+    # lstrip: "ASSISTANT: [0.1" and "ASSISTANT:[0.1" must give the same ids, for answers begin right after the colon
     backend.add_tokens([AddedToken("[", lstrip=True, normalized=False)])
     backend.add_tokens([AddedToken(phrase, normalized=False) for phrase in phrases])
     tokenizer = PreTrainedTokenizerFast(

@@ -1,5 +1,7 @@
 """The pocket model's vision tower: EfficientNet-Lite0 as a drop-in for LLaVA's CLIP."""
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
@@ -18,29 +20,33 @@ class PocketVisionConfig(PretrainedConfig):
 
     model_type = "vpp_pocket_vision"
 
-    image_size: int = 320
-    patch_size: int = 32
-    hidden_size: int = TOKEN_WIDTH
-    num_hidden_layers: int = 1
+    def __init__(
+        self, image_size: int = 320, patch_size: int = 32, hidden_size: int = TOKEN_WIDTH, **others: Any
+    ) -> None:
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = 1
+        super().__init__(**others)
 
 
 class PocketVisionModel(PreTrainedModel):
     """EfficientNet-Lite0's last two feature maps as one grid of tokens, normalised, plus a learnable 2-D position.
 
-    The backbone is frozen, batch norm included. A convolution tells no place, so the position embedding is the only sign of it.
+    The backbone is frozen, batch norm included. A convolution tells no place: the position embedding alone does.
     """
 
     config_class = PocketVisionConfig
     main_input_name = "pixel_values"
     base_model_prefix = "vision"
-    input_modalities = ("image",)
+    input_modalities = "image"
 
     def __init__(self, config: PocketVisionConfig) -> None:
         super().__init__(config)
         self.backbone = create_backbone()
         self.norm = nn.LayerNorm(config.hidden_size)
         self.position = nn.Parameter(sine_positions(config.image_size // config.patch_size, config.hidden_size))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Keep what the constructors drew: the backbone is loaded, and the position starts as sines."""

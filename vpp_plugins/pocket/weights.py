@@ -11,6 +11,7 @@ tokenizer*.json, chat_template.jinja
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -41,19 +42,20 @@ def load_pocket(
     """
     folder = Path(folder)
     tokenizer = _load_tokenizer(folder)
-    model, processor = build_pocket(tokenizer, **_read_sizes(folder))
+    host, processor = build_pocket(tokenizer, **_read_sizes(folder))
+    model: Any = host
     weights = expand(_read(folder / ("vpp.safetensors" if vpp else "plain.safetensors")))
     backbone = _read(folder / "backbone.safetensors")
     if vpp:
         attach_vpp(model, VPPConfig.load(folder / "vpp_config.json"))
     _load(model, weights, backbone)
     if not vpp:
-        return model, processor
+        return host, processor
     model.vpp.trained = True
-    return model, VPPProcessor(processor, model)
+    return host, VPPProcessor(processor, model)
 
 
-def save_pocket(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """Write one arm, told by whether VPP is attached; the backbone must be the same in both, as it is frozen.
 
     `tokenizer` is the host's, without `<|vpp|>`.
@@ -104,7 +106,7 @@ def _half(value: Tensor) -> Tensor:
     return value.detach().to(torch.float16).contiguous() if value.is_floating_point() else value.detach().clone()
 
 
-def _load(model: LlavaForConditionalGeneration, weights: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
+def _load(model: Any, weights: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
     """Fill the model; every tensor must find its place, and the shared backbone fills both of its own."""
     weights["lm_head.weight"] = weights.get("model.language_model.embed_tokens.weight", torch.empty(0))
     for name in model.state_dict():
