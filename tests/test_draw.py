@@ -5,8 +5,9 @@ from PIL import Image, ImageColor
 
 from tests.tiny import attached, picture, toy_config
 from vpp_plugins import GlobalVPP, VPPError
-from vpp_plugins.draw import COLOURS, draw_boxes, draw_overlay, draw_prompt, draw_sensitivity
-from vpp_plugins.prompts import draw_axes
+from vpp_plugins.draw import COLOURS, draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
+from vpp_plugins.prompts import VPP, draw_axes
+from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 
 WHITE = Image.new("RGB", (200, 100), "white")
 BOXES = [(20.0, 10.0, 80.0, 60.0), (100.0, 30.0, 190.0, 90.0)]
@@ -123,3 +124,41 @@ class TestSensitivity:
     def test_needs_a_local_prompt(self) -> None:
         with pytest.raises(VPPError, match="no local prompt"):
             draw_sensitivity(attached(config=toy_config(local_vpp=None))[0].vpp, picture())
+
+
+@pytest.mark.usefixtures("toy")
+class TestQueries:
+    """What the local queries see, on a picture of 200 x 100 pixels: its square begins 50 pixels above it."""
+
+    def heads(self, vpp: VPP) -> DetectionHeads:
+        """Heads that see one cup, in the left half of the square's middle, whatever the query."""
+        assert vpp.local_vpp is not None
+        heads = DetectionHeads(vpp.local_vpp.generator.width, 1)
+        with torch.no_grad():
+            for parameter in heads.parameters():
+                parameter.zero_()
+            heads.class_embed.bias.copy_(torch.tensor([5.0, 0.0]))
+            heads.bbox_embed.layers[-1].bias.copy_(torch.logit(torch.tensor([0.25, 0.5, 0.4, 0.3])))
+        return heads
+
+    def test_boxes_are_brought_from_the_square_to_the_picture(self) -> None:
+        vpp = attached()[0].vpp
+
+        drawn = draw_queries(vpp, self.heads(vpp), ["cup"], WHITE)
+
+        different = changed(drawn, WHITE)
+        assert different[78:81, 20:80].any(0).all()  # the lower edge, which no label covers
+        assert different[50:78, 9:12].any(1).all()
+        assert different[50:78, 88:91].any(1).all()
+        assert not different[82:].any()
+        assert not different[:, 92:].any()
+
+    def test_unsure_queries_are_left_out(self) -> None:
+        vpp = attached()[0].vpp
+
+        assert not changed(draw_queries(vpp, self.heads(vpp), ["cup"], WHITE, at_least=0.999), WHITE).any()
+
+    def test_needs_a_local_prompt(self) -> None:
+        bare = attached(config=toy_config(local_vpp=None))[0].vpp
+        with pytest.raises(VPPError, match="no local prompt"):
+            draw_queries(bare, self.heads(attached()[0].vpp), ["cup"], WHITE)

@@ -38,6 +38,7 @@ from vpp_plugins.host import active_vpp
 pytestmark = pytest.mark.usefixtures("toy")
 
 LORA = {
+    "plain": LoraConfig(target_modules=["q_proj"]),
     "modules_to_save": LoraConfig(target_modules=["q_proj"], modules_to_save=["vpp"]),
     "lora on the embedding": LoraConfig(target_modules=["q_proj", "embed_tokens"]),
     "saved embedding": LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
@@ -96,8 +97,9 @@ class TestPeft:
         with peft.disable_adapter():
             assert torch.equal(logits(peft, inputs), expected)
 
-    def test_a_peft_model_that_is_attached_afterwards(self) -> None:
-        peft = get_peft_model(tiny_llava(), LoraConfig(target_modules=["q_proj"]))
+    @pytest.mark.parametrize("lora", ["plain", "lora on the embedding", "saved embedding", "saved vision tower"])
+    def test_a_peft_model_that_is_attached_afterwards(self, lora: str) -> None:
+        peft = get_peft_model(tiny_llava(), copy.deepcopy(LORA[lora]))
         assert attach_vpp(peft, toy_config()) is peft
         processor = VPPProcessor(tiny_processor(), peft)
         peft.vpp.trained = True

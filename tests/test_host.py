@@ -110,8 +110,9 @@ class TestEqualsAnUnpatchedTwin:
 
         torch.testing.assert_close(ours, twin(**theirs).logits[:, -second["input_ids"].shape[1] :])
 
-    def test_generate_continues_from_a_cache(self) -> None:
-        """generate is given the whole conversation again, but only the new pictures."""
+    @pytest.mark.parametrize("given", ["the whole conversation", "only what is new"])
+    def test_generate_continues_from_a_cache(self, given: str) -> None:
+        """generate tells by the mask whether it is given the whole conversation again; pictures are new ones only."""
         model, processor = attached()
         first, second = inputs_for(processor, [1]), inputs_for(processor, [2])
         cache = DynamicCache(config=model.config)
@@ -122,7 +123,9 @@ class TestEqualsAnUnpatchedTwin:
         everything = {k: torch.cat([first[k], second[k]]) for k in pictures}
         mask = torch.ones_like(whole)
 
-        ours = answer(model, {"input_ids": whole, "attention_mask": mask, **pictures}, past_key_values=cache)
+        ids = whole if given == "the whole conversation" else second["input_ids"]
+
+        ours = answer(model, {"input_ids": ids, "attention_mask": mask, **pictures}, past_key_values=cache)
 
         assert torch.equal(ours, answer(model, {"input_ids": whole, "attention_mask": mask, **everything}))
 

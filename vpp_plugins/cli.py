@@ -83,7 +83,7 @@ def demo(
     from vpp_plugins.demo_page import write_page
     from vpp_plugins.ground import Grounder
     from vpp_plugins.host import active_vpp
-    from vpp_plugins.pocket import load_pocket
+    from vpp_plugins.pocket import load_detection_heads, load_pocket
 
     out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once
     console = Console()
@@ -92,7 +92,7 @@ def demo(
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
     with console.status("Grounding") as status:
         result = run_demo(grounders, found, status.update)
-    page = write_page(result, active_vpp(models["VPP"][0]), out)
+    page = write_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
     show_table(result, console)
     console.print(f"The pictures: {page}", highlight=False, markup=False, soft_wrap=True)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from vpp_plugins.demo import Answer, DemoResult, Question
-from vpp_plugins.draw import draw_boxes, draw_overlay, draw_prompt, draw_sensitivity
+from vpp_plugins.draw import draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
+from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 from vpp_plugins.prompts.vpp import VPP
 
 TRUTH, COLOURS = "#2e9e4f", ("#4363d8", "#f58231")
@@ -41,13 +42,18 @@ figcaption { margin: .6rem 0; font-weight: 600 }
 )
 
 
-def write_page(result: DemoResult, vpp: VPP, folder: Path) -> Path:
+Detector = tuple[DetectionHeads, list[str]]
+"""A detector's heads and the names of its classes."""
+
+
+def write_page(result: DemoResult, vpp: VPP, folder: Path, detector: Detector | None = None) -> Path:
     """Write `index.html`: scores, the learned axes, and every shown picture with the truth and the answers on it.
 
-    Beside each picture stand the axes as the vision encoder sees them on it, and what the local tokens depend on.
+    Beside each picture stand the axes as the vision encoder sees them on it, and the boxes of the local queries;
+    without the heads of their `detector`, what the local tokens depend on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cards = "\n".join(_card(result, index, vpp) for index in result.shown)
+    cards = "\n".join(_card(result, index, vpp, detector) for index in result.shown)
     path = folder / "index.html"
     path.write_text(
         f"""<!doctype html>
@@ -95,7 +101,7 @@ def _axes(vpp: VPP) -> str:
     )
 
 
-def _card(result: DemoResult, index: int, vpp: VPP) -> str:
+def _card(result: DemoResult, index: int, vpp: VPP, detector: Detector | None) -> str:
     question = result.questions[index]
     answers = {name: given[index] for name, given in result.answers.items()}
     found = [(a.grounding.boxes[0], colour) for a, colour in _coloured(answers) if a.grounding.boxes]
@@ -104,7 +110,7 @@ def _card(result: DemoResult, index: int, vpp: VPP) -> str:
         f"<figure>{_image(draw_boxes(question.scene.image, boxes, colours=colours), question.expression)}"
         f"<figcaption>{html.escape(question.expression)}</figcaption>"
         f"{''.join(_answer(name, answer, place) for place, (name, answer) in enumerate(answers.items()))}"
-        f'<div class="inside">{_inside(question, vpp)}</div></figure>'
+        f'<div class="inside">{_inside(question, vpp, detector)}</div></figure>'
     )
 
 
@@ -120,12 +126,15 @@ def _answer(name: str, answer: Answer, place: int) -> str:
     )
 
 
-def _inside(question: Question, vpp: VPP) -> str:
+def _inside(question: Question, vpp: VPP, detector: Detector | None) -> str:
     parts = []
     if vpp.global_vpp is not None:
         seen = draw_overlay(vpp.global_vpp, question.scene.image, gain=6)
         parts.append(f"<span>{_image(seen, 'axes')}the axes on it, 6 times as strong</span>")
-    if vpp.local_vpp is not None:
+    if vpp.local_vpp is not None and detector is not None:
+        seen = draw_queries(vpp, *detector, question.scene.image)
+        parts.append(f"<span>{_image(seen, 'queries')}what the local queries see</span>")
+    elif vpp.local_vpp is not None:
         seen = draw_sensitivity(vpp, question.scene.image)
         parts.append(f"<span>{_image(seen, 'sensitivity')}bright: what the tokens depend on</span>")
     return "".join(parts)

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vpp_plugins.boxes import Box
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import letterbox
+from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.vpp import VPP
 
@@ -73,6 +74,35 @@ def draw_sensitivity(vpp: VPP, image: Image.Image) -> Image.Image:
     shown = np.array(image.convert("RGB").resize((light.shape[1], light.shape[0])), dtype=np.float32)
     shown *= 0.15 + 0.85 * (light / light.max().clamp(min=1e-30)).numpy()[..., None]
     return Image.fromarray(shown.round().astype(np.uint8))
+
+
+def draw_queries(
+    vpp: VPP, heads: DetectionHeads, names: Sequence[str], image: Image.Image, *, at_least: float = 0.3
+) -> Image.Image:
+    """Return the picture with what the local prompt's queries see: the box and noun of each that is sure enough.
+
+    `heads` are a detector's, trained with these queries, and `names` its classes; `at_least` is a probability. The
+    detector's square must be the picture padded, as `images.letterbox` makes it.
+    """
+    if vpp.local_vpp is None or vpp.config.local_vpp is None:
+        raise VPPError("there is no local prompt whose queries could be drawn.")
+    pixels = letterbox(image.convert("RGB"), vpp.config.local_vpp.image_size)[None].to(next(vpp.parameters()))
+    mask = (pixels != 0).any(dim=1) if vpp.mask_padding else None
+    with torch.no_grad():
+        seen = heads(vpp.local_vpp.generator(vpp.detector_view(pixels), mask))
+    chances, classes = seen.logits[0].softmax(-1)[:, :-1].max(-1)
+    side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    boxes, labels = [], []
+    for chance, number, (x, y, width, height) in zip(
+        chances.tolist(), classes.tolist(), seen.boxes_cxcywh[0].tolist(), strict=True
+    ):
+        if chance >= at_least:
+            corners = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            x1, y1, x2, y2 = (side * value for value in corners)
+            boxes.append((x1 - left, y1 - top, x2 - left, y2 - top))
+            labels.append(f"{names[number]} {chance:.0%}")
+    return draw_boxes(image, boxes, labels=labels)
 
 
 def draw_prompt(prompt: GlobalVPP) -> Image.Image:

@@ -162,7 +162,7 @@ def _session(
     if pixels is not None and pixels.shape[0] == 0:
         pixels = None
     compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
-    if state.disabled or not (pixels is not None or has_images(state, call)):
+    if pixels is None and not has_images(state, call):
         check_call(state, vpp, call, ids, pixels)
         with nullcontext() if compiling else state.entered():
             yield

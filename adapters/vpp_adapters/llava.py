@@ -29,7 +29,11 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
         image_mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
         image_std=SIGLIP_STD if siglip else CLIP_STD,
         prepare_processor=pad_to_square,
-        defaults=VPPConfig(global_vpp=GlobalVPPConfig(unit="0-1"), local_vpp=LocalVPPConfig()),
+        defaults=VPPConfig(
+            global_vpp=GlobalVPPConfig(unit="0-1"),
+            # boxes are measured on the padded square: the detector's positions must run over it, and its axes be seen
+            local_vpp=LocalVPPConfig(mask_padding=False),
+        ),
     )
 
 

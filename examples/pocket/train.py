@@ -178,31 +178,19 @@ def main() -> None:
         for name, value in student.weights().items():
             average[name].lerp_(value, 1 - decay)
         if step % args.eval_every == 0 or step == args.steps:
-            row = {
-                "step": step,
-                "minutes": round((time.time() - begin) / 60, 2),
-                "loss": np.mean(running, 0).round(3).tolist(),
-            }
-            running = []
+            minutes = (time.time() - begin) / 60
             current = {name: value.clone() for name, value in student.weights().items()}
-            student.load_state_dict(average, strict=False)
-            row |= validate(student, questions, val, args.eval_scenes if step < args.steps else 400) | {
-                "scenes": len(train)
-            }
-            student.load_state_dict(current, strict=False)
-            with (args.out / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            state = {
-                "student": current,
-                "average": average,
-                "optimizers": [o.state_dict() for o in optimizers],
-                "step": step,
-            }
-            torch.save(
-                state | {"minutes": (time.time() - begin) / 60, "arm": args.arm, "size": size},
-                checkpoint.with_suffix(".tmp"),
-            )
+            state = {"student": current, "average": average, "optimizers": [o.state_dict() for o in optimizers]}
+            state |= {"step": step, "minutes": minutes, "arm": args.arm, "size": size}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
+            student.load_state_dict(average, strict=False)
+            scores = validate(student, questions, val, args.eval_scenes)
+            student.load_state_dict(current, strict=False)
+            row = {"step": step, "minutes": round(minutes, 2), "loss": np.mean(running, 0).round(3).tolist()}
+            running = []
+            with (args.out / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row | scores | {"scenes": len(train)}) + "\n")
 
 
 def draw(scenes: CachedScenes, rng: random.Random, count: int, small: bool) -> list[int]:

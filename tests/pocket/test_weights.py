@@ -9,7 +9,16 @@ from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attac
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
-from vpp_plugins.pocket.weights import BACKBONE_PREFIXES, compress, expand, load_pocket, save_pocket
+from vpp_plugins.pocket.weights import (
+    BACKBONE_PREFIXES,
+    compress,
+    expand,
+    load_detection_heads,
+    load_pocket,
+    save_detection_heads,
+    save_pocket,
+)
+from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 
 Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 DETECTOR = {"backbone": "efficientnet_lite0", "width": 32, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 32}
@@ -103,3 +112,12 @@ def test_a_damaged_file_is_refused(folder: Path, tmp_path: Path) -> None:
 
     with pytest.raises(VPPError, match=r"plain\.safetensors' is damaged"):
         load_pocket(False, tmp_path)
+
+
+def test_detection_heads_come_back_with_their_nouns(tmp_path: Path) -> None:
+    heads = DetectionHeads(8, 2)
+    save_detection_heads(heads.state_dict(), ["cup", "kettle"], tmp_path)
+    loaded, nouns = load_detection_heads(tmp_path)
+    assert nouns == ["cup", "kettle"]
+    for name, value in heads.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)

@@ -12,6 +12,6 @@ It was trained by the scripts in `examples/pocket`.
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.pocket.tokenizer import build_tokenizer
 from vpp_plugins.pocket.vision import register_pocket
-from vpp_plugins.pocket.weights import load_pocket, save_pocket
+from vpp_plugins.pocket.weights import load_detection_heads, load_pocket, save_pocket
 
-__all__ = ["build_pocket", "build_tokenizer", "load_pocket", "register_pocket", "save_pocket"]
+__all__ = ["build_pocket", "build_tokenizer", "load_detection_heads", "load_pocket", "register_pocket", "save_pocket"]

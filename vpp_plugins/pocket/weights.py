@@ -5,6 +5,7 @@ plain.safetensors      the arm without VPP, float16, its language model's matric
 vpp.safetensors        the arm with VPP, likewise; its prompts' tensors start with "vpp."
 pocket.json            sizes of the language model
 vpp_config.json        what was attached
+detection_*            the detector's heads and their nouns, for drawing only
 tokenizer*.json, chat_template.jinja
 """
 
@@ -24,6 +25,7 @@ from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 
 FOLDER = Path(__file__).with_name("weights")
 BACKBONE_PREFIXES = ("model.vision_tower.backbone.", "vpp.local_prompt.generator.backbone.body.")
@@ -80,6 +82,21 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
     tokenizer.save_pretrained(folder)
     if attached:
         model.vpp.config.save(folder / "vpp_config.json")
+
+
+def load_detection_heads(folder: str | Path = FOLDER) -> tuple[DetectionHeads, list[str]]:
+    """Return the heads that the detector was trained with, and the nouns of its classes: to draw what queries see."""
+    tensors = _read(Path(folder) / "detection_heads.safetensors")
+    names: list[str] = json.loads((Path(folder) / "detection_nouns.json").read_text(encoding="utf-8"))
+    heads = DetectionHeads(tensors["class_embed.weight"].shape[1], len(names))
+    heads.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return heads.eval(), names
+
+
+def save_detection_heads(heads: Mapping[str, Tensor], nouns: list[str], folder: str | Path) -> None:
+    """Write a detector's heads, as a state dict of DetectionHeads, and the nouns of its classes, in order."""
+    save_file({name: _half(value) for name, value in heads.items()}, Path(folder) / "detection_heads.safetensors")
+    (Path(folder) / "detection_nouns.json").write_text(json.dumps(nouns) + "\n", encoding="utf-8")
 
 
 def compress(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

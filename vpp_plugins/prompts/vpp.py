@@ -72,10 +72,17 @@ class VPP(nn.Module):
         if self.local_vpp is None or vpp_pixel_values is None:
             return Prompts(None, overlay)
         pixels = vpp_pixel_values.to(next(self.local_vpp.projector.parameters()))
-        content = (pixels != 0).any(dim=1)
-        pixels = self._overlaid(pixels, content)
-        queries = self.local_vpp(pixels, content if self.mask_padding else None)
-        return Prompts(queries.flatten(0, 1), overlay)
+        mask = (pixels != 0).any(dim=1) if self.mask_padding else None
+        return Prompts(self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1), overlay)
+
+    def detector_view(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
+        """Return letterboxed pictures as the detector sees them: with the axes on, unless the overlay is off."""
+        if self.global_vpp is None or self.detector_overlay == "off":
+            return pixels
+        raw = self.detector_overlay == "host"
+        overlay = self.global_vpp.overlay() if raw else self.global_vpp.overlay_for(IMAGENET_MEAN, IMAGENET_STD)
+        windows = None if self.frame == "square" else _content_windows((pixels != 0).any(dim=1))
+        return overlay.blend(pixels, windows)
 
     def _check_frame(self) -> None:
         axes, laid_on_pictures = self.global_vpp, self.frame == "image" and self.local_vpp is not None
@@ -86,15 +93,6 @@ class VPP(nn.Module):
                 "style='padding' and resample='nearest' need axes on the padded square, but this family has them on "
                 "the picture, letterboxed for the detector: set local_vpp.overlay to False, or choose another style."
             )
-
-    def _overlaid(
-        self, pixels: Float[Tensor, "images 3 height width"], content: Bool[Tensor, "images height width"]
-    ) -> Float[Tensor, "images 3 height width"]:
-        if self.global_vpp is None or self.detector_overlay == "off":
-            return pixels
-        raw = self.detector_overlay == "host"
-        overlay = self.global_vpp.overlay() if raw else self.global_vpp.overlay_for(IMAGENET_MEAN, IMAGENET_STD)
-        return overlay.blend(pixels, None if self.frame == "square" else _content_windows(content))
 
 
 def _content_windows(content: Bool[Tensor, "images height width"]) -> Sequence[Window]:
