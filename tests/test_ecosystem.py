@@ -422,6 +422,7 @@ class TestWrappers:
         assert attach_vpp(wrapped, toy_config()) is wrapped
         assert is_attached(wrapped.module)
 
+    @pytest.mark.timeout(600)  # twelve seconds of work, on a machine that others may be using too
     def test_torch_compile(self) -> None:
         """In a process of its own, because the checks of signatures that our tests turn on cannot be traced."""
         finished = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=False)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import FULL, attached, inputs_for, tiny_llava
-from vpp_plugins import VPPError, detach_vpp, vocabulary, vpp_disabled
+from tests.tiny import FULL, attached, inputs_for, tiny_llava, tiny_processor
+from vpp_plugins import VPPError, VPPProcessor, detach_vpp, vocabulary, vpp_disabled
 
 either = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 
@@ -138,6 +138,17 @@ class TestInAnAttachedHost:
         type(processor)(processor.processor, model)
 
         assert sizes(model) == {FULL + 1}
+        assert sizes(detach_vpp(model)) == {FULL}
+
+    def test_a_larger_tokenizer_grows_it_further_and_all_of_it_comes_off(self) -> None:
+        model, _ = attached(tiny_llava(vocabulary=FULL))
+        larger = tiny_processor()
+        larger.tokenizer.add_tokens(["cat", "dog"])
+
+        VPPProcessor(larger, model)
+
+        assert model.vpp.token_id == FULL + 2
+        assert sizes(model) == {FULL + 3}
         assert sizes(detach_vpp(model)) == {FULL}
 
     def test_a_deep_copy_detaches_by_itself(self) -> None:

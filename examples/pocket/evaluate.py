@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("pocket_scores.json"))
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--weights", type=Path, help="a folder that ship.py wrote, in place of the shipped one")
+    parser.add_argument("--arms", nargs="+", choices=["VPP", "without VPP"], default=["VPP", "without VPP"])
     parser.add_argument("--sets", nargs="+", default=["test", "heldout", "photos"])
     parser.add_argument("--scenes", type=int, default=120)
     parser.add_argument("--batch", type=int, default=16)
@@ -97,7 +98,7 @@ def main() -> None:
         name: {"expressions": len(sample.texts)} | {k: _rounded(v) for k, v in sample.blind(mean).items()}
         for name, sample in samples.items()
     }
-    for arm, (model, processor) in _models(args.checkpoint, args.weights).items():
+    for arm, (model, processor) in _models(args.checkpoint, args.weights, args.arms).items():
         grounder = Grounder(model, processor, batch_size=args.batch)
         for name, sample in samples.items():
             begin = time.time()
@@ -106,11 +107,11 @@ def main() -> None:
             print(name, arm, json.dumps(report[name][arm]), flush=True)
 
 
-def _models(checkpoint: Path | None, weights: Path | None) -> dict[str, tuple[object, object]]:
+def _models(checkpoint: Path | None, weights: Path | None, arms: list[str]) -> dict[str, tuple[object, object]]:
     if checkpoint is not None:
         return {checkpoint.parent.name: assemble(checkpoint)[:2]}
     folder = {} if weights is None else {"folder": weights}
-    return {"VPP": load_pocket(True, **folder), "without VPP": load_pocket(False, **folder)}
+    return {arm: load_pocket(arm == "VPP", **folder) for arm in arms}
 
 
 def _scale(box: Box, size_hw: tuple[int, int]) -> Box:
