@@ -16,6 +16,7 @@ from tests.test_demo import Stub
 from tests.tiny import attached, picture
 from vpp_plugins import VPPError
 from vpp_plugins.cli import main
+from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -48,7 +49,9 @@ def pocket(monkeypatch: pytest.MonkeyPatch, toy: None) -> list[bool]:
         processor.batch_decode = lambda ids, **_: ["[0.1, 0.2, 0.3, 0.4]" for _ in ids]
         return model, processor
 
-    monkeypatch.setattr(vpp_plugins.pocket, "load_pocket", load, raising=False)
+    monkeypatch.setattr(vpp_plugins.pocket, "load_pocket", load)
+    heads = DetectionHeads(attached()[0].vpp.local_vpp.generator.width, 1), ["cup"]
+    monkeypatch.setattr(vpp_plugins.pocket, "load_detection_heads", lambda: heads)
     return loaded
 
 

@@ -111,7 +111,10 @@ def test_the_table_has_a_row_per_picture_and_the_accuracies_below() -> None:
     rows = [line for line in shown.splitlines() if any(run.questions[i].scene.key in line for i in run.shown)]
     assert len(rows) == 5
     assert "[bold]x[/]" in rows[0]
-    assert all("1.00" in row and "unparsable" in row and "0.00" in row for row in rows)
+    for index, row in zip(run.shown, rows, strict=True):
+        assert box_text(run.answers["VPP"][index].grounding) in row
+        assert "1.00" in row  # ours
+        assert "0.00" in row  # the twin's
     assert [line for line in summary(run) if line not in shown] == []
     assert summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.questions)} expressions, shuffled-")
 

@@ -95,25 +95,26 @@ def show_table(result: DemoResult, console: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    names = list(result.answers)
-    table = Table(title="One expression of every picture")
-    table.add_column("picture")
-    table.add_column("expression", max_width=44)
-    for name in names:
-        table.add_column(f"box, {name}", justify="right", no_wrap=True)
-        table.add_column("IoU", justify="right")
+    first, *others = result.answers
+    table = Table(title=f"One expression of every picture: the box of {escape(first)}")
+    table.add_column("picture", overflow="fold")
+    table.add_column("expression", overflow="fold", min_width=14)
+    table.add_column("box, xyxy", justify="right", no_wrap=True)
+    for name in result.answers:
+        table.add_column("IoU" if name == first else f"IoU, {name}", justify="right", max_width=7)
     table.add_column("ms", justify="right")
     for index in result.shown:
-        question = result.questions[index]
-        cells = [escape(question.scene.key), escape(question.expression)]
-        for name in names:
-            answer = result.answers[name][index]
-            colour = "green" if answer.iou >= 0.5 else "red"
-            cells += [box_text(answer.grounding), f"[{colour}]{answer.iou:.2f}[/]"]
-        table.add_row(*cells, f"{1000 * result.answers[names[0]][index].seconds:.0f}")
+        question, answer = result.questions[index], result.answers[first][index]
+        ious = [_coloured(result.answers[name][index].iou) for name in (first, *others)]
+        words = (escape(question.scene.key), escape(question.expression), box_text(answer.grounding))
+        table.add_row(*words, *ious, f"{1000 * answer.seconds:.0f}")
     console.print(table)
     for line in summary(result):
         console.print(line)
+
+
+def _coloured(iou: float) -> str:
+    return f"[{'green' if iou >= 0.5 else 'red'}]{iou:.2f}[/]"
 
 
 def summary(result: DemoResult) -> list[str]:
