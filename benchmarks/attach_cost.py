@@ -1,7 +1,7 @@
 """What attaching costs a forward on the host's side, beyond the prompts' own work and the extra tokens.
 
-Every round times all variants one after another, so that a busy machine slows all of them; a row is the median over the
-rounds of a difference within the round, with a bootstrap interval. The host is tiny, so that it does not drown them.
+Every round times all variants one after another, in a random order because each leaves its own data in the caches, so that
+a busy machine slows all of them; a row is the median over the rounds of a difference within the round, with a bootstrap interval. The host is tiny, so that it does not drown them.
 """
 
 import random
@@ -67,11 +67,12 @@ def measure() -> list[Row]:
         "vpp alone": lambda: attached.vpp(detector_pixels),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
+    order = random.Random(0)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UntrainedVPPWarning)
         for round_number in range(ROUNDS + 10):
-            for name, run in variants.items():
-                took = _timed(run, attached if name == "disabled" else None)
+            for name in order.sample(sorted(variants), len(variants)):
+                took = _timed(variants[name], attached if name == "disabled" else None)
                 if round_number >= 10:  # the first rounds warm caches up
                     times[name].append(took)
     disabled = [a - b for a, b in zip(times["disabled"], times["host"], strict=True)]
