@@ -22,9 +22,14 @@ def table(report: dict[str, dict]) -> str:
             row = scores[way]
             control = f"{row['shuffled expressions']['acc_50']:.3f}" if way in ARMS else ""
             shown = f"**{way}**" if way in ARMS else way
-            lines.append(
-                f"| {name} ({scores['expressions']}) | {shown} | {row['acc_50']:.3f} | {row['mean_iou']:.3f} | {control} |"
+            cells = (
+                f"{name} ({scores['expressions']})",
+                shown,
+                f"{row['acc_50']:.3f}",
+                f"{row['mean_iou']:.3f}",
+                control,
             )
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
