@@ -1,8 +1,8 @@
 """What attaching costs a forward on the host's side, beyond the prompts' own work and the extra tokens.
 
 Every round times all variants one after another, so that a busy machine slows all of them, and in a random order,
-because each leaves its own data in the caches. A row is the median over the rounds of a difference within the round, with a
-bootstrap interval. The host is tiny, so that it does not drown the differences.
+because each leaves its own data in the caches. A row is the median over the rounds of a difference within the round,
+with a bootstrap interval. The host is tiny, so that it does not drown the differences.
 """
 
 import random
