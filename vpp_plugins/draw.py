@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 
-from vpp_plugins.boxes import Box
+from vpp_plugins.boxes import Box, padded_square
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
@@ -50,7 +50,7 @@ def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0) ->
     with torch.no_grad():
         overlaid = prompt(pixels.to(prompt.prompt)).float().cpu()
     shown = (pixels + gain * (overlaid - pixels))[0].permute(1, 2, 0).numpy() * std + mean
-    return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
+    return _to_image(shown)
 
 
 def draw_sensitivity(vpp: VPP, image: Image.Image) -> Image.Image:
@@ -91,8 +91,7 @@ def draw_queries(
     with torch.no_grad():
         seen = heads(vpp.local_vpp.generator(vpp.detector_view(pixels), mask))
     chances, classes = seen.logits[0].softmax(-1)[:, :-1].max(-1)
-    side = max(image.size)
-    left, top = (side - image.width) // 2, (side - image.height) // 2
+    side, left, top = padded_square((image.height, image.width))
     boxes, labels = [], []
     for chance, number, (x, y, width, height) in zip(
         chances.tolist(), classes.tolist(), seen.boxes_cxcywh[0].tolist(), strict=True
@@ -109,13 +108,18 @@ def draw_prompt(prompt: GlobalVPP) -> Image.Image:
     """Return the learnable axes themselves, as a picture."""
     mean, std = (np.array(value, dtype=np.float32) for value in (prompt.image_mean, prompt.image_std))
     shown = prompt.prompt.detach().float().cpu().permute(1, 2, 0).numpy() * std + mean
+    return _to_image(shown)
+
+
+def _to_image(shown: np.ndarray) -> Image.Image:
+    """Turn colours [height, width, 3] from 0 to 1 into a picture; what lies beyond is cut."""
     return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
 
 
 def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    side = max(image.size)
+    side, left, top = padded_square((image.height, image.width))
     square = Image.new("RGB", (side, side), colour)
-    square.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
+    square.paste(image.convert("RGB"), (left, top))
     return square
 
 
