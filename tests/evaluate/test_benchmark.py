@@ -1,0 +1,165 @@
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.evaluate.conftest import Stub, make_rows, truthful
+from vpp_plugins import VPPError
+from vpp_plugins.boxes import BoxCodec, codec
+from vpp_plugins.cli import main
+from vpp_plugins.data.scene_folder import load_scenes, write_scenes
+from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.evaluate import models
+from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore
+from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.rows import Row, rows_of_scenes
+
+Say = Callable[[str, Image.Image], str]
+
+
+def measured(rows: list[Row], out: Path, *, split: str | None = None, protocol_name: str = "default") -> dict:
+    stub = Stub(truthful(rows))
+    return measure(stub, rows, protocol(protocol_name), out, model="a stub", data="toy rows", split=split)
+
+
+class TestRows:
+    def test_the_photographs(self) -> None:
+        rows = load_rows("photos")
+
+        assert len(rows) == 50
+        assert all(row.picture().size == (row.size_hw[1], row.size_hw[0]) for row in rows[:3])
+
+    def test_a_scene_folder_is_what_its_scenes_say(self, tmp_path: Path) -> None:
+        write_scenes(tmp_path / "scenes", 3, 0, "test", source=Shapes(), size=96, progress=False)
+        rows = load_rows(str(tmp_path / "scenes"))
+        same = rows_of_scenes(load_scenes(tmp_path / "scenes"))
+
+        assert [(r.id, r.box, r.category, r.kind) for r in rows] == [(r.id, r.box, r.category, r.kind) for r in same]
+        assert rows[0].picture().size == (96, 96)
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        line = {"image": "a.png", "sent": "the cup", "bbox": [1, 2, 30, 15], "height": 20, "width": 40}
+        (tmp_path / "val.jsonl").write_text(json.dumps(line) + "\n")
+        rows = load_rows(str(tmp_path / "val.jsonl"), data_format="eval-jsonl")
+
+        assert [(row.expression, row.box, row.size_hw) for row in rows] == [("the cup", (1, 2, 30, 15), (20, 40))]
+
+    def test_bad_input(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match="there are no data at 'nowhere'"):
+            load_rows("nowhere")
+        (tmp_path / "val.jsonl").write_text("")
+        with pytest.raises(VPPError, match="say in which format it is"):
+            load_rows(str(tmp_path / "val.jsonl"))
+
+
+class TestMeasure:
+    def test_what_it_writes(self, rows: list[Row], tmp_path: Path) -> None:
+        results = measured(rows, tmp_path / "out")
+
+        assert results["figures"]["acc_50"]["mean"] == 1
+        assert results["model"] == "a stub"
+        assert set(results["versions"]) == {"python", "vpp-plugins", "torch", "transformers", "tokenizers", "pillow"}
+        assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
+        assert (tmp_path / "out" / "report.html").stat().st_size > 5000
+
+    def test_again_gives_the_same_bytes(self, rows: list[Row], tmp_path: Path) -> None:
+        measured(rows, tmp_path / "out")
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        measured(rows, tmp_path / "out")
+
+        assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+    def test_rows_are_counted_against_the_split(self, rows: list[Row], tmp_path: Path) -> None:
+        assert measured(rows, tmp_path / "a", split="refcoco/testA")["notes"] == [
+            "refcoco/testA has 5657 published rows, and these data have 10."
+        ]
+        assert measured(rows, tmp_path / "b", split="mine/val")["notes"] == [
+            "no published number of rows is known for mine/val."
+        ]
+        assert measured(rows, tmp_path / "c")["notes"] == []
+
+    def test_the_photographs_are_known_by_their_hash(self, tmp_path: Path) -> None:
+        photos = load_rows("photos")
+        stub = Stub(lambda question, picture: "[0.1, 0.2, 0.3, 0.4]")
+        whole = measure(stub, photos, protocol("default"), tmp_path / "a", model="m", data="photos", split="photos")
+        less = measure(stub, photos[1:], protocol("default"), tmp_path / "b", model="m", data="photos", split="photos")
+
+        assert whole["notes"] == []
+        assert len(less["notes"]) == 2
+
+    def test_captions(self, rows: list[Row], tmp_path: Path) -> None:
+        stub = Stub(lambda question, picture: "thing 1")
+        rules = protocol("region-caption")
+        results = measure(stub, rows, rules, tmp_path / "out", model="m", data="toy rows")
+
+        assert results["figures"]["regions"] == 10
+
+
+class TestRescore:
+    def test_under_another_protocol(self, rows: list[Row], tmp_path: Path) -> None:
+        measured(rows, tmp_path / "out")
+        results = rescore(tmp_path / "out", "lmms-eval", tmp_path / "again")
+
+        assert results["protocol"] == "lmms-eval"
+        assert results["rescored_from"] == "default"
+        assert results["figures"]["acc_90"]["mean"] < 1  # the padding is ignored
+
+    def test_never_into_other_files(self, rows: list[Row], tmp_path: Path) -> None:
+        measured(rows, tmp_path / "out")
+
+        with pytest.raises(VPPError, match="holds other files"):
+            rescore(tmp_path / "out", "lmms-eval", tmp_path / "out")
+
+
+@pytest.fixture
+def vpp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Run the command in an empty folder; returns what it said. The model always answers one box."""
+
+    class Fixed(Stub):
+        codec: BoxCodec = codec("llava")
+
+    asker = Fixed(lambda question, picture: "[0.2, 0.2, 0.8, 0.8]")
+    monkeypatch.setattr(models, "load_grounder", lambda *_, **__: asker)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["vpp", *words])
+        with pytest.raises(SystemExit):
+            main()
+        return "".join(capsys.readouterr())
+
+    return run
+
+
+class TestCommands:
+    def test_eval_rescore_and_compare(self, vpp: Callable[..., str], tmp_path: Path) -> None:
+        said = vpp("eval", "--limit", "6", "--out", "a")
+        assert "Acc@0.5" in said
+        assert "6 answers" in said
+        assert "lmms-eval" in vpp("eval", "rescore", "a", "--protocol", "lmms-eval", "--out", "b")
+        said = vpp("eval", "compare", "a", "b", "--out", "compare.html")
+        assert "B minus A" in said
+        assert "The protocols differ." in said
+        assert (tmp_path / "compare.html").is_file()
+
+    def test_protocols(self, vpp: Callable[..., str]) -> None:
+        assert "eval_refcoco.py of WayneTomas/VPP-LLaVA" in vpp("eval", "protocols")
+
+    def test_a_mistake_is_one_sentence(self, vpp: Callable[..., str]) -> None:
+        assert vpp("eval", "--protocol", "vppllava").startswith("vpp: no protocol is called 'vppllava'. Did you mean")
+        assert vpp("eval", "compare", "a", "b", "--out", "no/compare.html").startswith("vpp: the folder 'no' does not")
+
+
+def test_a_model_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+
+    with pytest.raises(VPPError, match="could not be loaded as an image-text-to-text model"):
+        models.load_grounder(str(tmp_path / "model"))
+
+
+def test_rows_of_the_stub_are_found() -> None:
+    assert truthful(make_rows(3))("... describes: thing 1.", Image.new("RGB", (1, 1))).startswith("[")

@@ -1,0 +1,205 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.evaluate.conftest import Stub, make_rows, truthful
+from vpp_plugins import VPPError
+from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers
+from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.rows import Row
+from vpp_plugins.evaluate.run import evaluate, plan, read_run
+
+DEFAULT = protocol("default")
+
+
+def test_every_row_is_answered_in_its_order(rows: list[Row], tmp_path: Path) -> None:
+    stub = Stub(truthful(rows))
+    answers = evaluate(stub, rows, DEFAULT, tmp_path / "out", batch_size=4)
+
+    assert [answer.id for answer in answers] == [row.id for row in rows]
+    assert stub.batches == [4, 4, 2]
+    assert stub.generation == {"max_new_tokens": 128, "num_beams": 1}
+    assert read_answers(tmp_path / "out" / ANSWERS) == answers
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [ANSWERS, "run.json"]
+
+
+def test_batches_hold_like_pictures_and_every_row_once() -> None:
+    rows = make_rows(30)
+    batches = plan(rows, 4)
+
+    assert sorted(row for batch in batches for row in batch) == list(range(30))
+    assert sum(len({rows[row].size_hw for row in batch}) > 1 for batch in batches) <= 2
+
+
+def test_a_finished_evaluation_asks_nothing_again(rows: list[Row], tmp_path: Path) -> None:
+    first = evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out")
+    again = Stub(truthful(rows))
+
+    assert evaluate(again, rows, DEFAULT, tmp_path / "out") == first
+    assert again.batches == []
+
+
+def test_a_stopped_evaluation_asks_only_what_is_left(rows: list[Row], tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    asked = 0
+
+    def until_the_third(question: str, picture: Image.Image) -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 5:
+            raise StopError
+        return truthful(rows)(question, picture)
+
+    with pytest.raises(StopError):
+        evaluate(Stub(until_the_third), rows, DEFAULT, tmp_path / "out", batch_size=2)
+    rest = Stub(truthful(rows))
+    evaluate(rest, rows, DEFAULT, tmp_path / "out", batch_size=2)
+
+    assert rest.batches == [2, 2, 2]
+
+
+def killed_now_and_then(rows: list[Row], out: Path, randomness: random.Random) -> int:
+    """Evaluate in processes that are killed at random points, until one ends; returns how many were killed."""
+
+    def slowly(question: str, picture: Image.Image) -> str:
+        time.sleep(0.004)
+        return truthful(rows)(question, picture)
+
+    killed = 0
+    while True:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on forks beside threads; none runs here
+            child = os.fork()
+        if child == 0:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process is killed
+            evaluate(Stub(slowly), rows, DEFAULT, out, batch_size=3)
+            os._exit(0)
+        deadline = time.monotonic() + randomness.uniform(0.01, 0.25)
+        while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.001)
+        try:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        except (ProcessLookupError, ChildProcessError):
+            return killed
+        killed += 1
+
+
+def test_killed_at_any_point_it_ends_with_the_same_answers(tmp_path: Path) -> None:
+    rows = make_rows(60)
+    evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "whole", batch_size=3)
+
+    assert killed_now_and_then(rows, tmp_path / "killed", random.Random(0)) > 0
+    for name in (ANSWERS, "run.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_torn_line_is_asked_again(rows: list[Row], tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 0)
+    answer = Answer.of(rows[0], "text", None)
+    ledger.append(0, [answer])
+    with ledger.file.open("ab") as file:
+        file.write(b'{"batch": 1, "answers": [{"id": "pic')
+
+    assert ledger.read() == {0: [answer]}
+    ledger.mend()
+    ledger.append(1, [answer])
+    assert ledger.read() == {0: [answer], 1: [answer]}
+
+
+class TestBadInput:
+    def test_another_evaluation_s_folder(self, rows: list[Row], tmp_path: Path) -> None:
+        evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out", batch_size=2)
+
+        with pytest.raises(VPPError, match="holds another evaluation: its batch_size is 2, and now 3"):
+            evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out", batch_size=3)
+
+    def test_a_folder_with_other_files(self, rows: list[Row], tmp_path: Path) -> None:
+        (tmp_path / "notes.txt").write_text("mine")
+
+        with pytest.raises(VPPError, match="holds other files"):
+            evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path)
+
+    def test_no_rows_and_rows_of_one_name(self, rows: list[Row], tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match="nothing to evaluate"):
+            evaluate(Stub(truthful(rows)), [], DEFAULT, tmp_path / "out")
+        with pytest.raises(VPPError, match="'picture0/0' comes twice"):
+            evaluate(Stub(truthful(rows)), [rows[0], rows[0]], DEFAULT, tmp_path / "out")
+
+    def test_missing_pictures_are_named_before_anything_is_asked(self, rows: list[Row], tmp_path: Path) -> None:
+        stub = Stub(truthful(rows))
+
+        with pytest.raises(VPPError, match=r"1 pictures are missing: .*lost\.jpg"):
+            evaluate(stub, [replace(rows[0], image=tmp_path / "lost.jpg")], DEFAULT, tmp_path / "out")
+        assert stub.batches == []
+
+    def test_a_protocol_of_another_family(self, rows: list[Row], tmp_path: Path) -> None:
+        with pytest.raises(
+            VPPError, match="reads answers of the family 'qwen-vl', but this model writes boxes as 'llava'"
+        ):
+            evaluate(Stub(truthful(rows)), rows, protocol("qwen-vl"), tmp_path / "out")
+
+    @pytest.mark.parametrize("broken", [b"no picture", b""])
+    def test_a_picture_that_cannot_be_read_is_an_answer_with_an_error(
+        self, broken: bytes, rows: list[Row], tmp_path: Path
+    ) -> None:
+        (tmp_path / "broken.jpg").write_bytes(broken)
+        rows[3] = replace(rows[3], image=tmp_path / "broken.jpg")
+        answers = evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out")
+
+        assert [bool(answer.error) for answer in answers] == [number == 3 for number in range(10)]
+
+    def test_a_picture_of_another_size_is_an_answer_with_an_error(self, rows: list[Row], tmp_path: Path) -> None:
+        rows[3] = replace(rows[3], size_hw=(11, 11))
+        answers = evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out")
+
+        assert "but its data say 11 x 11" in answers[3].error
+
+    def test_a_folder_without_an_evaluation(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match=r"no 'run\.json' in"):
+            read_run(tmp_path)
+
+    def test_answers_that_are_none(self, tmp_path: Path) -> None:
+        (tmp_path / ANSWERS).write_text('{"id": 1}\n')
+
+        with pytest.raises(VPPError, match=r"line 1 of '.*' is no answer"):
+            read_answers(tmp_path / ANSWERS)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.evaluate.conftest import Stub, make_rows, truthful
+from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.run import evaluate
+rows = make_rows(20)
+evaluate(Stub(truthful(rows)), rows, protocol("default"), Path({out!r}), batch_size=3)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(tmp_path: Path, free_port: Callable[[], int]) -> None:
+    rows = make_rows(20)
+    evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "one", batch_size=3)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(root=str(Path(__file__).parents[2]), out=str(tmp_path / "two")))
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), str(script)]
+    finished = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "two" / ANSWERS).read_bytes() == (tmp_path / "one" / ANSWERS).read_bytes()
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["rows"] == 20

@@ -1,0 +1,143 @@
+"""Raw answers as JSON lines: what a model said, with all it takes to judge it again without the model."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.boxes import Box, ImageMeta
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.rows import Row
+
+ANSWERS = "answers.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A row and the text that a model gave for it."""
+
+    id: str
+    image: str
+    """The picture's file, or empty where it had none."""
+    size_hw: tuple[int, int]
+    processed_size_hw: tuple[int, int] | None
+    """Size in which the host's processor showed it to the model, for families that measure boxes there."""
+    expression: str
+    box: Box
+    """The true box, xyxy pixels of the original picture."""
+    category: str
+    kind: str
+    text: str
+    error: str = ""
+    """Why there is no answer: the picture could not be read."""
+
+    @property
+    def meta(self) -> ImageMeta:
+        """What the box codec must know of the picture."""
+        return ImageMeta(self.size_hw, self.processed_size_hw)
+
+    @classmethod
+    def of(cls, row: Row, text: str, meta: ImageMeta | None, error: str = "") -> "Answer":
+        """Join a row and its answer; `meta` is what the processor made of the picture, None where it was not read."""
+        return cls(
+            id=row.id,
+            image=str(row.image) if isinstance(row.image, Path) else "",
+            size_hw=row.size_hw,
+            processed_size_hw=None if meta is None else meta.processed_size_hw,
+            expression=row.expression,
+            box=row.box,
+            category=row.category,
+            kind=row.kind,
+            text=text,
+            error=error,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Answer":
+        """Build from JSON values."""
+        processed = values["processed_size_hw"]
+        return cls(
+            **{
+                **values,
+                "size_hw": tuple(values["size_hw"]),
+                "processed_size_hw": None if processed is None else tuple(processed),
+                "box": tuple(values["box"]),
+            }
+        )
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read a file of answers; raises VPPError that names the first line that is not one."""
+    if not path.is_file():
+        raise VPPError(f"there are no answers at '{path}': give the folder of a finished `vpp eval`.")
+    answers = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                answers.append(Answer.from_json(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise VPPError(f"line {number} of '{path}' is no answer ({error}): run the evaluation again.") from None
+    return answers
+
+
+def write_answers(path: Path, answers: Iterable[Answer]) -> None:
+    """Write a file of answers; it appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
+    temporary.replace(path)
+
+
+class Ledger:
+    """The answers of a running evaluation, a line per batch: a batch is on the disk as a whole, or not at all.
+
+    Every process appends to a file of its own, and reads those of all processes, also of earlier runs.
+    """
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self.folder = folder
+        self.file = folder / f"batches-{rank:04d}.jsonl"
+
+    def read(self) -> dict[int, list[Answer]]:
+        """Return every batch that was finished, by number."""
+        return {
+            number: answers for file in sorted(self.folder.glob("batches-*.jsonl")) for number, answers in _whole(file)
+        }
+
+    def append(self, number: int, answers: Sequence[Answer]) -> None:
+        """Add a batch, and return when it has reached the disk."""
+        line = json.dumps({"batch": number, "answers": [answer.to_json() for answer in answers]}, ensure_ascii=False)
+        with self.file.open("ab") as file:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def mend(self) -> None:
+        """Cut off the line that a killed process left unfinished at the end of this process's file."""
+        if not self.file.exists():
+            return
+        content = self.file.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with self.file.open("r+b") as file:
+                file.truncate(whole)
+
+    def clear(self) -> None:
+        """Remove the files, once their answers stand in one."""
+        for file in self.folder.glob("batches-*.jsonl"):
+            file.unlink()
+
+
+def _whole(file: Path) -> list[tuple[int, list[Answer]]]:
+    batches = []
+    for line in file.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            values = json.loads(line)
+            batches.append((values["batch"], [Answer.from_json(answer) for answer in values["answers"]]))
+    return batches

@@ -1,0 +1,67 @@
+"""Region captioning: the box is given, the words are asked for; scored by CIDEr-D against the people's own words."""
+
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from vpp_plugins.boxes import Box
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.answers import Answer
+from vpp_plugins.evaluate.rows import Row, picture_id
+
+_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
+
+
+def regions(rows: Sequence[Row]) -> list[Row]:
+    """Return one row for every box; its expression holds the sentences that the data have for the box, a line each."""
+    found: dict[tuple[str, Box], list[Row]] = defaultdict(list)
+    for row in rows:
+        found[picture_id(row), row.box].append(row)
+    return [replace(group[0], expression="\n".join(row.expression for row in group)) for group in found.values()]
+
+
+def summarise_captions(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return the figures of a captioning evaluation; an unreadable picture counts as an empty caption."""
+    told = {answer.id: answer.text for answer in answers}
+    right = {answer.id: answer.expression.split("\n") for answer in answers}
+    unreadable = sum(bool(answer.error) for answer in answers)
+    return {"regions": len(answers), "cider": cider(told, right), "unreadable": unreadable}
+
+
+def words(sentence: str) -> str:
+    """Return the sentence in lower case, without punctuation, as CIDEr is to count it.
+
+    The published scores come from the Penn Treebank tokeniser, which needs Java; on the short sentences of these data
+    the two agree but for hyphens and clitics.
+    """
+    return " ".join(_WORD.findall(sentence.lower()))
+
+
+def cider(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
+    """Return CIDEr-D over the regions (arXiv 1411.5726), 0 to 10, by pycocoevalcap; keys are regions.
+
+    Its weights come from the references themselves: scores of different sets of regions do not compare.
+    """
+    if answers.keys() != references.keys() or not answers:
+        raise VPPError(f"one caption per region is expected, but {len(answers)} came for {len(references)} regions.")
+    from pycocoevalcap.cider.cider import Cider
+
+    told = {key: [words(answer)] for key, answer in answers.items()}
+    right = {key: [words(sentence) for sentence in sentences] for key, sentences in references.items()}
+    value, _ = Cider().compute_score(right, told)
+    return float(value)
+
+
+def meteor(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
+    """Return METEOR, 0 to 1, by pycocoevalcap; raises VPPError where there is no Java to run it."""
+    if shutil.which("java") is None:
+        raise VPPError("METEOR runs in Java, and no `java` is on the path: install one, or leave METEOR out.")
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    told = {key: [words(answer)] for key, answer in answers.items()}
+    right = {key: [words(sentence) for sentence in sentences] for key, sentences in references.items()}
+    value, _ = Meteor().compute_score(right, told)
+    return float(value)

@@ -1,0 +1,173 @@
+"""Why two evaluations of the same rows differ: by chance, by protocol, by frame and unit, or by what they find."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from vpp_plugins.boxes import BoxCodec, BoxStatus, Rounded
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
+from vpp_plugins.evaluate.protocol import Protocol, protocol
+from vpp_plugins.evaluate.results import Judged, judge, picture_of
+from vpp_plugins.evaluate.run import read_run
+from vpp_plugins.evaluate.statistics import Paired, paired
+from vpp_plugins.plugins import box_codec
+
+TELLING = 0.02
+"""A part of a gap smaller than this, 0 to 1, is not mentioned."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation, read back from its folder."""
+
+    folder: Path
+    settings: Mapping[str, object]
+    protocol: Protocol
+    codec: BoxCodec
+    judged: list[Judged]
+
+    @property
+    def accuracy(self) -> float:
+        """Acc@0.5, 0 to 1."""
+        return fmean(one.correct for one in self.judged)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations row by row, and sentences that say what lies behind their gap."""
+
+    a: Evaluation
+    b: Evaluation
+    accuracy: Paired
+    """Of Acc@0.5."""
+    mean_iou: Paired
+    by_kind: dict[str, tuple[int, float, float]]
+    """Rows, Acc@0.5 of A and of B, for every kind of expression."""
+    reasons: list[str]
+
+
+def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_format: str | None = None) -> Evaluation:
+    """Read the answers of a finished evaluation and judge them under its own protocol, or under another.
+
+    `box_format` reads them as another family's. Raises VPPError where the folder holds no finished evaluation, or where
+    the protocol's file is not what it was when the evaluation ran.
+    """
+    settings = read_run(folder)
+    chosen = protocol(protocol_name or str(settings["protocol"]))
+    if protocol_name is None and chosen.sha256 != settings["protocol_sha256"]:
+        raise VPPError(
+            f"'{folder}' was evaluated under another version of the protocol '{chosen.name}': rescore it, with "
+            f"`vpp eval rescore {folder} --protocol {chosen.name}`."
+        )
+    family = box_format or chosen.family or str(settings["box_format"])
+    codec = box_codec(family)
+    judged = judge(read_answers(Path(folder) / ANSWERS), chosen, codec)
+    return Evaluation(Path(folder), settings, chosen, codec, judged)
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Compare two evaluations of the same rows; raises VPPError where their rows are not the same."""
+    if a.settings["rows_sha256"] != b.settings["rows_sha256"]:
+        raise VPPError(
+            f"'{a.folder}' and '{b.folder}' evaluated different rows ({len(a.judged)} and {len(b.judged)}): evaluate "
+            "both on the same data."
+        )
+    pictures = [picture_of(one) for one in a.judged]
+    accuracy = paired([float(one.correct) for one in a.judged], [float(one.correct) for one in b.judged], pictures)
+    mean_iou = paired([one.iou for one in a.judged], [one.iou for one in b.judged], pictures)
+    return Comparison(a, b, accuracy, mean_iou, _by_kind(a, b), _reasons(a, b, accuracy))
+
+
+def other_readings(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> dict[str, float]:
+    """Return Acc@0.5 of the same answers with their numbers read in other frames and units.
+
+    Where one of them fits far better than the family's own, the model was asked, trained or read in another frame.
+    """
+    if codec.text is None or not isinstance(codec.scale, Rounded):
+        return {}
+    found = {}
+    for frame in ("original", "padded", "resized"):
+        for full in (1, 100, 999, 1000, None):
+            if (full is None) != (frame == "resized"):
+                continue
+            if frame == "resized" and any(answer.processed_size_hw is None for answer in answers):
+                continue
+            unit = "pixels" if full is None else f"0-{full}"
+            changed = replace(codec, frame=frame, unit=unit, scale=replace(codec.scale, full=full))
+            by_codec = replace(protocol, reader="codec", truth="pixels")
+            found[f"{unit} on the {frame} image"] = fmean(one.correct for one in judge(answers, by_codec, changed))
+    return found
+
+
+def _by_kind(a: Evaluation, b: Evaluation) -> dict[str, tuple[int, float, float]]:
+    kinds = sorted({one.answer.kind for one in a.judged} - {""})
+    places = {kind: [i for i, one in enumerate(a.judged) if one.answer.kind == kind] for kind in kinds}
+    return {
+        kind: (len(rows), fmean(a.judged[i].correct for i in rows), fmean(b.judged[i].correct for i in rows))
+        for kind, rows in places.items()
+    }
+
+
+def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
+    reasons = []
+    gap = accuracy.difference
+    if gap.low <= 0 <= gap.high:
+        reasons.append(
+            f"The gap of {_points(gap.mean)} may be chance: its 95 % interval is {_points(gap.low)} to "
+            f"{_points(gap.high)}."
+        )
+    if a.protocol != b.protocol:
+        reasons += [
+            f"The protocols differ. Under '{under.name}', A has {_percent(on_a)} and B has {_percent(on_b)}."
+            for under in (a.protocol, b.protocol)
+            if (on_a := _accuracy(a, under)) is not None and (on_b := _accuracy(b, under)) is not None
+        ]
+    for name, side in (("A", a), ("B", b)):
+        reasons += _misread(name, side) + _statuses(name, side)
+    return reasons
+
+
+def _accuracy(side: Evaluation, under: Protocol) -> float | None:
+    """Return Acc@0.5 under another protocol, or None where that one reads another family's text."""
+    if under.family and under.family != side.codec.family:
+        return None
+    return fmean(one.correct for one in judge([one.answer for one in side.judged], under, side.codec))
+
+
+def _misread(name: str, side: Evaluation) -> list[str]:
+    readings = other_readings([one.answer for one in side.judged], side.protocol, side.codec)
+    if not readings:
+        return []
+    best = max(readings, key=lambda reading: readings[reading])
+    if readings[best] - side.accuracy < TELLING:
+        return []
+    return [
+        f"{name}'s answers fit better when they are read as {best}: {_percent(readings[best])} instead of "
+        f"{_percent(side.accuracy)}. The model was asked, trained or read in another frame."
+    ]
+
+
+def _statuses(name: str, side: Evaluation) -> list[str]:
+    counts = Counter(one.reading.status for one in side.judged)
+    said = {
+        BoxStatus.UNPARSABLE: "hold no box that the protocol reads",
+        BoxStatus.NONE: "say that there is nothing",
+        BoxStatus.INVERTED: "have their corners in the wrong order",
+        BoxStatus.CLIPPED: "reach beyond the picture",
+    }
+    return [
+        f"{counts[status]} of {name}'s {len(side.judged)} answers {what}."
+        for status, what in said.items()
+        if counts[status] >= max(1, TELLING * len(side.judged))
+    ]
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f} points"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,62 @@
+"""The model `vpp_plugins` of lmms-eval, which finds it through its entry-point group `lmms_eval.models`.
+
+lmms-eval --model vpp_plugins --model_args pretrained=DIR,vpp=DIR --tasks refcoco_bbox_rec
+"""
+
+from typing import Any
+
+from lmms_eval.api.model import lmms
+from PIL import Image
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate import models
+from vpp_plugins.evaluate.kits.answers import answer
+
+
+class VPPModel(lmms):  # type: ignore[misc]
+    """A host with its prompts, asked one picture at a time."""
+
+    is_simple = True
+
+    def __init__(
+        self, pretrained: str, vpp: str | None = None, box_format: str | None = None, batch_size: int | str = 1
+    ) -> None:
+        super().__init__()
+        self.grounder = models.load_grounder(pretrained, vpp=vpp, box_format=box_format)
+        self.batch_size = int(batch_size)
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        """Answer the kit's requests, in their order."""
+        from tqdm import tqdm
+
+        answers: list[str] = []
+        for start in tqdm(range(0, len(requests), self.batch_size), desc="Model Responding"):
+            batch = [request.args for request in requests[start : start + self.batch_size]]
+            longest = max(int(arguments[1].get("max_new_tokens", 128)) for arguments in batch)
+            pictures = [self._picture(arguments) for arguments in batch]
+            answers += answer(self.grounder, pictures, [arguments[0] for arguments in batch], max_new_tokens=longest)
+        return answers
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        """Raise: grounding is generated, not ranked."""
+        raise VPPError("the model 'vpp_plugins' generates answers and ranks none: choose a task of generate_until.")
+
+    def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
+        """Raise: one question per picture."""
+        raise VPPError("the model 'vpp_plugins' answers one question per picture: choose a single-round task.")
+
+    def _picture(self, arguments: tuple[Any, ...]) -> Image.Image:
+        _, _, to_visual, number, task, split = arguments
+        found = to_visual(self.task_dict[task][split][number])
+        if len(found) != 1 or not isinstance(found[0], Image.Image):
+            raise VPPError(
+                f"one picture per question is expected, but '{task}' gives {len(found)}: choose another task."
+            )
+        return found[0]
+
+
+def manifest() -> Any:
+    """Return what lmms-eval's registry asks of an entry point."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id="vpp_plugins", simple_class_path=f"{__name__}.VPPModel")

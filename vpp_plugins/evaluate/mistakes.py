@@ -1,0 +1,48 @@
+"""What a mistake in reading boxes costs a perfect predictor: its answers, written right and read wrong."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from vpp_plugins.boxes import Box, BoxCodec, ImageMeta, Rounded, codec
+from vpp_plugins.evaluate.score import Scores, score
+
+Truth = tuple[Box, ImageMeta]
+"""A box in pixels of its original picture, and the sizes of that picture."""
+
+
+def ceiling(family: str, truths: Sequence[Truth]) -> Scores:
+    """Return the scores of a perfect predictor that writes and reads as the family does; rounding costs the rest."""
+    return _misread(codec(family), codec(family), truths)
+
+
+def mistakes() -> dict[str, Callable[[Sequence[Truth]], Scores]]:
+    """Return, by name, how each mistake is made; each maps true boxes to the scores of a perfect predictor."""
+    llava, pixels, paligemma, qwen = codec("llava"), codec("qwen2.5-vl"), codec("paligemma"), codec("qwen-vl")
+    thousand = replace(pixels, frame="original", scale=Rounded(1000))
+    x_first = replace(paligemma, scale=Rounded(1023))
+    return {
+        "padded output scored in the original frame": lambda t: _misread(llava, replace(llava, frame="original"), t),
+        "pixels of the resized picture read as 0-1000": lambda t: _misread(pixels, thousand, t),
+        "pixels of the resized picture, resize ignored": lambda t: _misread(pixels, pixels, t, resized=False),
+        "xywh read as xyxy": _as_corners,
+        "order y first ignored": lambda t: _misread(paligemma, x_first, t),
+        "0-999 read as 0-1000": lambda t: _misread(qwen, replace(qwen, scale=Rounded(1000)), t),
+    }
+
+
+def _misread(writer: BoxCodec, reader: BoxCodec, truths: Sequence[Truth], *, resized: bool = True) -> Scores:
+    found: list[Box | None] = []
+    for box, meta in truths:
+        seen = meta if resized else replace(meta, processed_size_hw=meta.size_hw)
+        boxes = reader.decode(writer.encode([box], meta), seen).boxes_xyxy_px
+        found.append(boxes[0] if boxes else None)
+    return score(found, [box for box, _ in truths])
+
+
+def _as_corners(truths: Sequence[Truth]) -> Scores:
+    """Width and height taken for the far corner; corners in the wrong order are exchanged, as codecs do."""
+    found: list[Box | None] = []
+    for (x1, y1, x2, y2), _ in truths:
+        right, bottom = x2 - x1, y2 - y1
+        found.append((min(x1, right), min(y1, bottom), max(x1, right), max(y1, bottom)))
+    return score(found, [box for box, _ in truths])

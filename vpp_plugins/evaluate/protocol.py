@@ -1,0 +1,91 @@
+"""Protocols: how an accuracy is measured, frozen in files, so that two numbers under one name can be compared."""
+
+import functools
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Literal
+
+from vpp_plugins.boxes import Box, BoxCodec, ImageMeta
+from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.evaluate.overlaps import OVERLAPS
+from vpp_plugins.evaluate.readers import READERS, Reading
+from vpp_plugins.evaluate.rows import Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """One way to ask, to read and to count. The files in `protocols/` hold them; one that changes gets a new name."""
+
+    name: str
+    source: str
+    """Where its rules were read."""
+    task: Literal["box", "caption"] = "box"
+    """Whether a box is asked for, or words for a given box."""
+    question: str = ""
+    """The request, with `{expr}` for the expression or `{box}` for the box's text; empty: the family's own."""
+    family: str = ""
+    """The family whose answers it reads; empty: the model's own."""
+    reader: str = "codec"
+    """Which of `readers.READERS` turns an answer into a box."""
+    overlap: str = "exact"
+    """Which of `overlaps.OVERLAPS` compares two boxes."""
+    correct: Literal["iou >= threshold", "iou > threshold"] = "iou >= threshold"
+    truth: Literal["pixels", "as written"] = "pixels"
+    """The true box as it stands in the data, or rounded as the family would write it."""
+    max_new_tokens: int = 128
+    min_new_tokens: int = 0
+    num_beams: int = 1
+    splits: Mapping[str, int] = field(default_factory=dict)
+    """Published numbers of rows, one per sentence, by `dataset/split`."""
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of a split's rows (`rows.fingerprint`), where the rows come with this library."""
+    sha256: str = ""
+    """Of the protocol's file."""
+
+    def ask(self, row: Row, codec: BoxCodec) -> str:
+        """Return the question about a row, in the protocol's words or else in the family's."""
+        if self.task == "caption":
+            return self.question.format(box=codec.encode([row.box], ImageMeta(row.size_hw)))
+        return self.question.format(expr=row.expression) if self.question else codec.prompt(row.expression)
+
+    def read(self, answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+        """Return the one box that an answer gives under this protocol, in pixels of the original image."""
+        return READERS[self.reader](answer, meta, codec)
+
+    def iou(self, reading: Reading, truth: Box, meta: ImageMeta, codec: BoxCodec) -> float:
+        """Return the overlap of what was read with the true box, 0 to 1; an answer without a box gives 0."""
+        if reading.box is None:
+            return 0.0
+        if self.truth == "as written":
+            written = self.read(codec.encode([truth], meta), meta, codec).box
+            truth = truth if written is None else written
+        return OVERLAPS[self.overlap](reading.box, truth)
+
+    def is_correct(self, iou: float, threshold: float = 0.5) -> bool:
+        """Return whether an overlap counts as found."""
+        return iou > threshold if self.correct == "iou > threshold" else iou >= threshold
+
+
+def protocol(name: str) -> Protocol:
+    """Return a protocol by name, or raise VPPError that names the nearest and all."""
+    known = protocols()
+    if name not in known:
+        raise VPPError(f"no protocol is called '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known))}.")
+    return known[name]
+
+
+@functools.cache
+def protocols() -> Mapping[str, Protocol]:
+    """Return every protocol by name."""
+    files = [
+        file for file in resources.files(__package__).joinpath("protocols").iterdir() if file.name.endswith("toml")
+    ]
+    loaded = [_load(file.read_bytes()) for file in files]
+    return {one.name: one for one in sorted(loaded, key=lambda one: one.name)}
+
+
+def _load(content: bytes) -> Protocol:
+    return Protocol(**tomllib.loads(content.decode()), sha256=hashlib.sha256(content).hexdigest())

@@ -1,0 +1,139 @@
+"""From an answer to one box, the way each published evaluation script reads it, quirks included.
+
+Each reader takes the answer, the picture's sizes and the family's codec, and returns a box in pixels of the original
+image. Where a script falls back on a box of zeros, ours says unparsable: the overlap is 0 either way.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, frame_rectangle
+
+_QWEN = re.compile(r"\((.*?)\),\((.*?)\)")
+# The script's lazy pattern, `\[*\[(.*?),(.*?),(.*?),(.*?)\]\]*`, in a form that cannot backtrack.
+_INTERNVL = re.compile(r"(?<!\[)\[++([^,\n]*),([^,\n]*),([^,\n]*),([^\]\n]*)\]")
+_SHIKRA = re.compile(r"\[(\d(?:\.\d*)?(?:,\d(?:\.\d*)?){3}(?:;\d(?:\.\d*)?(?:,\d(?:\.\d*)?){3})*)\]")
+_LMMS = re.compile(r"\[\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(?:\.\d+)?),\s*(-?\d+(?:\.\d+)?)\s*\]")
+_LONGEST = 10_000
+"""Characters of an answer that are looked at: some of these patterns take quadratic time."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an answer gave: a box, which may reach beyond the image where the script does not clip, or none."""
+
+    box: Box | None
+    status: BoxStatus
+
+
+Reader = Callable[[str, ImageMeta, BoxCodec], Reading]
+
+UNPARSABLE = Reading(None, BoxStatus.UNPARSABLE)
+
+
+def by_codec(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read the first box as the family's codec does: clipped to the image, corners in order."""
+    decoded = codec.decode(answer, meta)
+    return Reading(decoded.boxes_xyxy_px[0] if decoded.boxes_xyxy_px else None, decoded.statuses[0])
+
+
+def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read four numbers separated by comma and blank, undo the padding in single precision, clip below 0 only."""
+    try:
+        numbers = [float(word) for word in answer.strip("[]").split(", ")]
+    except ValueError:
+        return UNPARSABLE
+    if len(numbers) != 4:
+        return UNPARSABLE
+    height, width = meta.size_hw
+    side = max(height, width)
+    box = np.array(numbers, dtype=np.float32) * np.float32(side)
+    if height != width:
+        box[0::2] -= (side - width) // 2
+        box[1::2] -= (side - height) // 2
+        box = np.maximum(box, 0)
+    return _judged(box.tolist(), meta)
+
+
+def like_shikra(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read the answer's only bracketed box, 0 to 1 on the padded square."""
+    found = _SHIKRA.findall(answer)
+    if len(found) != 1 or ";" in found[0]:
+        return UNPARSABLE
+    left, top, width, height = frame_rectangle("padded", meta.size_hw)
+    x1, y1, x2, y2 = (float(number) for number in found[0].split(","))
+    return _judged((x1 * width + left, y1 * height + top, x2 * width + left, y2 * height + top), meta)
+
+
+def like_minigpt(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read four integers, 0 to 100.
+
+    The script asks again where the braces are missing, but greedily, and in the end takes any four integers.
+    """
+    numbers = re.findall(r"\d+", answer.replace("<unk>", "").replace(" ", ""))
+    return _scaled(numbers, 100, meta)
+
+
+def like_qwen(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read the first pair of points, 0 to 999."""
+    found = _QWEN.search(answer[:_LONGEST])
+    if found is None:
+        return UNPARSABLE
+    points = [point.split(",") for point in found.groups()]
+    return _scaled(points[0] + points[1], 999, meta) if all(len(point) == 2 for point in points) else UNPARSABLE
+
+
+def like_internvl(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read the first four bracketed numbers: 0 to 1000, or 0 to 1 where they sum to less than 4."""
+    found = _INTERNVL.search(answer[:_LONGEST])
+    if found is None:
+        return UNPARSABLE
+    try:
+        small = sum(float(number) for number in found.groups()) < 4
+    except ValueError:
+        return UNPARSABLE
+    return _scaled(found.groups(), 1 if small else 1000, meta)
+
+
+def like_lmms_eval(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    """Read the first four bracketed numbers, 0 to 1 on the original image whatever frame the model writes in."""
+    found = _LMMS.search(answer)
+    return UNPARSABLE if found is None else _scaled(found.groups(), 1, meta)
+
+
+READERS: Mapping[str, Reader] = {
+    "codec": by_codec,
+    "vpp-llava": like_vpp_llava,
+    "shikra": like_shikra,
+    "minigpt-v2": like_minigpt,
+    "qwen-vl": like_qwen,
+    "internvl": like_internvl,
+    "lmms-eval": like_lmms_eval,
+}
+
+
+def _scaled(numbers: Sequence[str], full: int, meta: ImageMeta) -> Reading:
+    if len(numbers) != 4:
+        return UNPARSABLE
+    try:
+        x1, y1, x2, y2 = (float(number) / full for number in numbers)
+    except (ValueError, OverflowError):
+        return UNPARSABLE
+    height, width = meta.size_hw
+    return _judged((x1 * width, y1 * height, x2 * width, y2 * height), meta)
+
+
+def _judged(box: Sequence[float], meta: ImageMeta) -> Reading:
+    """Say of a box, which stays as it is, whether it leaves the image or has its corners in the wrong order."""
+    x1, y1, x2, y2 = box
+    if not all(map(math.isfinite, box)):
+        return UNPARSABLE
+    height, width = meta.size_hw
+    if x2 < x1 or y2 < y1:
+        return Reading((x1, y1, x2, y2), BoxStatus.INVERTED)
+    outside = min(x1, y1) < 0 or x2 > width or y2 > height
+    return Reading((x1, y1, x2, y2), BoxStatus.CLIPPED if outside else BoxStatus.OK)

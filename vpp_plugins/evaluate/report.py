@@ -1,0 +1,223 @@
+"""One page per evaluation, and one for two of them side by side: a single file that opens without a network."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpp_plugins.boxes import Box
+from vpp_plugins.draw import draw_boxes
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.compare import Comparison, Evaluation
+from vpp_plugins.evaluate.results import CURVE, Judged, summarise
+from vpp_plugins.evaluate.rows import Row
+from vpp_plugins.images import load_image
+
+TRUTH, COLOURS = "#2e9e4f", ("#4363d8", "#f58231")
+SHOWN = 12
+"""Pictures on a page."""
+SIDE = 480
+"""Longest side of a picture on the page, pixels."""
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 2rem 1.5rem 4rem;
+       color: #1d2129; background: #f6f7f9 }
+h1, h2 { line-height: 1.2 } h2 { margin: 2.5rem 0 1rem } p, li { max-width: 56rem; color: #4a5160 }
+table { border-collapse: collapse; background: #fff } td, th { padding: .35rem 1rem; text-align: right;
+       border-bottom: 1px solid #e3e6ea } td:first-child, th:first-child { text-align: left }
+th { color: #4a5160; font-weight: 500 } td small { color: #6b7280 } code { overflow-wrap: anywhere }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
+figure { margin: 0; padding: .6rem; background: #fff; border: 1px solid #e3e6ea; border-radius: .6rem }
+figure img { width: 100%; height: 15rem; object-fit: contain; background: #eceef1 }
+figcaption { font-size: .9rem } figcaption code { color: #4a5160; font-size: .8rem; display: block }
+svg { background: #fff; border: 1px solid #e3e6ea; border-radius: .6rem; max-width: 100% }
+svg text { font: 12px system-ui, sans-serif; fill: #4a5160 }
+"""
+
+
+def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
+    """Write the page of one evaluation: figures, curve, worst answers as pictures, protocol, versions and hashes.
+
+    `rows` bring the pictures where the answers do not name their files.
+    """
+    figures = summarise(evaluation.judged, evaluation.protocol)
+    worst = sorted(evaluation.judged, key=lambda one: (one.iou, one.answer.id))[:SHOWN]
+    pictures = _pictures(rows)
+    body = [
+        f"<h1>{_text(_title(evaluation))}</h1>",
+        f"<p>{figures['rows']} rows on {figures['pictures']} pictures, protocol <b>{evaluation.protocol.name}</b>. "
+        "Behind each figure its 95 % interval, for which pictures were drawn again 2,000 times.</p>",
+        _figures([("", figures)]),
+        "<h2>Accuracy over the overlap that is asked for</h2>",
+        _curve([("", figures["curve"])]),
+        *_groups("By kind of expression", figures["by_kind"]),
+        *_groups("By category", figures["by_category"]),
+        "<h2>The worst answers</h2>",
+        f'<p><b style="color:{TRUTH}">Green</b> is true, <b style="color:{COLOURS[0]}">blue</b> is the answer.</p>',
+        '<div class="cards">' + "".join(_card(pictures, one) for one in worst) + "</div>",
+        "<h2>How it was measured</h2>",
+        _facts(evaluation),
+    ]
+    return _write(path, _title(evaluation), body)
+
+
+def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
+    """Write the page of two evaluations side by side, with the sentences that explain their gap."""
+    sides = [("A", comparison.a), ("B", comparison.b)]
+    figures = [(name, summarise(side.judged, side.protocol)) for name, side in sides]
+    pictures = _pictures(rows)
+    pairs = list(zip(comparison.a.judged, comparison.b.judged, strict=True))
+    apart = sorted(
+        (pair for pair in pairs if pair[0].correct != pair[1].correct), key=lambda p: -abs(p[0].iou - p[1].iou)
+    )
+    gap = comparison.accuracy
+    body = [
+        f"<h1>A: {_text(_title(comparison.a))}<br>B: {_text(_title(comparison.b))}</h1>",
+        f"<p>B minus A in Acc@0.5: <b>{100 * gap.difference.mean:+.1f} points</b> "
+        f"({100 * gap.difference.low:+.1f} to {100 * gap.difference.high:+.1f}). Only A is right {gap.only_a} times, "
+        f"only B {gap.only_b} times (McNemar's exact test: p = {gap.p_value:.2g}).</p>",
+        "<ul>" + "".join(f"<li>{_text(reason)}</li>" for reason in comparison.reasons) + "</ul>",
+        _figures(figures),
+        "<h2>Accuracy over the overlap that is asked for</h2>",
+        _curve([(name, one["curve"]) for name, one in figures]),
+        *_kinds(comparison),
+        "<h2>Where only one is right</h2>",
+        f'<p><b style="color:{TRUTH}">Green</b> is true, <b style="color:{COLOURS[0]}">blue</b> is A, '
+        f'<b style="color:{COLOURS[1]}">orange</b> is B.</p>',
+        '<div class="cards">' + "".join(_card(pictures, *pair) for pair in apart[:SHOWN]) + "</div>",
+        *[part for name, side in sides for part in (f"<h2>How {name} was measured</h2>", _facts(side))],
+    ]
+    return _write(path, "Two evaluations", body)
+
+
+def _title(evaluation: Evaluation) -> str:
+    return f"{evaluation.settings.get('model', 'A model')} on {evaluation.settings.get('data', 'its data')}"
+
+
+def _figures(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    names = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean_iou": "mean IoU"}
+    head = "".join(f"<th>{name}</th>" for name, _ in columns)
+    lines = [
+        f"<tr><td>{label}</td>"
+        + "".join(f"<td>{_with_interval(figures[key])}</td>" for _, figures in columns)
+        + "</tr>"
+        for key, label in names.items()
+    ]
+    lines += [
+        f"<tr><td>{status}</td>"
+        + "".join(f"<td>{figures['statuses'][status]}</td>" for _, figures in columns)
+        + "</tr>"
+        for status in columns[0][1]["statuses"]
+    ]
+    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+
+
+def _with_interval(figure: Mapping[str, float]) -> str:
+    return f"{100 * figure['mean']:.1f} <small>{100 * figure['low']:.1f} to {100 * figure['high']:.1f}</small>"
+
+
+def _groups(title: str, groups: Mapping[str, Mapping[str, float]]) -> list[str]:
+    if not groups:
+        return []
+    lines = [
+        f"<tr><td>{_text(name)}</td><td>{group['rows']}</td><td>{100 * group['acc_50']:.1f}</td>"
+        f"<td>{100 * group['mean_iou']:.1f}</td></tr>"
+        for name, group in sorted(groups.items(), key=lambda item: (-item[1]["rows"], item[0]))[:40]
+    ]
+    more = f"<p>{len(groups) - 40} more are in the results' file.</p>" if len(groups) > 40 else ""
+    head = "<tr><th></th><th>rows</th><th>Acc@0.5</th><th>mean IoU</th></tr>"
+    return [f"<h2>{title}</h2>", f"<table>{head}{''.join(lines)}</table>{more}"]
+
+
+def _kinds(comparison: Comparison) -> list[str]:
+    if not comparison.by_kind:
+        return []
+    lines = [
+        f"<tr><td>{_text(kind)}</td><td>{rows}</td><td>{100 * a:.1f}</td><td>{100 * b:.1f}</td></tr>"
+        for kind, (rows, a, b) in comparison.by_kind.items()
+    ]
+    head = "<tr><th></th><th>rows</th><th>A</th><th>B</th></tr>"
+    return ["<h2>Acc@0.5 by kind of expression</h2>", f"<table>{head}{''.join(lines)}</table>"]
+
+
+def _curve(lines: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> str:
+    width, height, margin = 560, 300, 44
+    x = [margin + threshold * (width - 2 * margin) for threshold in CURVE]
+    parts = [
+        f'<text x="{margin + v * (width - 2 * margin):.0f}" y="{height - 18}" text-anchor="middle">{v:.1f}</text>'
+        f'<text x="{margin - 8}" y="{height - margin - v * (height - 2 * margin) + 4:.0f}" text-anchor="end">'
+        f"{100 * v:.0f}</text>"
+        f'<line x1="{margin}" x2="{width - margin}" y1="{height - margin - v * (height - 2 * margin):.0f}" '
+        f'y2="{height - margin - v * (height - 2 * margin):.0f}" stroke="#e3e6ea"/>'
+        for v in (0, 0.2, 0.4, 0.6, 0.8, 1)
+    ]
+    for (name, curve), colour in zip(lines, COLOURS, strict=False):
+        points = [
+            (at, height - margin - share * (height - 2 * margin)) for at, (_, share) in zip(x, curve, strict=True)
+        ]
+        path = " ".join(f"{at:.1f},{up:.1f}" for at, up in points)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        parts.append(f'<text x="{points[-1][0] + 6:.0f}" y="{points[-1][1]:.0f}" fill="{colour}">{name}</text>')
+    label = f'<text x="{width / 2}" y="{height - 3}" text-anchor="middle">IoU asked for</text>'
+    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}">{"".join(parts)}{label}</svg>'
+
+
+def _card(pictures: Mapping[str, Row], *answers: Judged) -> str:
+    answer = answers[0].answer
+    said = "".join(
+        f"<code>{_text(one.answer.text[:200] or one.answer.error)} (IoU {one.iou:.2f})</code>" for one in answers
+    )
+    return f"<figure>{_picture(pictures, answers)}<figcaption>{_text(answer.expression)}{said}</figcaption></figure>"
+
+
+def _picture(pictures: Mapping[str, Row], answers: Sequence[Judged]) -> str:
+    answer = answers[0].answer
+    try:
+        row = pictures.get(answer.id)
+        picture = row.picture() if row is not None else load_image(Path(answer.image))
+    except VPPError:
+        return "<p>The picture is not at hand.</p>"
+    found = [(answer.box, TRUTH), *((one.reading.box, colour) for one, colour in zip(answers, COLOURS, strict=False))]
+    drawn = [(_ordered(box), colour) for box, colour in found if box is not None]
+    picture = draw_boxes(picture, [box for box, _ in drawn], colours=[colour for _, colour in drawn])
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return f'<img alt="{_text(answer.expression)}" src="data:image/jpeg;base64,{encoded}">'
+
+
+def _ordered(box: Box) -> Box:
+    """Return the box with its corners in order, as it can be drawn."""
+    x1, y1, x2, y2 = box
+    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+
+
+def _pictures(rows: Sequence[Row] | None) -> dict[str, Row]:
+    return {row.id: row for row in rows or ()}
+
+
+def _facts(evaluation: Evaluation) -> str:
+    facts = {**evaluation.settings, "protocol": evaluation.protocol.name, "rules": evaluation.protocol.source}
+    lines = "".join(
+        f"<tr><td>{_text(key.replace('_', ' '))}</td><td><code>{_text(str(value))}</code></td></tr>"
+        for key, value in facts.items()
+    )
+    return f"<table>{lines}</table>"
+
+
+def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}")
+    temporary.write_text(head + "\n".join(body) + "</html>\n", encoding="utf-8")
+    temporary.replace(target)
+    return target
+
+
+def _text(value: str) -> str:
+    return html.escape(value)

@@ -1,0 +1,88 @@
+"""From raw answers to a result: every answer judged under a protocol, and the figures that are reported."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from vpp_plugins.boxes import BoxCodec, BoxStatus
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.answers import Answer
+from vpp_plugins.evaluate.protocol import Protocol
+from vpp_plugins.evaluate.readers import Reading
+from vpp_plugins.evaluate.statistics import interval
+
+THRESHOLDS = (0.5, 0.75, 0.9)
+CURVE = tuple(step / 20 for step in range(20))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One answer, what a protocol read in it, and how far that overlaps what is true."""
+
+    answer: Answer
+    reading: Reading
+    iou: float
+    correct: bool
+    """At the threshold 0.5."""
+
+
+def judge(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> list[Judged]:
+    """Read every answer under a protocol; answers of unreadable pictures hold no box."""
+    judged = []
+    for answer in answers:
+        reading = (
+            Reading(None, BoxStatus.UNPARSABLE) if answer.error else protocol.read(answer.text, answer.meta, codec)
+        )
+        iou = protocol.iou(reading, answer.box, answer.meta, codec)
+        judged.append(Judged(answer, reading, iou, protocol.is_correct(iou)))
+    return judged
+
+
+def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
+    """Return the figures of an evaluation as JSON values.
+
+    Accuracies and IoU are 0 to 1. Each has a 95 % interval, for which pictures are drawn again, not rows. The same
+    answers give the same figures, whatever their order of arrival.
+    """
+    if not judged:
+        raise VPPError("there is nothing to score: the evaluation holds no answer.")
+    pictures = [picture_of(one) for one in judged]
+    accuracies = {
+        f"acc_{round(100 * threshold)}": asdict(interval(_hits(judged, protocol, threshold), pictures))
+        for threshold in THRESHOLDS
+    }
+    statuses = Counter("unreadable" if one.answer.error else str(one.reading.status) for one in judged)
+    return {
+        "rows": len(judged),
+        "pictures": len(set(pictures)),
+        **accuracies,
+        "mean_iou": asdict(interval([one.iou for one in judged], pictures)),
+        "statuses": {name: statuses.get(name, 0) for name in [*map(str, BoxStatus), "unreadable"]},
+        "by_kind": _by(judged, lambda one: one.answer.kind),
+        "by_category": _by(judged, lambda one: one.answer.category),
+        "curve": [[threshold, fmean(_hits(judged, protocol, threshold))] for threshold in CURVE],
+    }
+
+
+def _hits(judged: Sequence[Judged], protocol: Protocol, threshold: float) -> list[float]:
+    return [float(protocol.is_correct(one.iou, threshold)) for one in judged]
+
+
+def _by(judged: Sequence[Judged], key: Callable[[Judged], str]) -> dict[str, dict[str, float]]:
+    """Return count and figures per named group; rows without a name are left out."""
+    return {
+        name: {
+            "rows": len(group),
+            "acc_50": fmean(float(one.correct) for one in group),
+            "mean_iou": fmean(one.iou for one in group),
+        }
+        for name in sorted({key(one) for one in judged} - {""})
+        if (group := [one for one in judged if key(one) == name])
+    }
+
+
+def picture_of(one: Judged) -> str:
+    """Name the picture that a row is about: its file, or what stands before the row's number in its id."""
+    return one.answer.image or one.answer.id.rpartition("/")[0] or one.answer.id

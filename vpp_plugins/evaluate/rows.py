@@ -1,0 +1,123 @@
+"""The rows of an evaluation: a sentence, its picture and its true box."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vpp_plugins.boxes import Box
+from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.scene_folder import SceneFolder
+from vpp_plugins.data.scenes import Scene
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import load_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One question and what is true. `box` is xyxy in pixels of the picture, `size_hw` its height and width."""
+
+    id: str
+    image: Path | Image.Image
+    size_hw: tuple[int, int]
+    expression: str
+    box: Box
+    category: str = ""
+    """What the true object is, where the data say."""
+    kind: str = ""
+    """How the expression picks it out, where the data say."""
+
+    def picture(self) -> Image.Image:
+        """Return the picture, upright RGB; raises VPPError where it cannot be read or has another size."""
+        picture = load_image(self.image)
+        if (picture.height, picture.width) != self.size_hw:
+            raise VPPError(
+                f"the picture of row '{self.id}' is {picture.width} x {picture.height}, but its data say "
+                f"{self.size_hw[1]} x {self.size_hw[0]}: the box would be of another picture."
+            )
+        return picture
+
+
+def rows_of_scenes(scenes: Iterable[Scene]) -> list[Row]:
+    """Return a row for every expression of scenes or photographs."""
+    return [
+        Row(
+            id=f"{scene.key}/{number}",
+            image=scene.image,
+            size_hw=(scene.height, scene.width),
+            expression=expression.text,
+            box=tuple(map(float, expression.box_xyxy)),  # type: ignore[arg-type]
+            category="" if expression.object is None else scene.objects[expression.object].name,
+            kind=expression.kind,
+        )
+        for scene in scenes
+        for number, expression in enumerate(scene.expressions)
+    ]
+
+
+def rows_of_folder(folder: SceneFolder) -> list[Row]:
+    """Return a row for every expression of written scenes, without reading a picture."""
+    return [
+        Row(
+            id=f"{record['key']}/{number}",
+            image=folder.folder / record["image"],
+            size_hw=(record["height"], record["width"]),
+            expression=item["text"],
+            box=tuple(map(float, item["box_xyxy"])),  # type: ignore[arg-type]
+            category="" if item["object"] is None else record["objects"][item["object"]]["name"],
+            kind=item["kind"],
+        )
+        for record in folder.records
+        for number, item in enumerate(record["expressions"])
+    ]
+
+
+def rows_of_samples(samples: Iterable[Sample], root: str | Path) -> list[Row]:
+    """Return a row for every expression that has exactly one box; pictures lie below `root`.
+
+    Expressions with no box, or with several, have no one true box, and are left out.
+    """
+    return [
+        Row(
+            id=f"{sample.id}/{number}",
+            image=Path(root) / sample.image,
+            size_hw=sample.meta.size_hw,
+            expression=turn.expression,
+            box=turn.boxes[0],  # type: ignore[arg-type]
+            category=sample.category,
+        )
+        for sample in samples
+        for number, turn in enumerate(sample.located())
+        if len(turn.boxes) == 1
+    ]
+
+
+def picture_id(row: Row) -> str:
+    """Name the picture that a row is about: its file, or what stands before the row's number in its id."""
+    return str(row.image) if isinstance(row.image, Path) else row.id.rpartition("/")[0] or row.id
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Raise VPPError for no rows, repeated ids and picture files that do not exist, before anything is asked."""
+    if not rows:
+        raise VPPError("there is nothing to evaluate: the data hold no row.")
+    if len({row.id for row in rows}) < len(rows):
+        seen: set[str] = set()
+        twice = next(row.id for row in rows if row.id in seen or seen.add(row.id))  # type: ignore[func-returns-value]
+        raise VPPError(f"rows must have ids of their own, but '{twice}' comes twice: number them.")
+    missing = sorted({str(row.image) for row in rows if isinstance(row.image, Path) and not row.image.is_file()})
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise VPPError(f"{len(missing)} pictures are missing: {', '.join(missing[:3])}{more}. Give their folder.")
+
+
+def fingerprint(rows: Iterable[Row]) -> str:
+    """Return the SHA-256 of the rows' ids, sizes, sentences and boxes, in order; pictures' bytes are not read."""
+    digest = hashlib.sha256()
+    for row in rows:
+        line = [row.id, *row.size_hw, row.expression, *map(float, row.box)]
+        digest.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,191 @@
+"""Ask a model every row of a benchmark: batched, over several processes, and killable at any point.
+
+The batches are fixed before the first question, so a run that was killed, or spread over other processes, asks the
+very same ones and ends with the same answers.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, runtime_checkable
+from typing import Protocol as Interface
+
+from PIL import Image
+
+from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
+from vpp_plugins.evaluate.protocol import Protocol
+from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint
+
+RUN = "run.json"
+
+
+@runtime_checkable
+class Asker(Interface):
+    """What is evaluated. `Grounder` is one; a served model, or a stub, can be another."""
+
+    codec: BoxCodec
+
+    def ask(
+        self, pictures: Sequence[Image.Image], questions: Sequence[str], **generation: int
+    ) -> list[tuple[str, ImageMeta]]:
+        """Answer one question per picture; return the raw texts and what the codec must know of the pictures."""
+        ...
+
+
+def evaluate(
+    asker: Asker,
+    rows: Sequence[Row],
+    protocol: Protocol,
+    out: str | Path,
+    *,
+    batch_size: int = 8,
+    about: Mapping[str, Any] | None = None,
+) -> list[Answer]:
+    """Ask every row, write the raw answers to `out/answers.jsonl`, and return them in the order of the rows.
+
+    `about` describes model and data; it is kept in `out/run.json`, and a folder is only continued by the same
+    evaluation. Under `accelerate launch` or torchrun the batches are shared among the processes. A picture that cannot
+    be read becomes an answer with an `error`. Raises VPPError for a folder of another evaluation.
+    """
+    check_rows(rows)
+    if protocol.family and protocol.family != asker.codec.family:
+        raise VPPError(
+            f"the protocol '{protocol.name}' reads answers of the family '{protocol.family}', but this model writes "
+            f"boxes as '{asker.codec.family}': choose '{asker.codec.family}' as its box format, or another protocol."
+        )
+    batches = plan(rows, batch_size)
+    folder, state = Path(out), processes()
+    if state.is_main_process:
+        _open(folder, _settings(rows, protocol, asker, batch_size, about or {}))
+    state.wait_for_everyone()
+    if (folder / ANSWERS).exists():
+        return read_answers(folder / ANSWERS)
+    ledger = Ledger(folder, state.process_index)
+    ledger.mend()
+    state.wait_for_everyone()
+    done = ledger.read()
+    state.wait_for_everyone()  # nobody appends before all have read: each must see the same batches as left
+    left = [number for number in range(len(batches)) if number not in done]
+    mine = left[state.process_index :: state.num_processes]
+    with _progress(len(rows), sum(map(len, done.values())), shown=state.is_main_process) as advance:
+        for number in mine:
+            ledger.append(number, _ask(asker, [rows[row] for row in batches[number]], protocol))
+            advance(len(batches[number]) * state.num_processes)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _merge(ledger, batches, folder)
+    state.wait_for_everyone()
+    return read_answers(folder / ANSWERS)
+
+
+def processes() -> Any:
+    """Return accelerate's view of the processes that share this evaluation; one where nothing launched several."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def plan(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
+    """Return the batches, as numbers of rows: neighbours are alike in picture and sentence, so little is padded."""
+    if batch_size < 1:
+        raise VPPError(f"batch_size must be at least 1, but is {batch_size}.")
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].size_hw, len(rows[i].expression), i), reverse=True)
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """Return what a folder of `evaluate` says of itself; raises VPPError where it is none."""
+    path = Path(folder) / RUN
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VPPError(f"no '{RUN}' in '{folder}': give the folder of a `vpp eval`.") from None
+    except ValueError as error:
+        raise VPPError(f"'{path}' is not valid JSON ({error}): run the evaluation again in a new folder.") from None
+    return settings
+
+
+def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
+    pictures: list[Image.Image | str] = []
+    for row in rows:
+        try:
+            pictures.append(row.picture())
+        except VPPError as error:
+            pictures.append(str(error))
+    readable = [number for number, picture in enumerate(pictures) if not isinstance(picture, str)]
+    generation = {"max_new_tokens": protocol.max_new_tokens, "num_beams": protocol.num_beams}
+    if protocol.min_new_tokens:
+        generation["min_new_tokens"] = protocol.min_new_tokens
+    told = (
+        asker.ask(
+            [picture for picture in pictures if not isinstance(picture, str)],
+            [protocol.ask(rows[number], asker.codec) for number in readable],
+            **generation,
+        )
+        if readable
+        else []
+    )
+    texts = dict(zip(readable, told, strict=True))
+    return [
+        Answer.of(row, *texts[number]) if number in texts else Answer.of(row, "", None, error=str(pictures[number]))
+        for number, row in enumerate(rows)
+    ]
+
+
+def _settings(
+    rows: Sequence[Row], protocol: Protocol, asker: Asker, batch_size: int, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        "protocol": protocol.name,
+        "protocol_sha256": protocol.sha256,
+        "box_format": asker.codec.family,
+        "rows": len(rows),
+        "rows_sha256": fingerprint(rows),
+        "batch_size": batch_size,
+        **about,
+    }
+
+
+def _open(folder: Path, settings: Mapping[str, Any]) -> None:
+    if (folder / RUN).exists():
+        known = read_run(folder)
+        differing = [key for key in sorted(known.keys() | settings.keys()) if known.get(key) != settings.get(key)]
+        if differing:
+            key = differing[0]
+            raise VPPError(
+                f"'{folder}' holds another evaluation: its {key} is {known.get(key)}, and now {settings.get(key)}. "
+                "Give another folder, or delete this one."
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(not file.name.startswith(".") for file in folder.iterdir()):
+        raise VPPError(f"the folder '{folder}' holds other files: give a new or empty one.")
+    temporary = folder / f".{RUN}"
+    temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(folder / RUN)
+
+
+def _merge(ledger: Ledger, batches: Sequence[Sequence[int]], folder: Path) -> None:
+    done = ledger.read()
+    by_row = {
+        row: answer for number, batch in enumerate(batches) for row, answer in zip(batch, done[number], strict=True)
+    }
+    write_answers(folder / ANSWERS, (by_row[row] for row in range(len(by_row))))
+    ledger.clear()
+
+
+@contextmanager
+def _progress(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda asked: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("Asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns) as bar:
+        task = bar.add_task("rows", total=total, completed=done)
+        yield lambda asked: bar.advance(task, asked)
