@@ -1,7 +1,13 @@
 """Measuring grounding: scores of predicted boxes, and the controls that belong beside them.
 
-- `score.py`: Acc@0.5 / 0.75 / 0.9, mean IoU and counts of answers that were no box.
-- `blind.py`: what is reached without reading the expression, or without looking at the picture.
+- `protocol.py` and `protocols/`: how an accuracy is measured, frozen in files; `readers.py` and `overlaps.py` are the
+  ways that they choose among.
+- `rows.py`: what is asked; `run.py`: asking it, killable at any point; `answers.py`: what was said.
+- `results.py`, `statistics.py`: the figures and how sure they are; `compare.py`: why two evaluations differ.
+- `report.py`: pages; `benchmark.py`: from names to pages, what `vpp eval` calls; `models.py`: the model to ask.
+- `captions.py`: words for a given box; `mistakes.py`: what reading boxes wrongly costs; `kits/`: bridges to other kits.
+- `score.py`: the bare scores of predicted boxes; `blind.py`: what is reached without reading the expression, or without
+  looking at the picture.
 """
 
 from vpp_plugins.evaluate.blind import full_image, mean_box, random_object, shuffled
