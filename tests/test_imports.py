@@ -58,3 +58,24 @@ assert before[1:] == after[1:], f"{before[1:]} became {after[1:]}"
 """)
 
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    """Its help must come at once; torch alone takes seconds."""
+    finished = run_python("import vpp_plugins.cli, sys; print('torch' in sys.modules)")
+
+    assert (finished.returncode, finished.stdout.strip()) == (0, "False"), finished.stderr
+
+
+def test_every_public_name_is_found_and_listed() -> None:
+    finished = run_python(
+        "import vpp_plugins as v; print(set(v.__all__) <= set(dir(v)), {type(getattr(v, n)).__name__ for n in v.__all__})"
+    )
+
+    assert finished.stdout.split()[0] == "True", finished.stderr
+
+
+def test_a_name_that_is_not_there() -> None:
+    finished = run_python("import vpp_plugins; vpp_plugins.attach_vp")
+
+    assert "module 'vpp_plugins' has no attribute 'attach_vp'" in finished.stderr

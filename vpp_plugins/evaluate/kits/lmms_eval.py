@@ -27,10 +27,10 @@ class VPPModel(lmms):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """Answer the kit's requests, in their order."""
-        from tqdm import tqdm
+        from rich.progress import track
 
         answers: list[str] = []
-        for start in tqdm(range(0, len(requests), self.batch_size), desc="Model Responding"):
+        for start in track(range(0, len(requests), self.batch_size), description="Answering"):
             batch = [request.args for request in requests[start : start + self.batch_size]]
             longest = max(int(arguments[1].get("max_new_tokens", 128)) for arguments in batch)
             pictures = [self._picture(arguments) for arguments in batch]
