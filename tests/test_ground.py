@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,20 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.tiny import attached, picture, tiny_llava, tiny_processor
-from vpp_plugins import Grounder, Grounding, VPPError, vpp_disabled
+from tests.families import FAMILIES, attached_family
+from tests.test_processor_families import CASES
+from tests.tiny import attached, picture, tiny_llava, tiny_processor, toy_config
+from tests.zoo.hosts import tiny_host
+from vpp_plugins import Grounder, Grounding, VPPError, VPPProcessor, attach_vpp, vpp_disabled
+from vpp_plugins.backbone import Backbone
 from vpp_plugins.boxes import BoxStatus
 
-pytestmark = pytest.mark.usefixtures("toy")
+pytestmark = [
+    pytest.mark.usefixtures("toy"),
+    # hosts' own: they make arrays of tensors in the old way
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
 
 SIZES = [(40, 24), (16, 40), (32, 32), (100, 20), (24, 24)]
 EXPRESSIONS = ["the red cup", "cup", "the cup is red . where is the red cup", "red", "is the cup the cup"]
@@ -150,9 +160,116 @@ def test_a_batch_answers_as_its_pairs_one_by_one(host: str) -> None:
     assert len({grounding.text for grounding in together}) > 1
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_batch_of_any_family_answers_as_its_pairs_one_by_one(name: str) -> None:
+    model, processor = attached_family(name)
+    asking = Grounder(model, showing_ids(processor), max_new_tokens=5)
+    pictures = [picture(seed, (size[0] * 2, size[1] * 2)) for seed, size in enumerate(SIZES)]
+
+    together = asking(pictures, EXPRESSIONS)
+
+    compared = 0
+    for shown, expression, grounding in zip(pictures, EXPRESSIONS, together, strict=True):
+        certain = certain_tokens(asking, shown, expression)
+        assert grounding.text.split()[:certain] == asking(shown, expression).text.split()[:certain]
+        compared += certain
+    assert compared > 12
+
+
+def test_boxes_in_pixels_of_the_resized_picture_come_back_to_the_original() -> None:
+    """Qwen2.5-VL; its image processor brings 100 x 52 pixels to the nearest sides it can cut into patches."""
+    model, processor = attached_family("qwen2_5_vl")
+    shown = picture(0, (100, 52))
+    grid = processor(images=[shown], text=[Grounder(model, processor)._prompt("cup")], return_tensors="pt")
+    _, rows, columns = grid["image_grid_thw"][0].tolist()
+    height, width = rows * 4, columns * 4
+    answer = f'[{{"bbox_2d": [0, 0, {width // 2}, {height}], "label": "cup"}}]'
+
+    grounding = Grounder(model, saying(processor, answer), max_new_tokens=1)(shown, "cup")
+
+    assert (height, width) != (52, 100)
+    assert grounding.boxes == (pytest.approx((0, 0, 100 * (width // 2) / width, 52)),)
+    assert grounding.labels == ("cup",)
+    assert processor.image_metas([shown])[0].processed_size_hw == (height, width)
+
+
+def test_another_processor_does_not_tell_how_it_resizes() -> None:
+    model, processor = attached()
+
+    with pytest.raises(
+        VPPError, match="counts pixels of the picture as Qwen's image processor resizes it, which a Llava"
+    ):
+        Grounder(model, processor, box_format="qwen2.5-vl", max_new_tokens=1)(picture(), "cup")
+
+
+def test_location_tokens_are_read_though_they_are_special() -> None:
+    model, processor = attached(tiny_llava(vocabulary=64))
+    tokens = ["<|box_start|>", "<|box_end|>", "(100,200),(300,400)"]
+    processor.tokenizer.add_tokens(tokens, special_tokens=True)
+    answer = processor.tokenizer.convert_tokens_to_ids(["<s>", tokens[0], tokens[2], tokens[1], "</s>", "<pad>"])
+    model.generate = lambda **inputs: torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
+
+    grounding = Grounder(model, processor, box_format="qwen2-vl")(picture(0, (50, 100)), "cup")
+
+    assert grounding.boxes == (pytest.approx((5, 20, 15, 40)),)
+    assert grounding.text.split() == ["<|box_start|>", "(100,200),(300,400)", "<|box_end|>"]
+
+
+def test_every_end_that_generation_knows_is_left_out() -> None:
+    model, processor = attached()
+    model.generation_config.eos_token_id = [2, 12]
+    model.generate = lambda **inputs: torch.cat([inputs["input_ids"], torch.tensor([[10, 12, 0]])], dim=1)
+
+    assert Grounder(model, processor)(picture(), "cup").text == "cup"
+
+
+def test_without_a_template_the_picture_comes_before_the_question() -> None:
+    plain = Backbone(adapter="any", hidden_size=24, vision_encoders=(), box_format="qwen2-vl", frame="image")
+    config = toy_config(global_vpp=None)
+    model = attach_vpp(tiny_llava(), config, adapter=plain)
+    first = attach_vpp(tiny_llava(), config, adapter=replace(plain, image_token="", box_format="paligemma"))
+
+    asking = Grounder(model, VPPProcessor(tiny_processor(), model))
+    assert asking._prompt(asking.codec.prompt("the {red} cup")) == (
+        "<image>\nLocate the {red} cup in this image and output its bounding box."
+    )
+    asking = Grounder(first, VPPProcessor(tiny_processor(), first))
+    assert asking._prompt(asking.codec.prompt("cup")) == "detect cup"
+
+
+ASKED = {
+    "florence2": ("florence2", "<CAPTION_TO_PHRASE_GROUNDING>the red cup"),
+    "paligemma": ("paligemma", "detect the red cup"),
+    "blip-2": ("blip2", 'Locate every object that matches the description "the red cup"'),
+    "mistral3": ("pixtral", '[IMG]\nLocate every object that matches the description "the red cup"'),
+    "idefics3": ("idefics3", '<image>\nLocate every object that matches the description "the red cup"'),
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_every_kind_of_host_is_asked_in_its_own_way(kind: str) -> None:
+    """An encoder-decoder with task tokens, a host that sets images first, one that generates from embeddings, tiles."""
+    case, begins = ASKED[kind]
+    host, processor = tiny_host(kind), CASES[case].build()
+    host.config.image_token_id = processor.tokenizer.convert_tokens_to_ids(str(processor.image_token))
+    if kind == "florence2":
+        processor.num_image_tokens = 17
+    model: Any = attach_vpp(host, toy_config())
+    asking = Grounder(model, showing_ids(VPPProcessor(processor, model)), max_new_tokens=4)
+    model.vpp.trained = True
+    pictures, expressions = [picture(0, (64, 64)), picture(1, (64, 48))], ["the red cup", "cup"]
+
+    together = asking(pictures, expressions)
+
+    assert asking._prompt(asking.codec.prompt("the red cup")).startswith(begins)
+    assert all(0 < len(grounding.text.split()) <= 4 for grounding in together)
+    assert [asking(*pair).text for pair in zip(pictures, expressions, strict=True)] == [g.text for g in together]
+
+
 def certain_tokens(asking: Grounder, shown: Image.Image, expression: str) -> int:
     """How many tokens of the answer come before the first that hangs on less than rounding could turn."""
-    inputs = asking.processor(images=[shown], text=[asking._prompt(expression)], return_tensors="pt")
+    text = asking._prompt(asking.codec.prompt(expression))
+    inputs = asking.processor(images=[shown], text=[text], return_tensors="pt")
     answer = asking.model.generate(
         **inputs, do_sample=False, max_new_tokens=6, return_dict_in_generate=True, output_logits=True
     )
@@ -178,13 +295,13 @@ def test_the_families_question_is_asked_in_the_hosts_chat_template() -> None:
     question = "Please provide the bounding box coordinate of the region this sentence describes: the red cup."
     asking = Grounder(model, processor)
 
-    assert asking._prompt("the red cup") == f"USER: <image>\n{question} ASSISTANT:"
+    assert asking._prompt(asking.codec.prompt("the red cup")) == f"USER: <image>\n{question} ASSISTANT:"
 
     processor.chat_template = (
         "{% for message in messages %}<image>{{ message.role }}: {{ message.content[1].text }}{% endfor %}"
         "{% if add_generation_prompt %} answer:{% endif %}"
     )
-    assert asking._prompt("the red cup") == f"<image>user: {question} answer:"
+    assert asking._prompt(asking.codec.prompt("the red cup")) == f"<image>user: {question} answer:"
 
 
 def test_another_families_codec_can_be_named() -> None:
@@ -192,7 +309,7 @@ def test_another_families_codec_can_be_named() -> None:
 
     grounding = asking(picture(0, (50, 100)), "the red cup")
 
-    assert "Locate the red cup in this image" in asking._prompt("the red cup")
+    assert "Locate the red cup in this image" in asking._prompt(asking.codec.prompt("the red cup"))
     assert grounding.boxes == (pytest.approx((5, 20, 15, 40)),)
 
 
@@ -268,3 +385,17 @@ def test_an_encoder_decoders_answer_is_read_from_its_start() -> None:
     model.config.is_encoder_decoder = True
 
     assert Grounder(model, processor)(picture(), "cup").text == "7 8 9"
+
+
+def test_any_question_can_be_asked(toy: None) -> None:
+    model, processor = attached()
+    asking = Grounder(model, processor)
+    pictures = [picture(0), picture(1, (24, 40))]
+    own = [asking.codec.prompt("the red cup")] * 2
+    told = asking.ask(pictures, ["is the cup red", own[0]], max_new_tokens=3)
+
+    assert [meta.size_hw for _, meta in told] == [(24, 40), (40, 24)]
+    assert all(len(text.split()) <= 3 for text, _ in told)
+    assert [text.strip() for text, _ in asking.ask(pictures, own)] == [
+        grounding.text for grounding in asking(pictures, ["the red cup"] * 2)
+    ]

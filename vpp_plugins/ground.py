@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
+from jaxtyping import Int64
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import host_state, is_attached, unwrap
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, codec
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta
 from vpp_plugins.draw import draw_boxes
 from vpp_plugins.errors import VPPError
+from vpp_plugins.image_metas import metas_of
 from vpp_plugins.images import ImageSource, load_image
+from vpp_plugins.lora import refuse_dropped_prompts
+from vpp_plugins.placeholders import image_marker
 from vpp_plugins.processor import VPPProcessor
 
 
@@ -65,7 +69,10 @@ class Grounder:
             raise VPPError(f"batch_size must be at least 1, but is {batch_size}.")
         self.model, self.processor = model, processor
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self.codec: BoxCodec = codec(box_format or _family(model))
+        if not is_attached(model):
+            refuse_dropped_prompts(unwrap(model))
+        self._backbone = host_state(model).backbone if is_attached(model) else plugins.describe(unwrap(model))
+        self.codec: BoxCodec = plugins.box_codec(box_format or self._backbone.box_format)
 
     @overload
     def __call__(self, images: ImageSource, expressions: str) -> Grounding: ...  # type: ignore[overload-overlap]
@@ -94,31 +101,54 @@ class Grounder:
         batches = [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
         return [answer for batch in batches for answer in self._ground(pictures[batch], list(expressions[batch]))]
 
-    def _ground(self, pictures: list[Image.Image], expressions: list[str]) -> list[Grounding]:
-        texts = [self._prompt(expression) for expression in expressions]
+    def ask(
+        self, pictures: Sequence[Image.Image], questions: Sequence[str], **generation: Any
+    ) -> list[tuple[str, ImageMeta]]:
+        """Answer one question per picture, in one batch, in any words; return the raw texts.
+
+        With each comes what the codec must know of its picture. `generation` goes to the model's `generate`; answers
+        are greedy and at most `max_new_tokens` long unless it says otherwise.
+        """
+        texts = [self._prompt(question) for question in questions]
         with _left_padding(self.processor.tokenizer):
             inputs = self.processor(images=[[p] for p in pictures], text=texts, return_tensors="pt", padding=True)
-        host = unwrap(self.model)
-        inputs = inputs.to(host.get_input_embeddings().weight.device)
+        inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
+        settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens, **generation}
         with _evaluating(self.model), torch.no_grad():
-            output = self.model.generate(  # type: ignore[operator]
-                **inputs, do_sample=False, num_beams=1, max_new_tokens=self.max_new_tokens
-            )
-        asked = 0 if host.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        answers = self.processor.batch_decode(output[:, asked:], skip_special_tokens=True)
-        return [self._read(*parts) for parts in zip(pictures, expressions, answers, strict=True)]
+            output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
+        answers = self._decode(_without_prompt(output, inputs["input_ids"]))
+        return list(zip(answers, metas_of(pictures, self.codec, self.processor.image_processor), strict=True))
 
-    def _prompt(self, expression: str) -> str:
-        question = self.codec.prompt(expression)
+    def _ground(self, pictures: list[Image.Image], expressions: list[str]) -> list[Grounding]:
+        told = self.ask(pictures, [self.codec.prompt(expression) for expression in expressions])
+        return [
+            self._read(picture, expression, *answer)
+            for picture, expression, answer in zip(pictures, expressions, told, strict=True)
+        ]
+
+    def _prompt(self, question: str) -> str:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         own = self.processor.processor if isinstance(self.processor, VPPProcessor) else self.processor
-        if own.chat_template is None:
-            return f"USER: {own.image_token}\n{question} ASSISTANT:"
-        prompt: str = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return prompt
+        if own.chat_template is not None:
+            prompt: str = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            return prompt
+        marker = image_marker(own, self._backbone.image_token)
+        return self._backbone.plain_prompt.format(image=marker, question=question) if marker else question
 
-    def _read(self, picture: Image.Image, expression: str, answer: str) -> Grounding:
-        decoded = self.codec.decode(answer, ImageMeta(size_hw=(picture.height, picture.width)))
+    def _decode(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
+        """Return the answers; only what bounds a text is left out, as many families' box tokens are special too."""
+        tokenizer, settings = self.processor.tokenizer, unwrap(self.model).generation_config
+        bounds = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
+        bounds += [settings.pad_token_id, settings.bos_token_id, settings.decoder_start_token_id]
+        ends = settings.eos_token_id
+        bounds += ends if isinstance(ends, list) else [ends]
+        left_out = torch.tensor([token for token in bounds if token is not None], device=ids.device)
+        rows = [row[~torch.isin(row, left_out)] for row in ids]
+        answers: list[str] = self.processor.batch_decode(rows, skip_special_tokens=False)
+        return answers
+
+    def _read(self, picture: Image.Image, expression: str, answer: str, meta: ImageMeta) -> Grounding:
+        decoded = self.codec.decode(answer, meta)
         return Grounding(
             image=picture,
             expression=expression,
@@ -129,9 +159,12 @@ class Grounder:
         )
 
 
-def _family(model: nn.Module) -> str:
-    backbone = host_state(model).backbone if is_attached(model) else plugins.describe(unwrap(model))
-    return backbone.box_format
+def _without_prompt(
+    output: Int64[Tensor, "batch length"], asked: Int64[Tensor, "batch prompt"]
+) -> Int64[Tensor, "batch answer"]:
+    """Cut off the prompt, where the host repeats it: decoder-only hosts do, unless they generate from embeddings."""
+    length = asked.shape[1]
+    return output[:, length:] if torch.equal(output[:, :length], asked) else output
 
 
 @contextmanager
