@@ -5,6 +5,7 @@ import inspect
 import io
 import pickle
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +13,11 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration, LogitsProcessor
 from transformers.cache_utils import StaticCache
 
-from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, toy_config
+from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
 from tests.twin import twin_of
-from vpp_plugins import UntrainedVPPWarning, VPPError, attach_vpp, vpp_disabled
-from vpp_plugins.host import NeverToken, attached_class
+from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, vpp_disabled
+from vpp_plugins.host import NeverTokens, attached_class
+from vpp_plugins.plugins import describe
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -173,6 +175,22 @@ class TestThePlaceholderIsNeverAnAnswer:
 
         assert model.vpp.token_id not in answer(model, inputs)[:, :1]
 
+    @pytest.mark.parametrize("local", [True, False], ids=["both prompts", "global prompt only"])
+    def test_nor_is_a_token_that_the_adapter_rules_out(self, local: bool) -> None:
+        host = tiny_llava()
+        ruled_out = replace(describe(host), never_ids=(7, 8))
+        config = toy_config() if local else toy_config(local_vpp=None)
+        model = attach_vpp(host, config, adapter=ruled_out)
+        model.vpp.trained = True
+        processor = VPPProcessor(tiny_processor(), model)
+        bias = torch.zeros(32)
+        bias[[7, 8]] = 1e4
+        model.lm_head.register_parameter("bias", torch.nn.Parameter(bias))
+
+        assert not torch.isin(answer(model, inputs_for(processor, [1])), torch.tensor([7, 8])).any()
+        with vpp_disabled(model):  # the host's own answer
+            assert torch.isin(answer(model, inputs_for(processor, [1])), torch.tensor([7, 8])).all()
+
     def test_the_users_own_processors_and_suppressed_tokens_stay(self) -> None:
         class Only(LogitsProcessor):
             def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -184,11 +202,34 @@ class TestThePlaceholderIsNeverAnAnswer:
         assert (answer(model, inputs, logits_processor=[Only()]) == 7).all()
         assert 7 not in answer(model, inputs, suppress_tokens=[7])
 
+    def test_where_the_host_loses_the_logits_processors_on_the_way(self) -> None:
+        """Janus passes on its settings and arguments, but not the processors that generate was given."""
+
+        class Losing(LlavaForConditionalGeneration):
+            def generate(self, *args: Any, logits_processor: Any = None, **kwargs: Any) -> Any:
+                return super().generate(*args, **kwargs)
+
+        host = tiny_llava()
+        host.__class__ = Losing
+        model, processor = attached(host)
+        bias = torch.zeros(32)
+        bias[model.vpp.token_id] = 1e4
+        model.lm_head.register_parameter("bias", torch.nn.Parameter(bias))
+
+        assert model.vpp.token_id not in answer(model, inputs_for(processor, [1]))
+
+    def test_in_logits_of_several_places_at_once(self) -> None:
+        """Diffusion models answer a block at a time."""
+        scores = NeverTokens([1])(torch.zeros(1, 1), torch.zeros(1, 3, 2))
+
+        assert scores[..., 1].isinf().all()
+        assert not scores[..., 0].isinf().any()
+
     def test_a_head_with_fewer_rows_than_the_embedding(self) -> None:
         scores = torch.zeros(1, 5)
 
-        assert torch.equal(NeverToken(5)(torch.zeros(1, 1), scores), scores)
-        assert NeverToken(4)(torch.zeros(1, 1), scores)[0, 4] == -torch.inf
+        assert torch.equal(NeverTokens([5])(torch.zeros(1, 1), scores), scores)
+        assert NeverTokens([5, 4])(torch.zeros(1, 1), scores)[0, 4] == -torch.inf
         assert not scores.isinf().any()
 
 

@@ -2,10 +2,11 @@
 
 import functools
 import inspect
+import itertools
 import os
 import types
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +17,8 @@ from vpp_plugins import session, vocabulary
 from vpp_plugins.calls import check_call, embedded_ids, has_images, refuse_chunks, refuse_nested
 from vpp_plugins.checkpoint import write_vpp
 from vpp_plugins.errors import UntrainedVPPWarning, VPPError
+from vpp_plugins.lora import keep_prompts_whole
+from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import VPP
 
 ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
@@ -39,9 +42,10 @@ class AttachedHost:
         """
         if self._vpp_state.inside():
             refuse_nested(vpp_pixel_values)
+            session.follow(self._vpp_state, kwargs)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         call = dict(zip(type(self)._vpp_positional["forward"], args, strict=False)) | kwargs
-        with _session(self, call, call.get("input_ids"), vpp_pixel_values, vpp_tile_boxes):
+        with open_session(self, call, call.get("input_ids"), vpp_pixel_values, vpp_tile_boxes):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def generate(
@@ -58,11 +62,19 @@ class AttachedHost:
         call, rest = dict(zip(names, args, strict=False)) | kwargs, args[len(names) :]
         if vpp_pixel_values is not None:
             refuse_chunks(self, call)
-        token_id = active_vpp(self).token_id
-        if token_id is not None and not self._vpp_state.disabled:
-            call["logits_processor"] = _with_never(call.get("logits_processor"), token_id)
-        with torch.no_grad(), _session(self, call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
+        never = _never_answered(self)
+        if never and not self._vpp_state.disabled:
+            call["logits_processor"] = _with_never(call.get("logits_processor"), never)
+        with torch.no_grad(), open_session(self, call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
             return super().generate(*rest, **call)  # type: ignore[misc]
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        """Add what `generate` gave to the host's own processors where the host loses it on the way, as Janus does."""
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        never = _never_answered(self)
+        if self._vpp_state.disabled or not never or any(isinstance(one, NeverTokens) for one in processors):
+            return processors
+        return _with_never(processors, never)
 
     def save_pretrained(
         self,
@@ -91,6 +103,23 @@ class AttachedHost:
             vpp = active_vpp(self)
             whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
             write_vpp(vpp, save_directory, prompts if whole else None)
+
+    @property
+    def peft_config(self) -> Any:
+        """PEFT's configurations by name, where it has put its layers on the host."""
+        try:
+            return self.__dict__["peft_config"]
+        except KeyError:
+            raise AttributeError("peft_config") from None
+
+    @peft_config.setter
+    def peft_config(self, configs: Any) -> None:
+        self.__dict__["peft_config"] = configs
+        keep_prompts_whole(self)  # PEFT says so as soon as its layers are in place
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        del self.__dict__["peft_config"]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (type(self)._vpp_host_class,), self.__dict__.copy()
@@ -154,7 +183,7 @@ def _positional(method: Any) -> tuple[str, ...]:
 
 
 @contextmanager
-def _session(
+def open_session(
     host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
 ) -> Iterator[None]:
     """Check the call, compute its prompts, and let the hooks see them until it ends."""
@@ -163,49 +192,71 @@ def _session(
         pixels = None
     compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
     if pixels is None and not has_images(state, call):
-        check_call(state, vpp, call, ids, pixels)
+        check_call(state, vpp, call, ids, pixels, tile_boxes)
         with nullcontext() if compiling else state.entered():
             yield
         return
     with nullcontext() if compiling else state.claimed():
-        check_call(state, vpp, call, ids, pixels)  # only now: another thread may have disabled VPP meanwhile
+        # only now: another thread may have disabled VPP meanwhile
+        check_call(state, vpp, call, ids, pixels, tile_boxes)
         try:
             if not state.disabled:
                 _warn_untrained(host)
-                _fill(host, ids, pixels, tile_boxes)
+                _fill(host, call, ids, pixels, tile_boxes)
             yield
         finally:
             state.slot.clear()
 
 
-def _fill(host: Any, ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None) -> None:
+def _fill(
+    host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
+) -> None:
     state, vpp = host._vpp_state, active_vpp(host)
     session.heal(host, state)
     with session.onloaded(vpp):
         state.slot.prompts = host.vpp(pixels)
     state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
     state.slot.rows = 1 if ids is None else ids.shape[0]
-    state.slot.windows = None if tile_boxes is None else [tuple(box) for box in tile_boxes.tolist()]
+    state.slot.host_call = call
+    if state.fuses:
+        state.slot.image_id = host.config.image_token_id
+    if tile_boxes is not None:
+        images = [call.get(name) for name in state.backbone.image_arguments]
+        state.slot.images = [pixels for pixels in images if pixels is not None]
+        state.slot.views = _views(tile_boxes, [len(pixels) for pixels in state.slot.images])
 
 
-class NeverToken:
-    """A logits processor that makes one token impossible; separate from `suppress_tokens`, which stays the user's."""
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # reading numbers off a tensor breaks the graph
+def _views(tile_boxes: Tensor, counts: Sequence[int]) -> Sequence[Sequence[Window]]:
+    """Split the windows where a host encodes several image arguments, one call of its encoder after the other."""
+    windows: list[Window] = [tuple(box) for box in tile_boxes.tolist()]
+    if len(counts) < 2 or sum(counts) != len(windows):
+        return [windows]
+    rest = iter(windows)
+    return [list(itertools.islice(rest, count)) for count in counts]
 
-    def __init__(self, token_id: int) -> None:
-        self.token_id = token_id
+
+class NeverTokens:
+    """A logits processor that makes tokens impossible; separate from `suppress_tokens`, which stays the user's."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.token_ids = token_ids
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self.token_id >= scores.shape[-1]:  # some hosts embed more ids than they can answer
-            return scores
         scores = scores.clone()
-        scores[:, self.token_id] = -torch.inf
+        scores[..., [i for i in self.token_ids if i < scores.shape[-1]]] = -torch.inf  # some hosts embed more than that
         return scores
 
 
-def _with_never(given: Any, token_id: int) -> Any:
+def _never_answered(host: Any) -> list[int]:
+    token_id = active_vpp(host).token_id
+    return [*host._vpp_state.backbone.never_ids, *([] if token_id is None else [token_id])]
+
+
+def _with_never(given: Any, token_ids: Sequence[int]) -> Any:
     from transformers import LogitsProcessorList
 
-    return LogitsProcessorList([*(given or []), NeverToken(token_id)])
+    return LogitsProcessorList([*(given or []), NeverTokens(token_ids)])
 
 
 def _warn_untrained(host: Any) -> None:
