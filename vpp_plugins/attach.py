@@ -13,12 +13,14 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from vpp_plugins import plugins, session, vocabulary
+from vpp_plugins import inner_model, plugins, session, vocabulary
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, read_into, resolve, write_vpp
-from vpp_plugins.config import VPPConfig
+from vpp_plugins.config import LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import AttachedHost, active_vpp, attached_class
+from vpp_plugins.lora import refuse_dropped_prompts
+from vpp_plugins.prompts.fusion import CrossAttention
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.vpp import VPP
@@ -43,12 +45,17 @@ def attach_vpp(
     host = unwrap(model)
     if is_attached(host):
         raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
+    refuse_dropped_prompts(host)
     backbone = plugins.describe(host, adapter)
     if config is None or isinstance(config, VPPConfig):
-        vpp = _build(config or backbone.defaults, backbone, pretrained=True)
+        config = config or backbone.defaults
+        backbone = _framed(backbone, config)
+        vpp = _build(config, backbone, pretrained=True)
     else:
         folder = resolve(config)
-        vpp = _build(read_config(folder), backbone, pretrained=False)
+        config = read_config(folder)
+        backbone = _framed(backbone, config)
+        vpp = _build(config, backbone, pretrained=False)
         read_into(vpp, folder)
     _put_on(host, vpp, backbone)
     return model
@@ -63,6 +70,7 @@ def detach_vpp(model: Model) -> Model:
     if state.host_rows is not None:
         vocabulary.shrink(host, state.host_rows)
     session.remove(host)
+    inner_model.remove(host)
     state.attached = False
     _set_class(host, type(host)._vpp_host_class)
     del host.vpp
@@ -143,8 +151,17 @@ def host_state(model: nn.Module) -> session.HostState:
 def _attached_host(model: nn.Module) -> Any:
     host = unwrap(model)
     if not isinstance(host, AttachedHost):
+        refuse_dropped_prompts(host)
         raise VPPError(f"VPP is not attached to this {type(host).__name__}: call attach_vpp(model) first.")
     return host
+
+
+def _framed(backbone: Backbone, config: VPPConfig) -> Backbone:
+    """Return the host with its axes where the configuration wants them; each input's place must then be known."""
+    prompt = config.global_vpp
+    if prompt is None or prompt.frame == "boxes" or prompt.frame == backbone.frame:
+        return backbone
+    return replace(backbone, frame=prompt.frame, tiled=True)
 
 
 def _build(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> VPP:
@@ -196,26 +213,40 @@ def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> 
         return None
     generator: Any = plugins.build_generator(local.generator, local.num_queries, local.generator_options)
     if pretrained and local.weights is not None:
-        from vpp_plugins.prompts.generators.detr_weights import load_detr_weights
+        from vpp_plugins.prompts.generators import load_weights
 
-        load_detr_weights(generator, local.weights)
+        load_weights(generator, local.weights)
     return LocalVPP(
         generator,
         num_queries=local.num_queries,
         query_width=generator.width,
         hidden_size=backbone.hidden_size,
         projector_size=local.projector_size,
+        fusion=_build_fusion(local, backbone, width=generator.width),
     )
+
+
+def _build_fusion(local: LocalVPPConfig, backbone: Backbone, *, width: int) -> CrossAttention | None:
+    if local.fusion == "concatenate":
+        return None
+    if len(backbone.projectors) != 1:
+        raise VPPError(
+            f"local_vpp.fusion='{local.fusion}' needs a host whose pictures reach the language model through one "
+            f"projector, but '{backbone.adapter}' names {len(backbone.projectors)}: use 'concatenate'."
+        )
+    return CrossAttention(backbone.hidden_size, width, direction=local.fusion, num_queries=local.num_queries)
 
 
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     embedding = host.get_input_embeddings()
-    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders)
+    fuses = vpp.local_vpp is not None and vpp.local_vpp.fusion is not None
+    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders, fuses=fuses)
     encoders = [_submodule(host, path, backbone) for path in state.encoders]
     vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
     host.add_module("vpp", vpp)
     host._vpp_state = state
-    session.install(embedding, encoders, state.slot)
+    session.install(embedding, encoders, state.slot, host.get_decoder() if fuses else None)
+    inner_model.install(host)
     kind: type = type(host)
     _set_class(host, attached_class(kind))
 

@@ -15,15 +15,24 @@ def has_images(state: HostState, call: dict[str, Any]) -> bool:
     return any(call.get(name) is not None for name in state.backbone.image_arguments)
 
 
-def check_call(state: HostState, vpp: VPP, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None) -> None:
+def check_call(
+    state: HostState,
+    vpp: VPP,
+    call: dict[str, Any],
+    ids: Tensor | None,
+    pixels: Tensor | None,
+    tile_boxes: Tensor | None,
+) -> None:
     """Raise VPPError for a call whose text, pictures and prompts do not belong together.
 
-    `ids` are those that will be embedded, `pixels` the detector's pictures, None where there is none.
+    `ids` are those that will be embedded, `pixels` the detector's pictures and `tile_boxes` the vision encoder's
+    windows, None where there is none.
     """
     if pixels is not None:
         _check_pixels(state, vpp, pixels)
     if not state.disabled:
         _check_images(state, vpp, call, pixels)
+        _check_boxes(state, vpp, call, tile_boxes)
     if ids is None:
         if pixels is not None:
             raise VPPError("vpp_pixel_values need input_ids, where the placeholders stand; inputs_embeds have none.")
@@ -61,7 +70,7 @@ def refuse_nested(pixels: Tensor | None) -> None:
 def refuse_chunks(host: Any, call: dict[str, Any]) -> None:
     """Raise VPPError where generate would cut the prompt into chunks."""
     config = call.get("generation_config") or host.generation_config
-    if call.get("prefill_chunk_size") or config.prefill_chunk_size:
+    if call.get("prefill_chunk_size") or config.to_dict().get("prefill_chunk_size"):  # not every config has it
         raise VPPError("prefill_chunk_size cuts the prompt between placeholders: leave it unset together with VPP.")
 
 
@@ -91,7 +100,26 @@ def _check_pixels(state: HostState, vpp: VPP, pixels: Tensor) -> None:
         )
 
 
+def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: Tensor | None) -> None:
+    if tile_boxes is None:
+        if state.backbone.tiled and vpp.global_vpp is not None and has_images(state, call):
+            raise VPPError(
+                "images came without vpp_tile_boxes, which say what part of its picture each tile shows: make the "
+                "inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
+            )
+    elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4:
+        raise VPPError(
+            "vpp_tile_boxes must be [inputs, 4], the left, top, right and bottom of what each tile shows of its "
+            f"picture, but are {list(tile_boxes.shape)}."
+        )
+
+
 def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tensor | None) -> None:
+    if call.get("pixel_values_videos") is not None:
+        raise VPPError(
+            "pixel_values_videos came, but VPP takes pictures only, videos not yet: pass single frames as images, or "
+            "call within vpp_disabled(model)."
+        )
     features = call.get("mm_encoder_outputs") or {}
     if features.get("image") is not None and vpp.global_vpp is not None:
         raise VPPError(

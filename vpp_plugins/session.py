@@ -5,8 +5,11 @@ pickles and deep-copies. A stale copy of a hooked module (PEFT makes some) holds
 """
 
 import contextlib
+import inspect
+import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +19,13 @@ from torch import Tensor, nn
 
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.errors import VPPError
+from vpp_plugins.lora import keep_prompts_whole
 from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import Prompts
 from vpp_plugins.vocabulary import Whole
 
 SLOT = "_vpp_slot"
+NAMES = "_vpp_argument_names"
 
 
 class Slot:
@@ -36,16 +41,79 @@ class Slot:
         self.prompts: Prompts = Prompts(None, None)
         self.token_id = -1
         self.rows = 1
-        self.windows: Sequence[Window] | None = None
+        self.views: Sequence[Sequence[Window] | None] = (None,)
+        """Windows of each of an encoder's calls; most hosts call it once, some once more for close-up tiles."""
+        self.calls: Counter[int] = Counter()
+        """How often each encoder was called."""
+        self.host_call: Mapping[str, Any] = {}
+        self.images: Sequence[Tensor] = ()
+        """The host's image arguments, one for each view."""
+        self.repeats = 1
+        """How often beams and returned sequences repeat each of these rows, in hosts whose forward encodes them."""
+        self.ids: Int[Tensor, "batch length"] | None = None
+        """What was embedded last, for a fusion to know the places in the language model's inputs."""
+        self.image_id = -1
+
+    def in_use(self) -> bool:
+        """Whether prompts are there to be read."""
+        return self.prompts.features is not None or self.prompts.overlay is not None
+
+    def next_windows(self, encoder: nn.Module) -> Sequence[Window] | None:
+        """Return the windows of an encoder's next call."""
+        view = 0
+        if len(self.views) > 1:
+            view = self.calls[id(encoder)] % len(self.views)
+            self.calls[id(encoder)] += 1
+        windows = self.views[view]
+        if windows is None or self.repeats == 1:
+            return windows
+        return _repeat(windows, self.images[view], self.repeats)
+
+
+def follow(state: "HostState", call: Mapping[str, Any]) -> None:
+    """Take over the arguments of a forward within generate: beams and returned sequences repeat the pictures' rows."""
+    slot = state.slot
+    for name in state.backbone.image_arguments:
+        given, now = slot.host_call.get(name), call.get(name)
+        if isinstance(given, Tensor) and isinstance(now, Tensor) and len(now) % len(given) == 0:
+            slot.repeats = len(now) // len(given)
+            slot.host_call = slot.host_call if slot.repeats == 1 else {**slot.host_call, **call, name: given}
+
+
+def _repeat(windows: Sequence[Window], pixels: Tensor, times: int) -> Sequence[Window]:
+    """Repeat the windows of each row of an image argument next to themselves, as generate repeats the row."""
+    if pixels.ndim == 4 and len(pixels) == 1 < len(windows):  # a strip of all pictures, which MiniCPM-V encodes once
+        return windows
+    counts = _inputs_per_row(pixels) if len(pixels) > 1 else [len(windows)]
+    each, rest = divmod(len(windows), len(pixels))
+    if sum(counts) != len(windows) and not rest:  # rows that are no planes: Fuyu, Inkling
+        counts = [each] * len(pixels)
+    if sum(counts) != len(windows):
+        raise VPPError(
+            f"{len(windows)} tiles of {len(pixels)} pictures cannot be told apart where generate repeats the pictures "
+            "for beams or several answers: call it with one picture, or with num_beams=1 and num_return_sequences=1."
+        )
+    following = iter(windows)
+    groups = [list(itertools.islice(following, count)) for count in counts]
+    return [window for group in groups for _ in range(times) for window in group]
+
+
+def _inputs_per_row(pixels: Tensor) -> list[int]:
+    """Count the encoder's inputs in each row of an image argument; padding tiles, zero throughout, are none."""
+    if pixels.ndim <= 4:
+        return [1] * len(pixels)
+    return [int(count) for count in pixels.flatten(-3).any(-1).flatten(1).sum(1)]
 
 
 class HostState:
     """What an attached host remembers beside its prompts."""
 
-    def __init__(self, backbone: Backbone, encoders: tuple[str, ...]) -> None:
+    def __init__(self, backbone: Backbone, encoders: tuple[str, ...], *, fuses: bool = False) -> None:
         self.backbone = backbone
         self.encoders = encoders
         """Paths of the vision encoders that get the overlay; none without a global prompt."""
+        self.fuses = fuses
+        """Whether the prompts act on the language model's inputs too."""
         self.slot = Slot(backbone)
         self.host_rows: int | None = None
         """Rows of the vocabulary before it grew by the placeholder; None where a spare row was used."""
@@ -102,6 +170,8 @@ def inject(
     # other look-ups pass through the same table: scalar placeholders, codebook ids, the single ids of decoding
     if ids.ndim != 2 or ids.is_floating_point() or ids.shape[0] % slot.rows or ids.shape[1] == 1:
         return None
+    if slot.prompts.fusion is not None:
+        slot.ids = ids
     is_placeholder = ids == slot.token_id
     rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
     return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
@@ -129,18 +199,38 @@ def overlay(
     axes = slot.prompts.overlay
     if axes is None:
         return None
-    if slot.pixel_argument in kwargs:
-        pixels = slot.layout(kwargs[slot.pixel_argument], axes, slot.windows)
-        return args, {**kwargs, slot.pixel_argument: pixels}
-    return (slot.layout(args[0], axes, slot.windows), *args[1:]), kwargs
+    own = dict(zip(encoder.__dict__[NAMES], args, strict=False)) | kwargs
+    name = slot.pixel_argument if slot.pixel_argument in kwargs else next(iter(own))
+    pixels = slot.layout(own.pop(name), axes, slot.next_windows(encoder), {**slot.host_call, **own})
+    if name in kwargs:
+        return args, {**kwargs, name: pixels}
+    return (pixels, *args[1:]), kwargs
 
 
-def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot) -> None:
-    """Hook the embedding and the encoders to a slot."""
+def fuse(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook on the language model: let picture and local prompt attend to each other in its inputs."""
+    slot: Slot = decoder.__dict__[SLOT]
+    fusion, ids = slot.prompts.fusion, slot.ids
+    if fusion is None or ids is None:
+        return None
+    slot.ids = None  # the steps of decoding bring no pictures
+    embeddings = kwargs["inputs_embeds"]
+    is_image, is_local = (ids.to(embeddings.device) == token for token in (slot.image_id, slot.token_id))
+    return args, {**kwargs, "inputs_embeds": fusion.fuse(embeddings, is_image, is_local)}
+
+
+def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot, decoder: nn.Module | None = None) -> None:
+    """Hook the embedding, the encoders, and for a fusion the language model, to a slot."""
     embedding.register_forward_hook(inject, with_kwargs=True)
     for encoder in encoders:
         encoder.register_forward_pre_hook(overlay, with_kwargs=True)
-    for module in (embedding, *encoders):
+        # now, because torch.compile cannot trace a look at a signature
+        encoder.__dict__[NAMES] = tuple(inspect.signature(type(encoder).forward).parameters)[1:]
+    if decoder is not None:
+        decoder.register_forward_pre_hook(fuse, with_kwargs=True)
+    for module in (embedding, *encoders, *([] if decoder is None else [decoder])):
         module.__dict__[SLOT] = slot
 
 
@@ -151,20 +241,25 @@ def remove(host: nn.Module) -> None:
             (module._forward_hooks, module._forward_hooks_with_kwargs),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [key for key, hook in hooks.items() if hook is inject or hook is overlay]:
+            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, fuse)]:
                 del hooks[key]
                 with_kwargs.pop(key, None)
         module.__dict__.pop(SLOT, None)
+        module.__dict__.pop(NAMES, None)
 
 
 def heal(host: Any, state: HostState) -> None:
     """Move the hooks to the modules that PEFT or a resize may have put over, or in place of, the hooked ones."""
+    if "peft_config" in host.__dict__ and not torch.compiler.is_compiling():
+        keep_prompts_whole(host)  # PEFT tells of its first adapter, but not of more that are added later
     embedding = host.get_input_embeddings()
     encoders = [host.get_submodule(path) for path in state.encoders]
-    if all(module.__dict__.get(SLOT) is state.slot for module in (embedding, *encoders)):
+    decoder = host.get_decoder() if state.fuses else None
+    hooked = (embedding, *encoders, *([] if decoder is None else [decoder]))
+    if all(module.__dict__.get(SLOT) is state.slot for module in hooked):
         return
     remove(host)
-    install(embedding, encoders, state.slot)
+    install(embedding, encoders, state.slot, decoder)
 
 
 @contextlib.contextmanager

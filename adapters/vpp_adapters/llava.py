@@ -1,5 +1,6 @@
 """LLaVA-1.5: transformers' LlavaForConditionalGeneration."""
 
+import logging
 from typing import Any
 
 from torch import nn
@@ -8,7 +9,10 @@ from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, hookimpl
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
 
+log = logging.getLogger("vpp_plugins")
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
+VPP_LLAVA = "vpp_llava"
+"""Key in config.json that marks a LLaVA converted from VPP-LLaVA, which the adapter of that name claims."""
 
 
 @hookimpl
@@ -19,15 +23,19 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     if not isinstance(model, LlavaForConditionalGeneration):
         return None
     config: Any = model.config
+    if VPP_LLAVA in config.to_dict():
+        return None
     siglip = config.vision_config.model_type == "siglip_vision_model"
     return Backbone(
         adapter="llava",
         hidden_size=config.text_config.hidden_size,
         vision_encoders=("model.vision_tower",),
+        projectors=("model.multi_modal_projector",),
         box_format="llava",
         frame="square",
         image_mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
         image_std=SIGLIP_STD if siglip else CLIP_STD,
+        plain_prompt="USER: {image}\n{question} ASSISTANT:",
         prepare_processor=pad_to_square,
         defaults=VPPConfig(
             global_vpp=GlobalVPPConfig(unit="0-1"),
@@ -38,10 +46,19 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 
 
 def pad_to_square(processor: Any) -> None:
-    """Make the image processor pad to a square, as LLaVA was trained; transformers' default crops the sides away."""
+    """Make the image processor pad to a square, as LLaVA was trained; transformers' default crops the sides away.
+
+    Says so in a log line of "vpp_plugins", unless the processor pads already.
+    """
     from transformers import LlavaImageProcessor
 
     current = processor.image_processor
+    if isinstance(current, LlavaImageProcessor) and current.do_pad:
+        return
+    log.warning(
+        "LLaVA: this processor would crop the sides of pictures away, so VPPProcessor's copy of it pads them to a "
+        "square instead, as LLaVA was trained and as it measures boxes."
+    )
     if isinstance(current, LlavaImageProcessor):
         current.do_pad = True
         return

@@ -14,7 +14,7 @@ from transformers import (
 
 from tests.tiny import attached, inputs_for, picture, tiny_llava, tiny_processor
 from vpp_adapters.llava import pad_to_square, vpp_adapter
-from vpp_plugins import detach_vpp, vpp_disabled
+from vpp_plugins import VPPProcessor, detach_vpp, vpp_disabled
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
 
 
@@ -30,7 +30,8 @@ def test_describes_the_host() -> None:
 
     assert backbone.hidden_size == model.get_input_embeddings().weight.shape[1]
     assert [model.get_submodule(path) for path in backbone.vision_encoders] == [model.model.vision_tower]
-    assert (backbone.box_format, backbone.frame) == ("llava", "square")
+    assert [model.get_submodule(path) for path in backbone.projectors] == [model.model.multi_modal_projector]
+    assert (backbone.box_format, backbone.frame, backbone.tiled) == ("llava", "square", False)
     assert backbone.defaults.global_vpp.unit == "0-1"
 
 
@@ -106,6 +107,16 @@ def test_settings_of_the_image_processor_are_kept() -> None:
     assert (settings.crop_size["height"], settings.size["shortest_edge"]) == (40, 40)
     assert list(settings.image_mean) == [0.1, 0.2, 0.3]
     assert settings.do_pad is True
+
+
+def test_padding_is_announced_once(toy: None, caplog: pytest.LogCaptureFixture) -> None:
+    model, processor = attached()
+    said = [record.getMessage() for record in caplog.records if record.name == "vpp_plugins"]
+
+    VPPProcessor(processor.processor, model)  # pads already
+
+    assert [sentence.startswith("LLaVA: this processor would crop") for sentence in said] == [True]
+    assert [record.getMessage() for record in caplog.records if record.name == "vpp_plugins"] == said
 
 
 def test_attach_generate_disable_detach(toy: None) -> None:
