@@ -1,7 +1,12 @@
+import base64
 import contextlib
+import functools
+import http.server
 import io
 import random
+import threading
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -251,3 +256,45 @@ def test_no_8_bit_value_normalises_to_the_padding_s_zero() -> None:
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert (boxed.to(dtype) != 0).all()
+
+
+class TestAddresses:
+    @pytest.fixture
+    def site(self, tmp_path: Path) -> Iterator[str]:
+        """A web server of one folder, on this machine."""
+        Image.new("RGB", (20, 30), "red").save(tmp_path / "red.png")
+        handler = functools.partial(QuietHandler, directory=tmp_path)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever).start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+
+    def test_are_fetched(self, site: str) -> None:
+        found = load_image(f"{site}/red.png")
+
+        assert (found.size, found.getpixel((3, 3))) == ((20, 30), (255, 0, 0))
+
+    def test_may_hold_the_picture(self) -> None:
+        buffer = io.BytesIO()
+        Image.new("RGB", (20, 30), "red").save(buffer, "PNG")
+
+        found = load_image(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}")
+
+        assert (found.size, found.getpixel((3, 3))) == ((20, 30), (255, 0, 0))
+
+    def test_that_do_not_answer_are_named(self, site: str) -> None:
+        with pytest.raises(VPPError, match=r"/blue\.png' could not be fetched \(HTTP Error 404: .*check the address"):
+            load_image(f"{site}/blue.png")
+        with pytest.raises(VPPError, match="could not be fetched"):
+            load_image("http://127.0.0.1:9/red.png")
+
+    def test_that_hold_nonsense_are_named(self) -> None:
+        with pytest.raises(VPPError, match="the picture is "):
+            load_image("data:image/png;base64,AAAA")
+        with pytest.raises(VPPError, match="the picture is damaged"):
+            load_image("data:image/png;base64,A")
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass

@@ -1,5 +1,7 @@
 """The processor adds each picture's placeholders and the detector's view of it, and says what is wrong with inputs."""
 
+import base64
+import copy
 import io
 import pickle
 from collections.abc import Callable
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
-from transformers import CLIPImageProcessorPil, LlavaProcessor
+from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from tests.tiny import FULL, TEXTS, TOY_GLOBAL, attached, inputs_for, picture, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
 from vpp_plugins.images import letterbox, load_image
+from vpp_plugins.prompts.global_vpp import RGB
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -150,6 +154,35 @@ class TestInputs:
         assert all(torch.equal(inputs[name], expected[name]) for name in expected)
         assert batch["vpp_pixel_values"].shape[0] == 2
 
+    @pytest.mark.parametrize("key", ["path", "url", "image"])
+    def test_chats_may_name_their_pictures(self, key: str, tmp_path: Path) -> None:
+        _, processor = attached()
+        processor.chat_template = "{% for m in messages %}{% for c in m['content'] %}<image> {% endfor %}{% endfor %}"
+        picture().save(tmp_path / "it.png")
+        data = base64.b64encode((tmp_path / "it.png").read_bytes()).decode()
+        source = f"data:image/png;base64,{data}" if key == "url" else str(tmp_path / "it.png")
+        chat = [{"role": "user", "content": [{"type": "image", key: source}]}]
+
+        inputs = processor.apply_chat_template(chat, tokenize=True, return_tensors="pt")
+
+        expected = processor(images=[picture()], text=["<image> "], return_tensors="pt")
+        assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+
+    def test_chats_with_videos_are_refused(self) -> None:
+        _, processor = attached()
+        processor.chat_template = "cup"
+        chat = [{"role": "user", "content": [{"type": "video", "path": "clip.mp4"}]}]
+
+        with pytest.raises(VPPError, match="videos cannot be processed together with VPP yet"):
+            processor.apply_chat_template(chat, tokenize=True)
+
+    def test_lists_that_are_all_empty_are_text_alone(self) -> None:
+        _, processor = attached()
+
+        inputs = processor(images=[[], []], text=[TEXTS[0], TEXTS[0]], return_tensors="pt")
+
+        assert set(inputs) == {"input_ids", "attention_mask"}
+
     def test_image_metas(self) -> None:
         _, processor = attached()
 
@@ -191,6 +224,10 @@ MISTAKES: dict[str, tuple[Callable[[VPPProcessor], Any], str]] = {
         lambda p: p(images=[[picture()], [None]], text=[TEXTS[1], TEXTS[1]]),
         "a picture must be a path, bytes, a PIL image, an array or a tensor, but is None",
     ),
+    "videos": (
+        lambda p: p(images=[picture()], text=TEXTS[1], videos=["clip.mp4"]),
+        "videos cannot be processed together with VPP yet: pass their frames as images",
+    ),
     "no picture at all": (
         lambda p: p(images=["/nowhere/cup.jpg"], text=TEXTS[1]),
         "'/nowhere/cup.jpg' does not exist",
@@ -222,6 +259,42 @@ class TestMistakes:
             VPPError, match="this processor's model was detached from VPP: use the host's own processor"
         ):
             processor(images=[picture()], text=TEXTS[1])
+
+
+class TestAnotherTokenizer:
+    """The model embeds one id as the placeholder; a tokenizer that gives it another would be read as words."""
+
+    def test_is_refused_when_swapped_in_later(self) -> None:
+        _, processor = attached()
+        processor.processor.tokenizer = tiny_processor().tokenizer
+
+        with pytest.raises(
+            VPPError, match=r"id of <\|vpp\|> is None, but the model knows 13: the tokenizer was swapped"
+        ):
+            processor(images=[picture()], text=TEXTS[1])
+
+    def test_is_refused_in_a_second_processor(self) -> None:
+        model, _ = attached()
+        other = tiny_processor()
+        other.tokenizer.add_tokens(["blue"])
+
+        with pytest.raises(
+            VPPError, match=r"gives <\|vpp\|> the id 14, but another VPPProcessor has bound the model to 13"
+        ):
+            VPPProcessor(other, model)
+        assert model.vpp.token_id == 13
+
+    def test_does_not_know_the_image_token(self) -> None:
+        other = tiny_processor()
+        words = {word: i for i, word in enumerate(["<pad>", "<unk>", "cup"])}
+        other.tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+        )
+
+        with pytest.raises(
+            VPPError, match="tokenizer does not know the image token '<image>': load the processor that"
+        ):
+            VPPProcessor(other, attach_vpp(tiny_llava(), toy_config()))
 
 
 class TestTheHostsProcessor:
@@ -258,7 +331,7 @@ class TestTheHostsProcessor:
         inputs = inputs_for(processor, [2, 1])
 
         processor.save_pretrained(tmp_path)
-        again = VPPProcessor(LlavaProcessor.from_pretrained(tmp_path), model)
+        again = VPPProcessor.from_pretrained(tmp_path, model)
 
         found = inputs_for(again, [2, 1])
         assert all(torch.equal(found[name], inputs[name]) for name in inputs)
@@ -290,6 +363,25 @@ class TestNormalisation:
         assert model.vpp.global_vpp.image_mean == model.vpp.config.global_vpp.image_mean == (0.4, 0.4, 0.4)
         torch.testing.assert_close(self.shown(model), expected)
 
+    @pytest.mark.parametrize(
+        ("settings", "mean", "std"),
+        [
+            ({"do_normalize": False}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+            ({"image_mean": 0.25, "image_std": 0.5}, (0.25, 0.25, 0.25), (0.5, 0.5, 0.5)),
+        ],
+        ids=["none", "one for all colours"],
+    )
+    def test_other_ways_to_say_it(self, settings: dict[str, Any], mean: RGB, std: RGB) -> None:
+        model, host = attach_vpp(tiny_llava(), toy_config()), tiny_processor()
+        expected = self.shown(model)
+        for name, value in settings.items():
+            setattr(host.image_processor, name, value)
+
+        VPPProcessor(host, model)
+
+        assert (model.vpp.global_vpp.image_mean, model.vpp.global_vpp.image_std) == (mean, std)
+        torch.testing.assert_close(self.shown(model), expected)
+
     def test_a_trained_prompt_does_not(self) -> None:
         model = attach_vpp(tiny_llava(), toy_config(global_vpp=TOY_GLOBAL))
         model.vpp.trained = True
@@ -303,6 +395,7 @@ class TestInWorkers:
     def test_pickles(self) -> None:
         _, processor = attached()
         expected = inputs_for(processor, [2, 1])
+        assert type(pickle.loads(pickle.dumps(processor))) is type(copy.deepcopy(processor)) is VPPProcessor
 
         found = inputs_for(pickle.loads(pickle.dumps(processor)), [2, 1])
 

@@ -1,8 +1,12 @@
 """Read any picture a user may have into plain RGB, and letterbox it for the detector."""
 
+import base64
 import io
+import urllib.error
+import urllib.request
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,11 +27,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def load_image(source: ImageSource) -> Image.Image:
     """Return the picture as 8-bit RGB, turned upright as its EXIF orientation says.
 
+    A text is a path, an http(s) address, which is fetched, or a `data:image/...;base64,` address.
+
     CMYK, palette, 16-bit and grey pictures are converted, transparency is laid on white, and of an animation the first
     frame is taken.
     Raises VPPError for a missing, empty, truncated or foreign file, and for sides below 8 or above 16,384 pixels.
     """
-    name = "the picture" if isinstance(source, bytes | Image.Image) else f"'{source}'"
+    name = "the picture" if isinstance(source, bytes | Image.Image) or _is_data(source) else f"'{source}'"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side limit below is ours
@@ -70,8 +76,59 @@ def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     return canvas
 
 
+def flatten_images(images: Any) -> list[Image.Image]:
+    """Return every picture of a picture, a list, or a list of lists, upright RGB, in reading order; None holds none.
+
+    Beside what `load_image` takes, pictures may be 8-bit arrays [height, width, 3] or tensors [3, height, width].
+    """
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        lists = [flatten_images(part) if isinstance(part, list | tuple) else [_to_picture(part)] for part in images]
+        return [picture for part in lists for picture in part]
+    return [_to_picture(images)]
+
+
+def _to_picture(image: Any) -> Image.Image:
+    if isinstance(image, Tensor):
+        image = image.permute(1, 2, 0).cpu().numpy() if image.shape[0] == 3 else image.cpu().numpy()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise VPPError(
+                f"a picture array must be 8-bit [height, width, 3], but is {image.dtype} {list(image.shape)}: convert "
+                "it, or pass a PIL image."
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, ImageSource):
+        raise VPPError(f"a picture must be a path, bytes, a PIL image, an array or a tensor, but is {image!r}.")
+    return load_image(image)
+
+
+def _is_data(source: Path | str) -> bool:
+    return str(source).startswith("data:image/")
+
+
+def _read(source: str | Path) -> bytes:
+    if isinstance(source, Path):
+        return source.read_bytes()
+    if source.startswith(("http://", "https://")):
+        return _fetch(source)
+    if _is_data(source):
+        return base64.b64decode(source.partition(",")[2])  # its error is a ValueError, as a decoder's
+    return Path(source).read_bytes()
+
+
+def _fetch(address: str) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            data: bytes = answer.read()
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise VPPError(f"'{address}' could not be fetched ({error}): check the address and the network.") from None
+    return data
+
+
 def _open(source: str | Path | bytes, name: str) -> Image.Image:
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    data = source if isinstance(source, bytes) else _read(source)
     if not data:
         raise VPPError(f"{name} is empty (0 bytes): save or download it again.")
     return Image.open(io.BytesIO(data))

@@ -1,22 +1,27 @@
 """The processor of an attached model: the host's own, plus the placeholders and the detector's pictures."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vpp_plugins import vocabulary
+from vpp_plugins import plugins, vocabulary
 from vpp_plugins.attach import host_state, unwrap
 from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import active_vpp, every_vpp
-from vpp_plugins.images import ImageSource, letterbox, load_image
+from vpp_plugins.image_metas import metas_of
+from vpp_plugins.images import flatten_images, letterbox
+from vpp_plugins.normalisation import match_normalisation
+from vpp_plugins.placeholders import Placement, check_marker, image_marker
 from vpp_plugins.prompts.vpp import TOKEN
+from vpp_plugins.tile_boxes import tile_boxes
 
 
 class VPPProcessor:
@@ -26,6 +31,9 @@ class VPPProcessor:
     because transformers' default crops their sides away). Adds `<|vpp|>` to the copy's tokenizer and binds its id to
     the model; a spare row of the embedding is used where there is one, else the table grows by a row, until detach_vpp:
     its Parameter is then a new one, so make the processor before the optimizer and before get_peft_model.
+
+    Each image of the text gets its placeholders right after its own tokens (Qwen: before `<|vision_end|>`). Where the
+    host sets images before the text itself and writes no tokens for them, the text begins with the placeholders.
     """
 
     def __init__(self, processor: Any, model: nn.Module) -> None:
@@ -39,54 +47,91 @@ class VPPProcessor:
         self.processor = copy.deepcopy(processor)
         self._state.backbone.prepare_processor(self.processor)
         self._tokens_per_image = vpp.tokens_per_image
+        self._tiled = vpp.global_vpp is not None and self._state.backbone.tiled
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         for copied in every_vpp(host):
-            self._match_normalisation(copied)
+            match_normalisation(copied, self.image_processor)
         if self._tokens_per_image:
+            marker = image_marker(self.processor, self._state.backbone.image_token)
+            check_marker(self.processor, marker)
+            self._place = Placement(marker, self._tokens_per_image)
             self._token_id = _add_token(self.processor.tokenizer, host, self._state)
             for copied in every_vpp(host):
                 copied.bind_token(self._token_id)
 
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module, **kwargs: Any) -> Self:
+        """Load the processor of a folder or hub id, as `save_pretrained` or the host's own wrote it, and wrap it."""
+        from transformers import AutoProcessor
+
+        return cls(AutoProcessor.from_pretrained(folder, **kwargs), model)
+
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Return the host's inputs with `vpp_pixel_values [images, 3, side, side]` in reading order of the images.
 
-        `images` is one picture, a list, or a list per text; pictures are paths, bytes, PIL images, or 8-bit arrays
-        [height, width, 3] or tensors [3, height, width]. Inside `vpp_disabled(model)` the host's inputs come alone.
+        `images` is one picture, a list, or a list per text; pictures are paths, addresses, bytes, PIL images, or 8-bit
+        arrays [height, width, 3] or tensors [3, height, width]. Hosts that cut pictures into tiles also get
+        `vpp_tile_boxes [encoder inputs, 4]`, see `tile_boxes`. Inside `vpp_disabled(model)` the host's inputs come
+        alone.
         """
         if not self._state.attached:
             raise VPPError("this processor's model was detached from VPP: use the host's own processor.")
         flat = flatten_images(images)
-        pictures = None if images is None else _like(images, iter(flat))
-        if self._state.disabled or not self._tokens_per_image:
+        pictures = _like(images, iter(flat)) if flat else None
+        if self._state.disabled:
             return self.processor(images=pictures, text=text, **kwargs)
-        inputs = self.processor(images=pictures, text=self._place(text, images, len(flat)), **kwargs)
-        if flat:
-            inputs["vpp_pixel_values"] = torch.stack([letterbox(picture, self._image_size) for picture in flat])
-        if text is not None:
+        if kwargs.get("videos") is not None:
+            raise VPPError("videos cannot be processed together with VPP yet: pass their frames as images.")
+        host, marked = self._placed(text, _lengths(images), len(flat))
+        inputs = host(images=pictures, text=marked, **kwargs)
+        if self._tokens_per_image and "input_ids" in inputs:
             self._check_whole(inputs["input_ids"], len(flat) * self._tokens_per_image)
+        if flat:
+            for name, views in self._views(flat, kwargs).items():
+                inputs[name] = views.numpy() if kwargs.get("return_tensors") == "np" else views
         return inputs
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = False, **kwargs: Any) -> Any:
-        """Render a chat with the host's template; with `tokenize`, also process the images that its content names."""
+        """Render a chat, or a list of chats, with the host's template.
+
+        With `tokenize`, return the inputs, pictures named in the chat (`image`, `url`, `path`) included. The other
+        arguments are those of the host's own `apply_chat_template`.
+        """
         if not tokenize:
             return self.processor.apply_chat_template(conversation, tokenize=False, **kwargs)
-        chats = [conversation] if isinstance(conversation[0], dict) else list(conversation)
-        forwarded = {
-            name: kwargs.pop(name)
-            for name in ("return_tensors", "padding", "truncation", "max_length")
-            if name in kwargs
-        }
-        kwargs.pop("return_dict", None)
-        texts = self.processor.apply_chat_template(chats, tokenize=False, **kwargs)
-        images = [_chat_images(chat) for chat in chats]
-        return self(images=images if any(images) else None, text=texts, **forwarded)
+        host, kind = copy.copy(self.processor), self.__class__
+        host.__class__ = _calling_another(kind)
+        host.vpp_processor = self
+        return host.apply_chat_template(conversation, tokenize=True, **{**kwargs, "return_dict": True})
 
     def image_metas(self, images: Any) -> list[ImageMeta]:
-        """Return what the box codec must know of each picture, in reading order."""
-        return [
-            ImageMeta(size_hw=(picture.height, picture.width), image_index=index)
-            for index, picture in enumerate(flatten_images(images))
-        ]
+        """Return what the box codec of the model's family must know of each picture, in reading order."""
+        return metas_of(
+            flatten_images(images), plugins.box_codec(self._state.backbone.box_format), self.image_processor
+        )
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The host processor's too: libraries that ask `isinstance(processor, ProcessorMixin)` take this one."""
+        return type(self.processor)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is not here from the host's processor: `image_token`, `image_token_id`, ..."""
+        if name == "processor":  # not there yet, while this object is being unpickled
+            raise AttributeError(name)
+        return getattr(self.processor, name)
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.__dict__,)
+
+    @property
+    def chat_template(self) -> Any:
+        """The copy's chat template; may be set."""
+        return self.processor.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: Any) -> None:
+        self.processor.chat_template = template
 
     @property
     def tokenizer(self) -> Any:
@@ -101,7 +146,8 @@ class VPPProcessor:
     @property
     def model_input_names(self) -> list[str]:
         """The host's input names and ours."""
-        return [*self.processor.model_input_names, "vpp_pixel_values"]
+        ours = {"vpp_pixel_values": self._tokens_per_image, "vpp_tile_boxes": self._tiled}
+        return [*self.processor.model_input_names, *(name for name, given in ours.items() if given)]
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """Decode ids as the host's processor does."""
@@ -114,30 +160,32 @@ class VPPProcessor:
         return texts
 
     def save_pretrained(self, folder: Any, **kwargs: Any) -> Any:
-        """Save the host's processor with its settings and `<|vpp|>`; wrap it again after loading."""
+        """Save the host's processor with its settings and `<|vpp|>`; `VPPProcessor.from_pretrained` wraps it again."""
         return self.processor.save_pretrained(folder, **kwargs)
 
-    def _place(self, text: Any, images: Any, count: int) -> Any:
-        """Return the text, or texts, with the placeholders after every image marker."""
-        if text is None:
-            return None
-        marker, texts = self.processor.image_token, [text] if isinstance(text, str) else list(text)
-        if any(TOKEN in one for one in texts):
-            raise VPPError(f"the text holds {TOKEN}, which VPPProcessor places itself: leave it out.")
-        found = [one.count(marker) for one in texts]
-        if sum(found) != count:
+    def _placed(self, text: Any, sizes: list[int] | None, images: int) -> tuple[Any, Any]:
+        """Return the processor to call, and the text with the placeholders that it does not put in itself."""
+        if not self._tokens_per_image:
+            return self.processor, text
+        found = self.tokenizer.get_vocab().get(TOKEN)
+        if found != self._token_id:
             raise VPPError(
-                f"the text has {sum(found)} image placeholders '{marker}', but {count} images came: every image needs "
-                "one."
+                f"the tokenizer's id of {TOKEN} is {found}, but the model knows {self._token_id}: the tokenizer was "
+                "swapped or changed, so make a new VPPProcessor."
             )
-        given = [len(flatten_images(part)) for part in images] if _is_nested(images) else found
-        if given != found:
-            raise VPPError(
-                f"the texts have {found} image placeholders '{marker}', but {given} images came for them: give each "
-                "text a list of its own images."
-            )
-        marked = [one.replace(marker, marker + TOKEN * self._tokens_per_image) for one in texts]
-        return marked[0] if isinstance(text, str) else marked
+        return self._place(self.processor, text, sizes, images)
+
+    def _views(self, pictures: list[Image.Image], options: dict[str, Any]) -> dict[str, Tensor]:
+        """Return what VPP takes beside the host's inputs; `options` are those of the call."""
+        views = {}
+        if self._tokens_per_image:
+            views["vpp_pixel_values"] = torch.stack([letterbox(picture, self._image_size) for picture in pictures])
+        if self._tiled:
+            sizes = [(picture.height, picture.width) for picture in pictures]
+            names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
+            settings = {name: value for name, value in options.items() if name in names}
+            views["vpp_tile_boxes"] = tile_boxes(self.processor, sizes, self._state.backbone, **settings)
+        return views
 
     def _check_whole(self, input_ids: Any, expected: int) -> None:
         rows = input_ids.tolist() if isinstance(input_ids, Tensor | np.ndarray) else input_ids
@@ -148,68 +196,47 @@ class VPPProcessor:
                 "so raise it or turn truncation off."
             )
 
-    def _match_normalisation(self, vpp: Any) -> None:
-        """Bring an untrained global prompt to the units of this processor's pixels."""
-        prompt = vpp.global_vpp
-        if prompt is None:
-            return
-        settings = self.processor.image_processor
-        mean, std = tuple(settings.image_mean), tuple(settings.image_std)
-        if np.allclose([*mean, *std], [*prompt.image_mean, *prompt.image_std], atol=1e-6):
-            return
-        if vpp.trained:
-            raise VPPError(
-                f"this processor normalises pixels with mean {mean} and std {std}, but the global prompt was trained "
-                f"with {prompt.image_mean} and {prompt.image_std}: use the processor that it was trained with."
-            )
-        prompt.renormalise_(mean, std)
-        vpp.config = replace(vpp.config, global_vpp=replace(vpp.config.global_vpp, image_mean=mean, image_std=std))
+
+def _restored(state: dict[str, Any]) -> VPPProcessor:
+    processor = object.__new__(VPPProcessor)
+    processor.__dict__.update(state)
+    return processor
 
 
-def flatten_images(images: Any) -> list[Image.Image]:
-    """Return every picture of a picture, a list, or a list of lists, upright RGB, in reading order; None holds none."""
-    if images is None:
-        return []
-    if isinstance(images, list | tuple):
-        lists = [flatten_images(part) if isinstance(part, list | tuple) else [_to_picture(part)] for part in images]
-        return [picture for part in lists for picture in part]
-    return [_to_picture(images)]
+def _lengths(images: Any) -> list[int] | None:
+    """Return how many pictures each list holds; None for a flat list, whose pictures belong to no text yet."""
+    if not isinstance(images, list | tuple) or not any(isinstance(part, list | tuple) for part in images):
+        return None
+    return [len(part) if isinstance(part, list | tuple) else 1 for part in images]
 
 
-def _to_picture(image: Any) -> Image.Image:
-    if isinstance(image, Tensor):
-        image = image.permute(1, 2, 0).cpu().numpy() if image.shape[0] == 3 else image.cpu().numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise VPPError(
-                f"a picture array must be 8-bit [height, width, 3], but is {image.dtype} {list(image.shape)}: convert "
-                "it, or pass a PIL image."
-            )
-        image = Image.fromarray(image)
-    if not isinstance(image, ImageSource):
-        raise VPPError(f"a picture must be a path, bytes, a PIL image, an array or a tensor, but is {image!r}.")
-    return load_image(image)
-
-
-def _is_nested(images: Any) -> bool:
-    return isinstance(images, list | tuple) and any(isinstance(part, list | tuple) for part in images)
-
-
-def _like(images: Any, pictures: Any) -> Any:
+def _like(images: Any, pictures: Iterator[Image.Image]) -> Any:
     """Put the pictures back into the nesting of `images`."""
     if isinstance(images, list | tuple):
         return [_like(part, pictures) for part in images]
     return next(pictures)
 
 
-def _chat_images(chat: Sequence[dict[str, Any]]) -> list[Any]:
-    parts = [part for message in chat if isinstance(message["content"], list) for part in message["content"]]
-    return [part.get("image", part.get("path", part.get("url"))) for part in parts if part["type"] == "image"]
+@functools.cache
+def _calling_another(processor_class: type) -> type:
+    """Return a class like the host processor's whose instances, where they call themselves, call `vpp_processor`."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it is what the class gets
+        return self.vpp_processor(*args, **kwargs)
+
+    body = {"__module__": processor_class.__module__, "__call__": __call__}
+    return type(processor_class.__name__, (processor_class,), body)
 
 
 def _add_token(tokenizer: Any, host: Any, state: Any) -> int:
     tokenizer.add_tokens([TOKEN], special_tokens=True)
     token_id: int = tokenizer.convert_tokens_to_ids(TOKEN)
+    bound = active_vpp(host).token_id
+    if bound not in (None, token_id):
+        raise VPPError(
+            f"this processor's tokenizer gives {TOKEN} the id {token_id}, but another VPPProcessor has bound the model "
+            f"to {bound}: use the processor of the same tokenizer, or detach_vpp and attach anew."
+        )
     rows = vocabulary.rows_of(host)
     if token_id >= rows:
         state.host_rows = rows if state.host_rows is None else state.host_rows
