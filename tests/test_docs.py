@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from vpp_plugins import hookspecs
+from vpp_plugins.testing.check import PROMISES
 
 ROOT = Path(__file__).parents[1]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [*DOCS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("vpp_")]
 
@@ -20,9 +21,16 @@ def test_every_hook_has_a_heading_and_a_test(hook: str) -> None:
     assert hook in (ROOT / "tests/test_plugins.py").read_text()
 
 
+@pytest.mark.parametrize("promise", list(PROMISES))
+def test_every_promise_of_the_conformance_suite_is_in_its_table(promise: str) -> None:
+    table = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/plugins.md").read_text(), re.MULTILINE)
+    names = re.findall(r"`([^`…]+)(…?)`", " ".join(table))
+    assert any(promise == name or (more and promise.startswith(name)) for name, more in names)
+
+
 def test_the_navigation_names_every_page_once() -> None:
-    named = re.findall(r"^  - .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(named) == [page.name for page in DOCS]
+    named = re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in DOCS)
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)

@@ -69,7 +69,7 @@ def test_the_command_line_starts_without_torch() -> None:
 
 def test_every_public_name_is_found_and_listed() -> None:
     finished = run_python(
-        "import vpp_plugins as v; print(set(v.__all__) <= set(dir(v)), {type(getattr(v, n)).__name__ for n in v.__all__})"
+        "import vpp_plugins as v; print(set(v.__all__) <= set(dir(v)), [type(getattr(v, n)) for n in v.__all__])"
     )
 
     assert finished.stdout.split()[0] == "True", finished.stderr

@@ -15,6 +15,7 @@ from tests.twin import twin_of
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach import host_state
 from vpp_plugins.backbone import Backbone
+from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.vpp import Prompts
 from vpp_plugins.session import SLOT, Slot, inject, install, overlay, remove
 
@@ -161,6 +162,11 @@ class TestOverlay:
         assert host_state(model).slot.prompts == Prompts(None, None)
 
 
+def hooks_of(model: nn.Module) -> list[Any]:
+    both = (hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks))
+    return [hook for hooks in both for hook in hooks.values()]
+
+
 @pytest.mark.usefixtures("toy")
 class TestHooksMove:
     """PEFT and resizing put other modules where the hooked ones were; copies bring hooks and slots of their own."""
@@ -205,14 +211,13 @@ class TestHooksMove:
 
     def test_remove_takes_no_other_hook(self) -> None:
         model, _ = attached()
-        before = [dict(module._forward_hooks) for module in tiny_llava().modules()]
         mine = model.lm_head.register_forward_hook(lambda *_: None)
+        others = [hook for hook in hooks_of(model) if hook not in (inject, overlay)]
 
         remove(model)
 
         assert mine.id in model.lm_head._forward_hooks
-        mine.remove()
-        assert [dict(m._forward_hooks) for n, m in model.named_modules() if not n.startswith("vpp")] == before
+        assert hooks_of(model) == others
 
 
 class Gate:
@@ -351,3 +356,91 @@ class TestThreads:
         inputs = inputs_for(processor, [1])
         twin, theirs = twin_of(model, inputs)
         assert torch.equal(model(**inputs).logits, twin(**theirs).logits)
+
+
+class Encoder(nn.Module):
+    """A vision encoder with arguments beside its pixels."""
+
+    def forward(self, pixels: torch.Tensor, grid: int = 0, *, scale: int = 1) -> torch.Tensor:
+        return pixels * scale + grid
+
+
+class Spy:
+    """A layout that notes what it is called with."""
+
+    def __init__(self) -> None:
+        self.windows: list[Any] = []
+        self.calls: list[Any] = []
+
+    def __call__(self, pixels: torch.Tensor, overlay: Any, windows: Any, call: Any) -> torch.Tensor:
+        self.windows.append(windows)
+        self.calls.append(dict(call))
+        return pixels + 1
+
+
+def spied(*encoders: nn.Module, **filled: Any) -> tuple[Spy, Slot]:
+    """Hook encoders to one slot, filled as a session fills it."""
+    spy = Spy()
+    slot = Slot(replace(BACKBONE, pixel_layout=spy, pixel_argument="pixels"))
+    install(nn.Embedding(2, 2), list(encoders), slot)
+    slot.prompts = Prompts(None, GlobalVPP(32, border=4).overlay())
+    for name, value in filled.items():
+        setattr(slot, name, value)
+    return spy, slot
+
+
+class TestLayoutIsCalled:
+    def test_with_the_encoders_arguments_by_name_over_the_models(self) -> None:
+        encoder = Encoder()
+        spy, _ = spied(encoder, host_call={"grid": 7, "sizes": 8})
+
+        found = encoder(torch.zeros(2), 3, scale=5)
+
+        assert spy.calls == [{"grid": 3, "scale": 5, "sizes": 8}]
+        assert torch.equal(found, torch.full((2,), 8.0))
+        assert torch.equal(encoder(scale=5, grid=3, pixels=torch.zeros(2)), found)
+        assert spy.calls[0] == spy.calls[1]
+
+    def test_with_the_windows_of_each_of_its_calls(self) -> None:
+        """Some hosts encode the whole pictures first and then close-up tiles; generate may do so again."""
+        whole, near, low = [(0.0, 0.0, 1.0, 1.0)], [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)], Encoder()
+        high = Encoder()
+        spy, _ = spied(low, high, views=[whole, near])
+
+        for encoder in (low, low, high, low):
+            encoder(torch.zeros(2))
+
+        assert spy.windows == [whole, near, whole, whole]
+
+    def test_with_windows_repeated_as_generate_repeats_its_rows(self) -> None:
+        """Two pictures of two and one tiles, padded to two, are repeated for three beams."""
+        tiles = torch.ones(2, 2, 3, 4, 4)
+        tiles[1, 1] = 0
+        a, b, c = ((0.0, 0.0, 1.0, end) for end in (0.1, 0.2, 0.3))
+        encoder = Encoder()
+        spy, slot = spied(encoder, views=[[a, b, c]], images=[tiles], repeats=3)
+
+        encoder(torch.zeros(2))
+        slot.images = [torch.ones(3, 3, 4, 4)]
+        encoder(torch.zeros(2))
+
+        assert spy.windows == [[a, b, a, b, a, b, c, c, c], [a, a, a, b, b, b, c, c, c]]
+
+    def test_with_windows_of_patches_repeated_too(self) -> None:
+        """Rows of patches, each an input of its own, share the windows evenly; a strip of all pictures is no row."""
+        windows = [(0.0, 0.0, 1.0, end / 10) for end in range(1, 5)]
+        encoder = Encoder()
+        spy, slot = spied(encoder, views=[windows], images=[torch.ones(2, 2, 12)], repeats=2)
+
+        encoder(torch.zeros(2))
+        slot.images = [torch.ones(1, 3, 4, 16)]
+        encoder(torch.zeros(2))
+
+        assert spy.windows == [windows[:2] * 2 + windows[2:] * 2, windows]
+
+    def test_and_not_where_repeated_windows_cannot_be_told_apart(self) -> None:
+        encoder = Encoder()
+        spied(encoder, views=[[(0.0, 0.0, 1.0, 1.0)] * 5], images=[torch.ones(2, 3, 4, 4)], repeats=2)
+
+        with pytest.raises(VPPError, match="5 tiles of 2 pictures cannot be told apart"):
+            encoder(torch.zeros(2))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpp_plugins.prompts.resample import WHOLE, Window, resample
+from vpp_plugins.prompts.resample import WHOLE, Window, resample, resample_each
 
 
 def antialiased(square: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -106,3 +106,14 @@ torch.testing.assert_close(compiled(square, (24, 20), window), resample(square, 
     finished = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
 
     assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("size_hw", [(24, 24), (10, 50), (33, 32)])
+def test_many_windows_at_once_equal_each_by_itself(size_hw: tuple[int, int]) -> None:
+    square = torch.randn(3, 32, 32)
+    windows = [WHOLE, (-0.31, 0.0, 1.27, 1.0), (0.25, 0.1, 0.5, 0.7), (2.0, 2.0, 3.0, 3.0)]
+
+    found = resample_each(square, size_hw, torch.tensor(windows))
+
+    expected = torch.stack([resample(square, size_hw, window) for window in windows])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

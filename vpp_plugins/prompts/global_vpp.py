@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vpp_plugins.config import AxisStyle
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.axes import band_mask, draw_axes
-from vpp_plugins.prompts.resample import WHOLE, Window, resample
+from vpp_plugins.prompts.resample import WHOLE, Window, resample, resample_each
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -56,20 +56,27 @@ class Overlay:
         rendered = {window: self.render(size_hw, window) for window in set(windows)}
         return self._mix(pixels, torch.stack([rendered[window] for window in windows]))
 
+    def blend_each(
+        self, pixels: Float[Tensor, "images 3 height width"], windows: Float[Tensor, "images 4"]
+    ) -> Float[Tensor, "images 3 height width"]:
+        """Blend as `blend` does, with windows that were computed: they stay on their device. For edge styles only."""
+        return self._mix(pixels, resample_each(self._layers(), (pixels.shape[-2], pixels.shape[-1]), windows))
+
     def render(self, size_hw: tuple[int, int], window: Window = WHOLE) -> Float[Tensor, "5 height width"]:
         """Return M P (three channels), M, and the cover of the square, at the given size."""
-        masked = self.prompt * self.mask
-        ones = torch.ones_like(self.mask)
         if self.resampling == "bilinear":
-            return resample(torch.cat([masked, self.mask[None], ones[None]]), size_hw, window)
+            return resample(self._layers(), size_hw, window)
         if window != WHOLE:
             raise VPPError("resample='nearest' lays the axes on whole pictures only: use 'bilinear' for tiles.")
         # fp32 nearest indices of F.interpolate, prompt and mask apart, as the published model was trained
         prompt, mask, cover = (
             F.interpolate(rearrange(part, "(one c) h w -> one c h w", one=1), size_hw)[0]
-            for part in (self.prompt, self.mask[None], ones[None])
+            for part in (self.prompt, self.mask[None], torch.ones_like(self.mask)[None])
         )
         return torch.cat([prompt * mask, mask, cover])
+
+    def _layers(self) -> Float[Tensor, "5 size size"]:
+        return torch.cat([self.prompt * self.mask, self.mask[None], torch.ones_like(self.mask)[None]])
 
     def _mix(
         self, pixels: Float[Tensor, "images 3 height width"], rendered: Float[Tensor, "*images 5 height width"]

@@ -33,6 +33,31 @@ def resample(
     return rows @ square @ columns.T
 
 
+def resample_each(
+    square: Float[Tensor, "channels size size"], size_hw: tuple[int, int], windows: Float[Tensor, "windows 4"]
+) -> Float[Tensor, "windows channels height width"]:
+    """Return what each window shows, like `resample`; no number leaves its device, so nothing waits for a GPU."""
+    side = square.shape[-1]
+    left, top, right, bottom = windows.unbind(1)
+    rows = _weights_on_device(size_hw[0], side, top, bottom).to(square)
+    columns = _weights_on_device(size_hw[1], side, left, right).to(square)
+    return rows[:, None] @ square @ columns[:, None].mT
+
+
+def _weights_on_device(
+    length: int, source: int, start: Float[Tensor, " windows"], stop: Float[Tensor, " windows"]
+) -> Float[Tensor, "windows length source"]:
+    """The torch twin of `_weights`, for several windows."""
+    scale = (source * (stop - start) / length)[:, None]
+    places = torch.arange(length, device=start.device, dtype=start.dtype) + 0.5
+    centres = source * start[:, None] + places * scale
+    cells = torch.arange(source, device=start.device, dtype=start.dtype) + 0.5
+    weights = (1 - (cells - centres[..., None]).abs() / scale[..., None].clamp(min=1)).clamp(min=0)
+    weights = weights / weights.sum(2, keepdim=True).clamp(min=1e-12)
+    inside = (centres > 0) & (centres < source)
+    return weights * inside[..., None]
+
+
 def _weights(length: int, source: int, start: float, stop: float) -> Float[np.ndarray, "length source"]:
     """Triangle-filter weights: row i takes the mean of the source cells around the centre of output pixel i."""
     scale = source * (stop - start) / length

@@ -1,6 +1,5 @@
 """Both prompts of one host in one module: what `model.vpp` is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.prompts.fusion import Fusion
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
-from vpp_plugins.prompts.resample import Window
 
 TOKEN = "<|vpp|>"
 """The placeholder in the text; every image gets `num_queries` of them after its own tokens."""
@@ -24,10 +23,19 @@ Frame = Literal["square", "image"]
 
 @dataclass(frozen=True)
 class Prompts:
-    """What one forward puts into the host: token features (images in order) and the axes for its vision encoder."""
+    """What one forward puts into the host: token features (images in order) and the axes for its vision encoder.
+
+    `fusion`, where there is one, acts on the language model's inputs.
+    """
 
     features: Float[Tensor, "placeholders hidden"] | None
     overlay: Overlay | None
+    fusion: Fusion | None = None
+
+
+# FSDP gathers the weights again for backward when the gradient of an output comes: it must find the tensors in ours
+for part in (Prompts, Overlay, Fusion):
+    torch.export.register_dataclass(part)
 
 
 class VPP(nn.Module):
@@ -73,7 +81,9 @@ class VPP(nn.Module):
             return Prompts(None, overlay)
         pixels = vpp_pixel_values.to(next(self.local_vpp.projector.parameters()))
         mask = (pixels != 0).any(dim=1) if self.mask_padding else None
-        return Prompts(self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1), overlay)
+        features = self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1)
+        fusion = self.local_vpp.fusion
+        return Prompts(features, overlay, None if fusion is None else fusion())
 
     def detector_view(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
         """Return letterboxed pictures as the detector sees them: with the axes on, unless the overlay is off."""
@@ -81,8 +91,9 @@ class VPP(nn.Module):
             return pixels
         raw = self.detector_overlay == "host"
         overlay = self.global_vpp.overlay() if raw else self.global_vpp.overlay_for(IMAGENET_MEAN, IMAGENET_STD)
-        windows = None if self.frame == "square" else _content_windows((pixels != 0).any(dim=1))
-        return overlay.blend(pixels, windows)
+        if self.frame == "square":
+            return overlay.blend(pixels)
+        return overlay.blend_each(pixels, _content_windows((pixels != 0).any(dim=1)))
 
     def _check_frame(self) -> None:
         axes, laid_on_pictures = self.global_vpp, self.frame == "image" and self.local_vpp is not None
@@ -95,17 +106,15 @@ class VPP(nn.Module):
             )
 
 
-def _content_windows(content: Bool[Tensor, "images height width"]) -> Sequence[Window]:
+def _content_windows(content: Bool[Tensor, "images height width"]) -> Float[Tensor, "images 4"]:
     """Return each letterboxed input's window in units of its picture."""
-    return [_window(rows, columns) for rows, columns in zip(content.any(2).cpu(), content.any(1).cpu(), strict=True)]
+    (top, bottom), (left, right) = _span(content.any(2)), _span(content.any(1))
+    return torch.stack([left, top, right, bottom], dim=1)
 
 
-def _window(rows: Bool[Tensor, " height"], columns: Bool[Tensor, " width"]) -> Window:
-    (top, bottom), (left, right) = _span(rows), _span(columns)
-    return left, top, right, bottom
-
-
-def _span(inside: Bool[Tensor, " length"]) -> tuple[float, float]:
-    places = torch.nonzero(inside)[:, 0].tolist() or [0, len(inside) - 1]
-    first, length = places[0], places[-1] + 1 - places[0]
-    return -first / length, (len(inside) - first) / length
+def _span(inside: Bool[Tensor, "images length"]) -> tuple[Float[Tensor, " images"], Float[Tensor, " images"]]:
+    """Return where an input begins and ends, in units of the content; it lies in one piece."""
+    length = inside.shape[1]
+    first, after = inside.int().argmax(1), inside.flip(1).int().argmax(1)
+    content = length - first - after
+    return -first / content, (length - first) / content
