@@ -17,6 +17,7 @@ EVERYTHING = VPPConfig(
         border=20,
         style="cross",
         unit="0-1000",
+        frame="image",
         interior="scaled",
         resample="nearest",
         font_size=8,
@@ -33,6 +34,7 @@ EVERYTHING = VPPConfig(
         overlay=False,
         overlay_units="host",
         mask_padding=False,
+        fusion="image-attends",
     ),
     seed=3,
 )
@@ -124,6 +126,32 @@ def test_configurations_cannot_be_changed_in_place() -> None:
 def test_wrong_values_are_refused_with_their_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(VPPError, match=message):
         VPPConfig.from_dict(values)
+
+
+def test_changes_lie_on_top_of_what_is_there() -> None:
+    changed = EVERYTHING.changed({"global_vpp": {"style": "padding", "alpha": 0.8}, "seed": 4})
+
+    assert changed.global_vpp == replace(EVERYTHING.global_vpp, style="padding", alpha=0.8)
+    assert (changed.local_vpp, changed.seed) == (EVERYTHING.local_vpp, 4)
+    assert EVERYTHING.changed({}) == EVERYTHING
+    assert VPPConfig().changed({"local_vpp": False}) == VPPConfig(local_vpp=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"globel_vpp": {}}, "unknown configuration key 'globel_vpp'. Did you mean 'global_vpp'"),
+        ({"global_vpp": {"stile": "cross"}}, "unknown configuration key 'global_vpp.stile'. Did you mean 'style'"),
+        ({"local_vpp": {"fusion": "concat"}}, "fusion must be one of .*, but is 'concat'. Did you mean 'concatenate'"),
+        ({"local_vpp": True}, "or be false to leave it out, but .* was given True"),
+        ({"global_vpp": {"alpha": 0.9}}, "global_vpp must be changed by a table .* is None and was given"),
+    ],
+)
+@pytest.mark.usefixtures("without_signature_checks")
+def test_changes_that_cannot_be_made_are_refused(changes: dict[str, Any], message: str) -> None:
+    config = VPPConfig(global_vpp=None) if "is None" in message else VPPConfig()
+    with pytest.raises(VPPError, match=message):
+        config.changed(changes)
 
 
 def test_unreadable_files_say_what_is_wrong(tmp_path: Path) -> None:

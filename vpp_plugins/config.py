@@ -17,7 +17,10 @@ AxisUnit = Literal["0-1", "0-1000"]
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalVPPConfig:
-    """The global prompt: a learnable picture of axes blended into the encoder's pixels (paper, section III-B)."""
+    """The global prompt: a learnable picture of axes blended into the encoder's pixels (paper, section III-B).
+
+    The defaults are for new models. Where the published VPP-LLaVA, "the reference", does otherwise, a line says so.
+    """
 
     size: int = 336
     """Side of the learnable prompt, in pixels; other picture sizes get it resampled."""
@@ -30,11 +33,21 @@ class GlobalVPPConfig:
     picture, which is shrunk for them."""
     unit: AxisUnit = "0-1"
     """What the tick labels count in; it should be the unit in which the host writes its boxes."""
+    frame: Literal["boxes", "square", "image"] = "boxes"
+    """What the axes span: the frame of the family's boxes, the picture padded to a square, or the picture itself.
+
+    The reference draws them on the padded square, which is the frame of LLaVA's boxes, so that part of the band lies on
+    padding. "boxes" for new models: ticks then stand where the numbers of an answer do."""
     interior: Literal["kept", "scaled"] = "kept"
-    """Pixels outside the band: left as they are, or multiplied by alpha too (VPP-LLaVA's code)."""
+    """Pixels outside the band: left as they are, or multiplied by alpha too.
+
+    The reference multiplies the whole picture by 0.95, and what the mask cuts out of the prompt is not made up for.
+    "kept" for new models: the encoder sees the pixels that it knows."""
     resample: Literal["bilinear", "nearest"] = "bilinear"
-    """How the prompt reaches another size: antialiased as one masked tensor, or prompt and mask apart by nearest index
-    (VPP-LLaVA)."""
+    """How the prompt reaches another size: as one masked tensor, antialiased, or prompt and mask apart by the nearest.
+
+    The reference takes the nearest index for its detector, 640 pixels from 336, which leaves the band one pixel wider
+    on one side and the ticks ragged. "bilinear" for new models: any size, and any part of the square for tiles."""
     font_size: int = 10
     """Height of the tick labels, in pixels at `size`."""
     image_mean: tuple[float, float, float] | None = None
@@ -57,14 +70,20 @@ class GlobalVPPConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalVPPConfig:
-    """The local prompt: object queries of a detector, projected into the language model (paper, section III-C)."""
+    """The local prompt: object queries of a detector, projected into the language model (paper, section III-C).
+
+    The defaults are for new models, as in GlobalVPPConfig.
+    """
 
     num_queries: int = 100
     """Queries, and so placeholder tokens, per image."""
     generator: str = "detr"
-    """Name of the generator plugin."""
+    """Name of the generator: "detr", "hf_detector" for any of transformers' detectors, or a plugin's."""
     generator_options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of that generator's builder."""
+    """Keyword arguments of its builder, `build_detr` or `build_hf_detector`.
+
+    `{"dilation": True}` dilates DETR's last stage. The reference loads weights that were trained so (DC5) and leaves it
+    off. Off for new models too, being cheaper: start from weights without DC5 then, or switch it on for those with."""
     weights: str | None = None
     """File, folder or hub id of pretrained detector weights; None starts at random and touches no network."""
     image_size: int = 640
@@ -72,11 +91,21 @@ class LocalVPPConfig:
     projector_size: int = 1024
     """Width of the projector's hidden layer."""
     overlay: bool = True
-    """Whether the global prompt is laid over the detector's picture too (the reference does)."""
+    """Whether the global prompt is laid over the detector's picture too; the reference does."""
     overlay_units: Literal["detector", "host"] = "detector"
-    """Whether the prompt is first converted to the detector's normalisation, or used raw (VPP-LLaVA)."""
+    """Whether the prompt is first converted to the detector's normalisation, or used as it is for the host.
+
+    The reference uses it as it is: a prompt in CLIP's units on pixels in ImageNet's. "detector" for new models: both
+    see the same colours."""
     mask_padding: bool = True
-    """Whether the detector ignores letterbox padding (the reference never does)."""
+    """Whether the detector ignores letterbox padding, in attention and in its positions, as DETR was trained.
+
+    The reference masks nothing, so padding counts as picture. True for new models: positions then run over the picture,
+    as in the weights that they start from. LLaVA's family defaults to False, like the reference: its boxes are measured
+    on the padded square, and so should positions be."""
+    fusion: Literal["concatenate", "queries-attend", "image-attends"] = "concatenate"
+    """How the projected queries meet the picture's own tokens: side by side in the text (VPP-LLaVA), or after one of
+    them has attended to the other, see `vpp_plugins.prompts.fusion`. The latter needs a host with one projector."""
 
     def __post_init__(self) -> None:
         _check_types(self, "local_vpp.")
@@ -113,6 +142,29 @@ class VPPConfig:
             if isinstance(parts.get(name), Mapping):
                 parts[name] = _build(part, parts[name], f"{name}.")
         return cls(**parts)
+
+    def changed(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with some values changed, as a recipe says it; False leaves a prompt out.
+
+            config.changed({"global_vpp": {"style": "cross"}, "local_vpp": False})
+
+        Raises VPPError for an unknown key, and for a value of a prompt that is left out.
+        """
+        _check_keys(type(self), changes, "")
+        values = self.to_dict()
+        for name, change in changes.items():
+            if name not in ("global_vpp", "local_vpp"):
+                values[name] = change
+            elif change is False:  # TOML has no null
+                values[name] = None
+            elif values[name] is None or not isinstance(change, Mapping):
+                raise VPPError(
+                    f"{name} must be changed by a table of its values, or be false to leave it out, but is "
+                    f"{values[name]} and was given {change!r}."
+                )
+            else:
+                values[name] |= change
+        return self.from_dict(values)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""

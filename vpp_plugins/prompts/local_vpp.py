@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.fusion import CrossAttention
 
 
 class LocalVPP(nn.Module):
@@ -14,7 +15,14 @@ class LocalVPP(nn.Module):
     """
 
     def __init__(
-        self, generator: nn.Module, *, num_queries: int, query_width: int, hidden_size: int, projector_size: int = 1024
+        self,
+        generator: nn.Module,
+        *,
+        num_queries: int,
+        query_width: int,
+        hidden_size: int,
+        projector_size: int = 1024,
+        fusion: CrossAttention | None = None,
     ) -> None:
         super().__init__()
         self.num_queries, self.query_width = num_queries, query_width
@@ -22,6 +30,7 @@ class LocalVPP(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(query_width, projector_size), nn.GELU(), nn.Linear(projector_size, hidden_size)
         )
+        self.fusion = fusion
 
     def forward(
         self,
@@ -33,7 +42,7 @@ class LocalVPP(nn.Module):
         Raises VPPError where the generator's queries are not as many, or not as wide, as it was said to make.
         """
         queries: Tensor = self.generator(pixel_values, pixel_mask)
-        expected = (len(pixel_values), self.num_queries, self.query_width)
+        expected = (pixel_values.shape[0], self.num_queries, self.query_width)
         if queries.shape != expected:
             raise VPPError(
                 f"the generator {type(self.generator).__name__} returned {tuple(queries.shape)}, but "

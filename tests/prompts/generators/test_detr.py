@@ -184,6 +184,20 @@ def test_the_default_is_the_detector_of_vpp_llava() -> None:
     assert sum(buffer.numel() for buffer in detr.buffers()) == 210_688
 
 
+def test_dilation_keeps_weights_and_refines_the_features(pictures: Tensor) -> None:
+    """What makes a DC5 detector: the same tensors, and twice as many rows and columns."""
+    sizes = {"backbone": "resnet10t", "width": 32, "heads": 4, "feedforward": 8, "encoder_layers": 1}
+    plain, dilated = build_detr(**sizes).eval(), build_detr(**sizes, dilation=True).eval()
+    dilated.load_state_dict(plain.state_dict())
+    mask = torch.ones(3, 64, 96, dtype=torch.bool)
+    mask[:, 32:] = False
+
+    assert plain.features(pictures).shape[2:] == (2, 3)
+    assert dilated.features(pictures).shape[2:] == (4, 6)
+    assert dilated(pictures, mask).shape == plain(pictures, mask).shape
+    assert not torch.allclose(dilated(pictures, mask), plain(pictures, mask))
+
+
 def test_sides_that_are_no_multiples_of_32_are_refused(detr: DETR) -> None:
     with pytest.raises(
         VPPError, match=r"sides of DETR's pictures must be multiples of 32; got 64 x 100. Pad or resize"

@@ -4,8 +4,37 @@ A generator has the attributes `width` and `num_queries`, and takes ImageNet-nor
 a mask, True on picture, or None. Plugins add generators through the hook `vpp_generator`.
 """
 
+import os
+
+from torch import nn
+
+from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.generators.detection_heads import DetectionHeads, Detections
 from vpp_plugins.prompts.generators.detr import DETR, build_detr
 from vpp_plugins.prompts.generators.detr_weights import load_detr_weights
+from vpp_plugins.prompts.generators.hf_detector import HFDetector, build_hf_detector, load_hf_weights
 
-__all__ = ["DETR", "DetectionHeads", "Detections", "build_detr", "load_detr_weights"]
+__all__ = [
+    "DETR",
+    "DetectionHeads",
+    "Detections",
+    "HFDetector",
+    "build_detr",
+    "build_hf_detector",
+    "load_detr_weights",
+    "load_hf_weights",
+    "load_weights",
+]
+
+
+def load_weights(generator: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Load published weights into a built-in generator; raises VPPError, and changes nothing, where they do not fit."""
+    if isinstance(generator, DETR):
+        load_detr_weights(generator, source)
+    elif isinstance(generator, HFDetector):
+        load_hf_weights(generator, source)
+    else:
+        raise VPPError(
+            f"local_vpp.weights are for built-in generators, and {type(generator).__name__} is a plugin's: leave it "
+            "None, and let generator_options say what the generator starts from."
+        )

@@ -129,13 +129,20 @@ def build_detr(
     encoder_layers: int = 6,
     decoder_layers: int = 6,
     dropout: float = 0.1,
+    dilation: bool = False,
+    fold: bool = True,
 ) -> DETR:
     """Build a DETR at random weights on a timm backbone; the defaults are those of VPP-LLaVA.
 
-    timm's ResNets have the stride on the 3x3 convolution, as the published weights need. Raises VPPError for a backbone
-    that timm does not know.
+    timm's ResNets have the stride on the 3x3 convolution, as the published weights need. With `dilation` the last stage
+    has none: four times as many features, at 253 instead of 152 GFLOPs (DETR's paper, ResNet-101). Weights called DC5
+    were trained so. The reference loads such weights into a net without dilation, which all shapes fit, and trains on.
+    Off by default: it is cheaper, and VPP-LLaVA's weights need it off. Weights that are DC5 and used as they are need
+    it on. `fold` is TimmBackbone's: quicker inference on the CPU for more memory.
+
+    Raises VPPError for a backbone that timm does not know.
     """
-    body = TimmBackbone(backbone)
+    body = TimmBackbone(backbone, fold=fold, **({"output_stride": 16} if dilation else {}))
     return DETR(
         body,
         body.channels,

@@ -75,7 +75,7 @@ def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
     for name in of_vpp_llava or state:
-        ours = _our_name(name)
+        ours = our_name(name)
         if _LEFT_OUT.search(ours):
             continue
         if ours in renamed:
@@ -84,7 +84,8 @@ def in_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _join_projections(renamed)
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
+    """Return what `DETR` calls a tensor of the original DETR, of VPP-LLaVA or of transformers."""
     name = name.removeprefix(VPP_LLAVA_PREFIX)
     for pattern, replacement in _RENAMED:
         name = re.sub(pattern, replacement, name)

@@ -1,0 +1,190 @@
+"""A ResNet made for inference: frozen norms folded into the convolutions, channels last, each fused with what follows.
+
+The results are those of the module it is made from, up to rounding: within 1e-5 of the largest number in float32.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vpp_plugins.prompts.generators import winograd
+from vpp_plugins.prompts.generators.detr_backbone import FrozenBatchNorm2d
+
+WINOGRAD_CHANNELS = 128
+"""From how many channels on a 3x3 convolution is quicker in Winograd's way, if there are this many tiles:"""
+WINOGRAD_TILES = 25
+
+Step = Callable[[Tensor], Tensor]
+
+
+class FoldedResNet:
+    """What `fold_resnet` returns; no module, so its copies of the weights are in no state dict."""
+
+    def __init__(self, stem: list[Step], blocks: "list[tuple[list[Convolution], list[Step]]]") -> None:
+        self.stem = stem
+        self.blocks = blocks
+        """Of each block its convolutions, and what stands on the way around them."""
+
+    def __call__(
+        self, pixel_values: Float[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images channels rows columns"]:
+        features = _run(self.stem, pixel_values.contiguous(memory_format=torch.channels_last))
+        for convolutions, shortcut in self.blocks:
+            branch = _run(convolutions[:-1], features)
+            features = convolutions[-1].add(branch, _run(shortcut, features))
+        return features
+
+
+class Convolution:
+    """A convolution with the norm after it folded in, and after that a ReLU or nothing.
+
+    The weights are made when they are needed first, because the two ways of computing want them in two forms.
+    """
+
+    def __init__(self, source: nn.Conv2d, norm: FrozenBatchNorm2d, *, relu: bool) -> None:
+        self.source, self.norm, self.relu = source, norm, relu
+        scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+        bias = norm.bias.float() - norm.running_mean.float() * scale
+        if source.bias is not None:
+            bias += source.bias.float() * scale
+        self.scale, self.bias = scale, bias.to(source.weight.dtype)
+        self._direct: Tensor | None = None
+        self._winograd: Tensor | None = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        if self._suits_winograd(features):
+            if self._winograd is None:
+                self._winograd = _outlasting(lambda: winograd.transform_kernel(self._weight()))
+            convolved = winograd.convolve(features, self._winograd, self.bias)
+            return convolved.relu_() if self.relu else convolved
+        weight = self._direct_weight(features)
+        if weight.is_mkldnn:
+            fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                features, weight, self.bias, *self._geometry(), "relu" if self.relu else "none", [], ""
+            )
+            return fused
+        convolved = self._plainly(features, weight)
+        return convolved.relu_() if self.relu else convolved
+
+    def add(self, features: Tensor, residual: Tensor) -> Tensor:
+        """Return relu(convolution + residual), in the residual's memory where that saves a pass."""
+        weight = self._direct_weight(features)
+        if weight.is_mkldnn:
+            summed: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
+                residual, features, weight, self.bias, *self._geometry(), "add", 1.0, "relu", [], ""
+            )
+            return summed
+        return self._plainly(features, weight).add_(residual).relu_()
+
+    def _plainly(self, features: Tensor, weight: Tensor) -> Tensor:
+        padding, stride, dilation, groups = self._geometry()
+        return F.conv2d(features, weight, self.bias, stride, padding, dilation, groups)
+
+    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        source = self.source
+        return _pair(source.padding), list(source.stride), list(source.dilation), source.groups
+
+    def _suits_winograd(self, features: Tensor) -> bool:
+        source = self.source
+        plain_3x3 = source.kernel_size == (3, 3) and self._geometry() == ([1, 1], [1, 1], [1, 1], 1)
+        wide = min(source.in_channels, source.out_channels) >= WINOGRAD_CHANNELS
+        many = winograd.tiles(*features.shape[-2:]) * len(features) >= WINOGRAD_TILES
+        return plain_3x3 and wide and many and features.dtype == torch.float32
+
+    def _weight(self) -> Tensor:
+        folded = self.source.weight.float() * self.scale[:, None, None, None]
+        return folded.to(self.source.weight.dtype).contiguous(memory_format=torch.channels_last)
+
+    def _direct_weight(self, features: Tensor) -> Tensor:
+        if self._direct is None:
+            shape = list(features.shape)
+            self._direct = _outlasting(lambda: _reordered(self._weight(), self._geometry(), shape))
+        return self._direct
+
+
+def fold_resnet(body: nn.Module) -> FoldedResNet | None:
+    """Return the twin of a timm ResNet's feature extractor, or None where something in it is not as plain as that."""
+    from timm.models.resnet import BasicBlock, Bottleneck
+
+    parts = dict(body.named_children())
+    layers = [part for name, part in parts.items() if name.startswith("layer")]
+    if list(parts)[:4] != ["conv1", "bn1", "act1", "maxpool"] or len(parts) != 4 + len(layers):
+        return None
+    blocks = [block for layer in layers for block in layer.children()]
+    if not layers or not all(type(block) in (BasicBlock, Bottleneck) for block in blocks):
+        return None
+    try:
+        stem = _folded([*_chain(parts["conv1"]), parts["bn1"], parts["act1"], parts["maxpool"]])
+        return FoldedResNet(stem, [_folded_block(block) for block in blocks])
+    except _NotPlainError:
+        return None
+
+
+class _NotPlainError(Exception):
+    """A part of a network is none of those that are folded."""
+
+
+def _folded_block(block: nn.Module) -> tuple[list[Convolution], list[Step]]:
+    """Take a block's parts in their order; the activation at its end follows the sum, and is part of it."""
+    parts = dict(block.named_children())
+    shortcut = _folded(_chain(parts.pop("downsample", nn.Identity())))
+    *branch, end = [part for part in parts.values() if type(part) is not nn.Identity]
+    steps = _folded(branch)
+    convolutions = [step for step in steps if isinstance(step, Convolution)]
+    if type(end) is not nn.ReLU or len(convolutions) != len(steps) or convolutions[-1].relu:
+        raise _NotPlainError
+    return convolutions, shortcut
+
+
+def _folded(modules: Iterable[nn.Module]) -> list[Step]:
+    """Fold a chain of modules, each convolution with its norm and its activation."""
+    rest = [module for module in modules if type(module) is not nn.Identity]
+    steps: list[Step] = []
+    while rest:
+        match rest:
+            case [nn.Conv2d(padding_mode="zeros") as source, FrozenBatchNorm2d(after=nn.Identity()) as norm, *rest] if (
+                type(source) is nn.Conv2d and not isinstance(source.padding, str)
+            ):
+                relu = bool(rest) and type(rest[0]) is nn.ReLU
+                rest = rest[1:] if relu else rest
+                steps.append(Convolution(source, norm, relu=relu))
+            case [nn.MaxPool2d() | nn.AvgPool2d() as pool, *rest]:
+                steps.append(pool)
+            case _:
+                raise _NotPlainError
+    return steps
+
+
+def _chain(module: nn.Module) -> list[nn.Module]:
+    return list(module.children()) if type(module) is nn.Sequential else [module]
+
+
+def _run(steps: Iterable[Step], features: Tensor) -> Tensor:
+    for step in steps:
+        features = step(features)
+    return features
+
+
+def _pair(padding: str | tuple[int, ...]) -> list[int]:
+    if isinstance(padding, str):  # "same" and the like are not folded
+        raise _NotPlainError
+    return list(padding)
+
+
+def _reordered(weight: Tensor, geometry: tuple[list[int], list[int], list[int], int], shape: list[int]) -> Tensor:
+    """Return the weight in oneDNN's own order, where its fused convolutions run; else as it is."""
+    enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    bfloat16 = weight.dtype == torch.bfloat16 and enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.dtype != torch.float32 and not bfloat16 or not enabled:
+        return weight
+    reordered: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
+    return reordered
+
+
+def _outlasting(make: Callable[[], Tensor]) -> Tensor:
+    """Make a weight that is kept, and must not be an inference tensor where the first call is under inference_mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        return make()

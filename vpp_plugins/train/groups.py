@@ -1,0 +1,157 @@
+"""Named parameter groups: which part of a model learns, and how fast.
+
+The parts are those of a VPP host: the language model and what is left of it, its LoRA, the projector and the vision
+encoder, as its adapter names them, and the three parts of the prompts.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from vpp_plugins.attach import host_state, unwrap
+from vpp_plugins.backbone import Backbone
+from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.host import active_vpp
+from vpp_plugins.train.lora import part_of
+
+PARTS = ("llm", "lora", "projector", "vision", "vpp.global", "vpp.local", "vpp.projector")
+"""Every trainable parameter is in one of these. "vpp.local" is the query generator, "vpp.projector" what brings its
+queries to the language model; "llm" is all of the host that its adapter does not call vision encoder or projector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """How one part of the model is trained."""
+
+    lr: float
+    """Learning rate."""
+    vector_lr: float | None = None
+    """Learning rate of its vectors, that is biases and the scales of norms; None is `lr`."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay; vectors never decay."""
+    freeze: bool = False
+    """Whether it keeps its weights."""
+
+
+_REFERENCE: Mapping[str, Part] = MappingProxyType(
+    {
+        "llm": Part(lr=2e-5),
+        "lora": Part(lr=2e-4),
+        "projector": Part(lr=2e-5),
+        "vision": Part(lr=2e-6),
+        "vpp.global": Part(lr=2e-4),
+        "vpp.local": Part(lr=1e-5, vector_lr=2e-5),
+        "vpp.projector": Part(lr=2e-4, vector_lr=2e-5),
+    }
+)
+_PAPER: Mapping[str, Part] = MappingProxyType(
+    {**_REFERENCE, "vpp.local": Part(lr=2e-5), "vpp.projector": Part(lr=2e-4)}
+)
+PRESETS: Mapping[str, Mapping[str, Part]] = MappingProxyType({"reference": _REFERENCE, "paper": _PAPER})
+"""Learning rates for AdamW with betas 0.9 and 0.999, eps 1e-8, no weight decay, cosine schedule, 3% warm-up.
+
+reference: what the code of VPP-LLaVA does, parameter by parameter, as recorded by running it. It names the weights of
+  DETR (1e-5) and of its projector (2e-4), and so leaves their biases and norms at the base rate, 2e-5.
+paper: 2e-5 for all of DETR and 2e-4 for all of its projector, the rest as above. Second-hand: the names of the
+  reference's own runs say "detr_2e-5", the paper itself was not at hand.
+
+VPP-LLaVA has no LoRA; its rate is the one customary for LLaVA.
+"""
+
+
+def choose_parts(
+    preset: str = "reference", *, freeze: Collection[str] = (), lr: Mapping[str, float] | None = None
+) -> dict[str, Part]:
+    """Return a preset with some parts frozen, and with other learning rates for some, their vectors included.
+
+        choose_parts("reference", freeze=["vision"], lr={"vpp.local": 1e-4})
+
+    Raises VPPError for a preset or part that does not exist.
+    """
+    if preset not in PRESETS:
+        raise VPPError(f"no preset is called '{preset}'.{nearest(preset, PRESETS)} Known: {', '.join(PRESETS)}.")
+    rates = lr or {}
+    _check_names([*freeze, *rates])
+    parts = dict(PRESETS[preset])
+    for name, rate in rates.items():
+        parts[name] = replace(parts[name], lr=rate, vector_lr=None)
+    for name in freeze:
+        parts[name] = replace(parts[name], freeze=True)
+    return parts
+
+
+def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
+    """Freeze the parts that are to be frozen, and return torch's parameter groups of what learns.
+
+    Each group has `params`, `lr`, `weight_decay` and its part's name as `name`; vectors that differ in rate or decay
+    have a group of their own, called "... vectors". The model is attached; PEFT and other wrappers are looked through.
+    Parts of the host that are not frozen stay as they are, so PEFT's choice stands. The prompts are switched on, as
+    PEFT freezes all that it does not know.
+
+    Raises VPPError if a part that has parameters to train is not among `parts`, if one parameter belongs to two parts,
+    or if nothing is left to train.
+    """
+    _check_names(parts)
+    groups: dict[str, dict[str, Any]] = {}
+    owners: dict[int, tuple[str, str]] = {}
+    for name, part, parameter in _placed(model):
+        first_name, owner = owners.setdefault(id(parameter), (name, part))
+        if owner != part:
+            raise VPPError(
+                f"'{first_name}' and '{name}' are one parameter, but belong to '{owner}' and '{part}': untie them, or "
+                "mend the paths that the adapter names."
+            )
+        if part in parts and parts[part].freeze:
+            parameter.requires_grad_(False)
+        elif part.startswith("vpp."):
+            parameter.requires_grad_(True)
+        if not parameter.requires_grad or name != first_name:
+            continue
+        if part not in parts:
+            raise VPPError(f"'{name}' is to be trained, but no learning rate is given for its part '{part}': add it.")
+        group = _group_of(part, parts[part], vector=parameter.ndim < 2)
+        groups.setdefault(group["name"], group)["params"].append(parameter)
+    if not groups:
+        raise VPPError(f"nothing is left to train: every part of this {type(unwrap(model)).__name__} is frozen.")
+    return list(groups.values())
+
+
+def _group_of(name: str, part: Part, *, vector: bool) -> dict[str, Any]:
+    """Return the empty group that a parameter of the part goes to."""
+    vector_lr = part.lr if part.vector_lr is None else part.vector_lr
+    if not vector or (vector_lr == part.lr and not part.weight_decay):
+        return {"name": name, "params": [], "lr": part.lr, "weight_decay": part.weight_decay}
+    return {"name": f"{name} vectors", "params": [], "lr": vector_lr, "weight_decay": 0.0}
+
+
+def _placed(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Give every parameter with the part that it belongs to; tied ones come under each of their names."""
+    host, backbone = unwrap(model), host_state(model).backbone
+    prompts = {id(parameter) for parameter in active_vpp(host).parameters()}
+    for name, parameter in host.named_parameters(remove_duplicate=False):
+        if not name.startswith("vpp.") or id(parameter) in prompts:  # PEFT keeps untrained twins of the prompts
+            yield name, _part_of(name, backbone), parameter
+    inside = {id(parameter) for parameter in host.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in inside:  # a head that a wrapper brought, such as a value head
+            yield name, "llm", parameter
+
+
+def _part_of(name: str, backbone: Backbone) -> str:
+    if "lora_" in name:
+        return "lora"
+    part = part_of(name, backbone)
+    if part != "vpp":
+        return part
+    if ".global_prompt." in name:
+        return "vpp.global"
+    return "vpp.local" if ".local_prompt.generator." in name else "vpp.projector"
+
+
+def _check_names(names: Collection[str]) -> None:
+    for name in names:
+        if name not in PARTS:
+            raise VPPError(f"no part is called '{name}'.{nearest(name, PARTS)} Known: {', '.join(PARTS)}.")
