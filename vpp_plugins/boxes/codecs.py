@@ -87,27 +87,21 @@ class BoxCodec:
 
         The unit is the family's, whatever the size of the numbers.
         """
-        left, top, unit_x, unit_y = self._geometry(meta)
+        self._geometry(meta)  # a size that is missing is missing for every answer
         found = self.text.read(text, self.scale.per_box) if self.text else []
         if not found:
             return Decoded((), (), (BoxStatus.NONE if _NOTHING.search(text) else BoxStatus.UNPARSABLE,))
+        boxes, statuses = zip(*(self.to_pixels(numbers, meta) for numbers, _ in found), strict=True)
+        return Decoded(boxes, tuple(label for _, label in found), statuses)
+
+    def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
+        """Turn one box's numbers, as the family writes them, into a box and say what became of it."""
+        left, top, unit_x, unit_y = self._geometry(meta)
+        x1, y1, x2, y2 = self.scale.from_numbers(numbers)
+        box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
         # Rounding alone can carry an edge half a step over the border: that is not clipping.
-        slack_x, slack_y = (0.5 * step * (1 + 1e-6) for step in self.step_px(meta))
-        boxes, statuses = [], []
-        for numbers, _ in found:
-            x1, y1, x2, y2 = self.scale.from_numbers(numbers)
-            box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
-            ordered = (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
-            kept = _clip(ordered, meta.size_hw)
-            cut_x1, cut_y1, cut_x2, cut_y2 = (abs(whole - rest) for whole, rest in zip(ordered, kept, strict=True))
-            boxes.append(kept)
-            if ordered != box:
-                statuses.append(BoxStatus.INVERTED)
-            elif max(cut_x1, cut_x2) > slack_x or max(cut_y1, cut_y2) > slack_y:
-                statuses.append(BoxStatus.CLIPPED)
-            else:
-                statuses.append(BoxStatus.OK)
-        return Decoded(tuple(boxes), tuple(label for _, label in found), tuple(statuses))
+        half = 0.5 * self.scale.step * (1 + 1e-6)
+        return inside_image(box, meta.size_hw, (half * unit_x, half * unit_y))
 
     def step_px(self, meta: ImageMeta) -> tuple[float, float]:
         """Return, in pixels of the original image, how far apart in x and in y two neighbouring numbers lie."""
@@ -126,6 +120,20 @@ class BoxCodec:
             )
         processed_height, processed_width = meta.processed_size_hw
         return left, top, width / processed_width, height / processed_height
+
+
+def inside_image(box: Box, size_hw: tuple[int, int], slack_xy: tuple[float, float]) -> tuple[Box, BoxStatus]:
+    """Reorder a box's corners and cut it to its image; what exceeds it by up to the slack does not count as clipped."""
+    if 0 <= box[0] <= box[2] <= size_hw[1] and 0 <= box[1] <= box[3] <= size_hw[0]:
+        return box, BoxStatus.OK
+    ordered = (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
+    kept = _clip(ordered, size_hw)
+    if ordered != box:
+        return kept, BoxStatus.INVERTED
+    cut_x1, cut_y1, cut_x2, cut_y2 = (abs(whole - rest) for whole, rest in zip(ordered, kept, strict=True))
+    if max(cut_x1, cut_x2) > slack_xy[0] or max(cut_y1, cut_y2) > slack_xy[1]:
+        return kept, BoxStatus.CLIPPED
+    return kept, BoxStatus.OK
 
 
 def _clip(box: Box, size_hw: tuple[int, int]) -> Box:

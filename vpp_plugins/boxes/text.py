@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vpp_plugins.errors import VPPError
@@ -11,6 +11,8 @@ from vpp_plugins.errors import VPPError
 # Each pattern begins at a character that it cannot meet again before it fails, so searching an answer is linear.
 # At most six digits before the point: no picture and no unit of the table reaches a million, and what does is no box.
 NUMBER = r"-?(?:\d{1,6}(?:\.\d*)?|\.\d+)"
+_NUMBER = re.compile(NUMBER)
+_OPENING = re.compile(r"[\[({<]|\A\s*[-.\d]")  # no pattern below begins otherwise
 _FOUR = rf"{NUMBER}(?:\s*,\s*{NUMBER}){{3}}"
 _POINT = rf"\(\s*{NUMBER}\s*,\s*{NUMBER}\s*\)"
 BRACKETS = rf"(?P<box>\[\s*{_FOUR}(?:\s*;\s*{_FOUR})*\s*\]|\A\s*{_FOUR}\s*\.?\s*\Z)"
@@ -90,6 +92,18 @@ class BoxText:
                     boxes += [numbers[i : i + per_box] for i in range(0, len(numbers), per_box)]
                     labels += [label] * (len(boxes) - len(labels))
         return list(zip(boxes, labels, strict=True))
+
+    def spans(self, text: str, per_box: int) -> Iterator[tuple[int, int, list[tuple[float, ...]]]]:
+        """Yield where each piece of a text that holds boxes begins and ends, and the numbers of its boxes."""
+        if _OPENING.search(text) is None:
+            return
+        for match in self.find.finditer(text):
+            if match.lastgroup is None or (piece := match.groupdict().get("box")) is None:
+                continue
+            numbers = [float(number) for number in _NUMBER.findall(piece)]
+            if len(numbers) % per_box == 0:
+                boxes = [tuple(numbers[i : i + per_box]) for i in range(0, len(numbers), per_box)]
+                yield match.start("box"), match.start("box") + len(piece.rstrip()), boxes
 
     def _label(self, label: str) -> str:
         if self.json_labels:

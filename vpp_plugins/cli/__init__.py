@@ -11,7 +11,7 @@ except ModuleNotFoundError:  # the core installs without it
     sys.exit("The command line needs typer: pip install 'vpp-plugins[demo]'.")
 
 from vpp_plugins.cli import grounding, hosts
-from vpp_plugins.cli.data import data
+from vpp_plugins.cli.data import data, doctor
 from vpp_plugins.cli.evaluating import evaluation
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (grounding.ground, grounding.demo, hosts.plugins):
+for command in (grounding.ground, grounding.demo, hosts.plugins, doctor, hosts.convert):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(evaluation, name="eval")

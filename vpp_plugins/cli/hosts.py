@@ -17,7 +17,9 @@ class DtypeName(enum.StrEnum):
 
 
 def plugins(
-    models: Annotated[bool, typer.Option("--models", help="List what VPP can on each of transformers' models.")] = False,
+    models: Annotated[
+        bool, typer.Option("--models", help="List what VPP can on each of transformers' models.")
+    ] = False,
 ) -> None:
     """List the installed adapters and where each comes from; or, with --models, which of transformers' models take VPP.
 

@@ -1,6 +1,17 @@
-"""Pictures with referring expressions: the scene benchmark, its sources, and the committed real photographs.
+"""Data for grounding: other people's, in all their formats, and our own scene benchmark and photographs.
 
-Every sample is a `scenes.Scene`: a picture, its objects, and expressions with boxes in xyxy pixels of that picture.
+Other people's data:
+
+- `sample.py` is the neutral sample that stands between all formats; `formats/` reads and writes them by name
+  (`read_samples("refcoco/", "refer", split="val")`), and `convert.py` turns one into another as a stream.
+- `record.py` makes samples of what files say: `picture_sizes.py` finds sizes, `box_unit.py` and the codecs bring boxes
+  to pixels, `dialogue.py` reads and writes boxes in text, and `tally.py` counts what is faulty.
+- `stream.py` reads JSON of any size and writes files whole or not at all; `refer.py` reads pickles, and runs nothing.
+- `vpp_sft.py` assembles VPP-SFT; `hf.py` gives the scene benchmark as a Hugging Face dataset.
+- `doctor.py` examines a set (`findings.py`, `ward.py`, `box_columns.py`, `repeats.py`, `picture_check.py`) and judges
+  frame and unit of its boxes (`frame_candidates.py`, `frame_evidence.py`); `doctor_page.py` shows it.
+
+Our own: every sample is a `scenes.Scene`: a picture, its objects, and expressions with boxes in xyxy pixels of it.
 
 - `assets.py` fetches the cut-outs and backgrounds (`fetch_assets`) and finds them again (`find_assets`). They are free
   but not ours to ship (GPL-2, GPL-2+, CC-BY, CC-BY-SA), so they lie in a folder that git ignores.

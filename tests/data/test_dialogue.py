@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpp_plugins.boxes import BOX_CODECS, ImageMeta, codec
+from vpp_plugins.data.dialogue import Phrases
+from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
+from vpp_plugins.data.tally import Issue, Tally
+
+PADBOX = json.loads((Path(__file__).parents[1] / "reference" / "padbox.json").read_text())
+LLAVA = Phrases(codec("llava"))
+META = ImageMeta((480, 640))
+ONE, TWO = (64.0, 96.0, 320.0, 384.0), (128.0, 96.0, 192.0, 384.0)
+WRITING_BOXES = sorted(name for name, found in BOX_CODECS.items() if found.text and found.frame != "resized")
+
+
+@pytest.mark.parametrize("row", PADBOX, ids=lambda row: row["text"])
+def test_boxes_are_written_as_the_reference_writes_them(row: dict) -> None:
+    meta = ImageMeta((row["h"], row["w"]))
+    assert LLAVA.write(Locate("x", (tuple(map(float, row["bbox"])),)), meta)[1] == row["text"]
+    read = LLAVA.read(codec("llava").prompt("x"), row["text"], "0", Tally())
+    assert read == Locate("x", (tuple(row["normalised"]),))
+
+
+@pytest.mark.parametrize("family", WRITING_BOXES)
+@pytest.mark.parametrize(
+    "turn",
+    [
+        Locate("the red cup", (ONE,)),
+        Locate("the red cup", (ONE, TWO)),
+        Describe((ONE,), "a red cup, no. 3"),
+        Talk("what stands at <bbox>?", "A cup, beside <bbox>, as in [1].", (ONE, TWO)),
+        Talk("hello", "hi"),
+    ],
+)
+def test_every_family_reads_its_own_turns_back(family: str, turn: Turn) -> None:
+    phrases, tally = Phrases(codec(family)), Tally()
+    read = phrases.read(*phrases.write(turn, META), "0", tally)
+    boxes = [phrases.codec.to_pixels(numbers, META)[0] for numbers in read.boxes]
+    step = max(phrases.codec.step_px(META))
+    assert type(read) is type(turn)
+    assert all(box == pytest.approx(truth, abs=step) for box, truth in zip(boxes, turn.boxes, strict=True))
+    assert phrases.write(type(read)(**_with_boxes(read, tuple(boxes))), META) == phrases.write(turn, META)
+    assert not tally.counts
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("[0.1, 0.2, 0.3]", Locate("x", ((0.1, 0.2, 0.3),))),
+        ("[0.1, 0.2, 0.3, 0.4, 0.5]", Locate("x", ((0.1, 0.2, 0.3, 0.4, 0.5),))),
+        ("[0.1, 0.2, 0.3, 0.4]", Locate("x", ((0.1, 0.2, 0.3, 0.4),))),
+        ("There is none.", Talk(codec("llava").prompt("x"), "There is none.")),
+        ("At [0.1, 0.2, 0.3, 0.4], see?", Talk(codec("llava").prompt("x"), "At <bbox>, see?", ((0.1, 0.2, 0.3, 0.4),))),
+    ],
+)  # fmt: skip
+def test_a_grounding_question_is_located_only_by_boxes(answer: str, expected: Turn) -> None:
+    assert LLAVA.read(codec("llava").prompt("x"), answer, "0", Tally()) == expected
+
+
+@pytest.mark.parametrize("answer", ["", "[nan, 0.2, 0.3, 0.4]", "[1e9, 0.2, 0.3, 0.4]", "[0.1 0.2 0.3 0.4]"])
+def test_an_answer_that_should_be_a_box_and_is_none_is_counted(answer: str) -> None:
+    tally = Tally()
+    assert LLAVA.read(codec("llava").prompt("x"), answer, "17", tally) is None
+    assert tally.counts == {Issue.NO_BOX: 1}
+    assert tally.examples[Issue.NO_BOX][0].startswith("17")
+
+
+def test_lists_that_are_not_four_numbers_stay_text_and_are_counted() -> None:
+    tally = Tally()
+    turn = LLAVA.read("What is at [0.5, 0.25]?", "Nothing [0.1, 0.2, 0.3, 0.4, 0.5].", "0", tally)
+    assert turn == Talk("What is at [0.5, 0.25]?", "Nothing [0.1, 0.2, 0.3, 0.4, 0.5].")
+    assert tally.counts == {Issue.ODD_LIST: 2}
+
+
+def test_text_that_holds_the_placeholder_is_left_out_and_counted() -> None:
+    tally = Tally()
+    assert LLAVA.read("What is it <bbox>?", "A cup.", "0", tally) is None
+    assert tally.counts == {Issue.PLACEHOLDER: 1}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "unit", ["1", "[", "[1", "[1,", " ", "<", "<bbox", "[0.1, 0.2, 0.3, 0.4]", '"', "(1,2),", "{<1>"]
+)
+def test_a_million_characters_take_no_time(unit: str) -> None:
+    text = unit * (1_000_000 // len(unit))
+    for family in ("llava", "qwen3-vl", "internvl"):
+        Phrases(codec(family)).read(codec(family).prompt("x"), "[" + text, "0", Tally())
+
+
+@given(question=st.text(), answer=st.text(), family=st.sampled_from(sorted(BOX_CODECS)))
+def test_any_text_reads_as_something(question: str, answer: str, family: str) -> None:
+    turn = Phrases(codec(family)).read(question, answer, "0", Tally())
+    if isinstance(turn, Talk) and not turn.boxes:
+        assert (turn.question, turn.answer) == (question, answer)
+
+
+@given(
+    left=st.floats(0, 600),
+    top=st.floats(0, 440),
+    width=st.floats(20, 40),
+    height=st.floats(20, 40),
+    expression=st.text(min_size=1).filter(lambda text: "<bbox>" not in text),
+)
+def test_two_decimals_survive_the_way_through_pixels(
+    left: float, top: float, width: float, height: float, expression: str
+) -> None:
+    turn = Locate(expression, ((left, top, left + width, top + height),))
+    question, answer = LLAVA.write(turn, META)
+    read = LLAVA.read(question, answer, "0", Tally())
+    if isinstance(read, Locate):  # an expression may hold a box itself
+        pixels = tuple(LLAVA.codec.to_pixels(numbers, META)[0] for numbers in read.boxes)
+        assert LLAVA.write(Locate(read.expression, pixels), META) == (question, answer)
+
+
+def _with_boxes(turn: Turn, boxes: tuple) -> dict:
+    return {name: getattr(turn, name) for name in turn.__dataclass_fields__} | {"boxes": boxes}

@@ -1,0 +1,194 @@
+"""`vpp data`: make and inspect data."""
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from vpp_plugins.data.tally import Tally
+
+data = typer.Typer(help="Make and inspect data.", no_args_is_help=True)
+
+
+class SplitName(enum.StrEnum):
+    """The splits of the scene benchmark."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+    heldout = "heldout"
+
+
+@data.command()
+def scenes(
+    out: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="Identical seeds give identical bytes.")] = 0,
+    split: Annotated[
+        SplitName, typer.Option(help="test: unseen backgrounds; heldout: unseen nouns on unseen backgrounds.")
+    ] = SplitName.train,
+    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 448,
+    shapes: Annotated[bool, typer.Option(help="Draw shapes in code; needs no download.")] = False,
+    assets: Annotated[Path, typer.Option(help="Folder of the scene pictures; fetched if missing.")] = Path("assets"),
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
+) -> None:
+    """Compose photo scenes with referring expressions that are true of exactly one object each.
+
+    A killed run continues when it is called again. Example: vpp data scenes --out scenes/val --count 500 --split val
+    """
+    from vpp_plugins.data.assets import fetch_assets
+    from vpp_plugins.data.scene_folder import write_scenes
+    from vpp_plugins.data.shapes import Shapes
+
+    source = Shapes() if shapes else fetch_assets(assets, progress=typer.echo)
+    folder = write_scenes(out, count, seed, split.value, source=source, size=size, workers=workers)
+    typer.echo(f"{count} scenes in {folder}")
+
+
+Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, where the file holds no sizes.")]
+Sizes = Annotated[Path | None, typer.Option(help="File of the pictures' sizes: read first, and added to.")]
+Family = Annotated[str, typer.Option(help="Whose boxes stand in the text of dialogues: llava, internvl, qwen2-vl, ...")]
+
+
+@data.command()
+def formats() -> None:
+    """List the formats that `vpp data convert` and `vpp doctor` know."""
+    from vpp_plugins.data.formats import FORMATS
+
+    for name, about in FORMATS.items():
+        ways = "read, write" if about.write else "read only"
+        typer.echo(f"{name:22} {ways:12} {about.about}; boxes: {about.boxes}")
+
+
+@data.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="What to read.", show_default=False)],
+    target: Annotated[Path, typer.Argument(help="What to write; it appears when it is complete.", show_default=False)],
+    from_: Annotated[str, typer.Option("--from", help="Its format; see vpp data formats.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="The format to write.", show_default=False)],
+    images: Images = None,
+    sizes: Sizes = None,
+    family: Family = "llava",
+    to_family: Annotated[str, typer.Option(help="Whose boxes to write into text; the same unless named.")] = "",
+    split: Annotated[str, typer.Option(help="Only this split, where the file holds several.")] = "",
+    strip_prefix: Annotated[str, typer.Option(help="Cut this from the beginning of pictures' paths.")] = "",
+    pictures_to: Annotated[Path | None, typer.Option(help="Write the pictures of lmms-parquet here.")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing target.")] = False,
+) -> None:
+    """Convert a data set; what is faulty is left out, counted, and named.
+
+    Example: vpp data convert refcoco/ val.jsonl --from refer --to eval-jsonl --split val
+    """
+    from vpp_plugins.data.convert import convert as run
+    from vpp_plugins.data.formats import Reading
+
+    done = run(
+        source,
+        target,
+        source_format=from_,
+        target_format=to,
+        images=images,
+        sizes=sizes,
+        family=family,
+        target_family=to_family,
+        reading=Reading(split=split, strip_prefix=strip_prefix, pictures_to=pictures_to),
+        overwrite=overwrite,
+    )
+    typer.echo(f"{done.samples:,} samples, {done.turns:,} turns, {done.boxes:,} boxes in {target}")
+    _print_issues("", done.tally)
+
+
+@data.command("build-vpp-sft")
+def build(
+    target: Annotated[Path, typer.Argument(help="The JSON file to write.", show_default=False)],
+    llava: Annotated[Path | None, typer.Option(help="llava_v1_5_mix665k.json")] = None,
+    cb_grd: Annotated[Path | None, typer.Option(help="ChatterBox's CB_GND.json")] = None,
+    cb_ref: Annotated[Path | None, typer.Option(help="ChatterBox's CB_REF.json")] = None,
+    genixer: Annotated[Path | None, typer.Option(help="Genixer's syn_lcs_filtered60.jsonl")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that holds coco, vg and LLaVA-Pretrain.")] = None,
+    sizes: Sizes = None,
+    genixer_limit: Annotated[int | None, typer.Option(help="Take only the first so many of Genixer's.", min=0)] = None,
+    strip_prefix: Annotated[str, typer.Option(help="Cut this from the beginning of Genixer's paths.")] = "",
+    like_reference: Annotated[bool, typer.Option(help="Bring back the faults of the reference's converters.")] = False,
+    strict_counts: Annotated[bool, typer.Option(help="Fail where a count is not the published one.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing target.")] = False,
+) -> None:
+    """Assemble VPP-SFT from its four public sources, and compare the counts with the published ones.
+
+    Example: vpp data build-vpp-sft vpp_sft.json --llava llava_v1_5_mix665k.json --cb-grd CB_GND.json
+    --cb-ref CB_REF.json --genixer syn_lcs_filtered60.jsonl --images playground/data
+    """
+    from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
+
+    named = {"llava-665k": llava, "cb-grd": cb_grd, "cb-ref": cb_ref, "genixer": genixer}
+    built = build_vpp_sft(
+        target,
+        {name: path for name, path in named.items() if path is not None},
+        images=images,
+        sizes=sizes,
+        genixer_limit=genixer_limit,
+        strip_prefix=strip_prefix,
+        like_reference=like_reference,
+        strict_counts=strict_counts,
+        overwrite=overwrite,
+    )
+    for name, part in built.sources.items():
+        differs = "" if part.samples == PUBLISHED[name] else f"  differs by {part.samples - PUBLISHED[name]:+,}"
+        typer.echo(f"{name:12} {part.samples:>9,} dialogues, published {PUBLISHED[name]:>9,}{differs}")
+        _print_issues("    ", part.tally)
+    typer.echo(f"{'all':12} {built.samples:>9,} dialogues, published {sum(PUBLISHED.values()):>9,}")
+
+
+def doctor(
+    file: Annotated[Path, typer.Argument(help="The data set.", show_default=False)],
+    format_name: Annotated[str, typer.Option("--format", help="See vpp data formats.", show_default=False)],
+    images: Images = None,
+    sizes: Sizes = None,
+    family: Family = "llava",
+    out: Annotated[Path | None, typer.Option(help="Also write a page with boxes drawn as they may be meant.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another set, with which no picture may be shared.")] = None,
+    against_format: Annotated[str, typer.Option(help="Its format; the same unless named.")] = "",
+    against_images: Annotated[Path | None, typer.Option(help="Its pictures; then their bytes are compared.")] = None,
+    decode: Annotated[int, typer.Option(help="Decode up to so many pictures whole.", min=0)] = 5000,
+) -> None:
+    """Say what is wrong with a data set, and in which frame and unit its boxes most likely are.
+
+    Ends with exit code 1 where something was found. Example: vpp doctor train.json --format vpp-sft --images pictures
+    --out doctor.html
+    """
+    from vpp_plugins.data.doctor import examine
+
+    found = examine(
+        file,
+        format_name,
+        images=images,
+        sizes=sizes,
+        family=family,
+        against=against,
+        against_format=against_format,
+        against_images=against_images,
+        decode=decode,
+    )
+    typer.echo(f"{found.samples:,} samples, {found.boxes:,} boxes, {found.pictures:,} pictures")
+    for verdict in found.verdicts:
+        typer.echo(str(verdict))
+        for fit in verdict.shown():
+            typer.echo(f"    {fit.fits:6.1%} fit as {fit.candidate}")
+    for note in found.notes:
+        typer.echo(note)
+    for finding in found.findings:
+        typer.echo(f"- {finding}")
+    if out is not None:
+        from vpp_plugins.data.doctor_page import write_doctor_page
+
+        typer.echo(f"The page: {write_doctor_page(found, out)}")
+    if not found.healthy:
+        raise typer.Exit(1)
+    typer.echo("Nothing was found.")
+
+
+def _print_issues(indent: str, tally: "Tally") -> None:
+    for issue, count, examples in tally.rows():
+        typer.echo(f"{indent}{count:,} x {issue}: {examples}")

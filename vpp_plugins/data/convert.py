@@ -1,0 +1,111 @@
+"""Convert a data set from one format into another, as a stream."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from vpp_plugins.data.formats import Reading, Writing, data_format
+from vpp_plugins.data.picture_sizes import PictureSizes
+from vpp_plugins.data.record import samples
+from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.tally import Tally
+from vpp_plugins.errors import VPPError
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote, and what it met on the way."""
+
+    samples: int
+    turns: int
+    boxes: int
+    tally: Tally
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    source_format: str,
+    target_format: str,
+    images: str | Path | None = None,
+    sizes: str | Path | None = None,
+    family: str = "llava",
+    target_family: str = "",
+    reading: Reading | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Conversion:
+    """Convert a file; the target appears when it is complete.
+
+    `images` is the folder of the pictures, and `sizes` a file of their sizes, read first and added to: an interrupted
+    run need not open the pictures again. `family` names whose boxes stand in the source's text, `target_family` whose
+    are written (the same unless named). Faults are counted in the result; see `data.tally.Issue`. Raises VPPError where
+    the source is no such format, a size cannot be found, or the target exists and `overwrite` is not set.
+    """
+    source, target = Path(source), Path(target)
+    reader, writer = data_format(source_format), data_format(target_format).write
+    if writer is None:
+        raise VPPError(f"the format '{target_format}' can only be read.")
+    check_target(target, [source], overwrite=overwrite)
+    reading = replace(reading or Reading(), family=family)
+    pictures = Path(images) if images is not None else None
+    known = PictureSizes(pictures, Path(sizes) if sizes is not None else None)
+    count = Count()
+    with _kept(known), progress_bar(f"Converting {source.name}", shown=progress) as advance:
+        found = count(samples(reader.read(source, reading), known, reading.tally), advance)
+        writer(found, Writing(target, reading.tally, target_family or family, pictures))
+    return Conversion(count.samples, count.turns, count.boxes, reading.tally)
+
+
+class Count:
+    """Counts samples, turns and boxes as they pass."""
+
+    def __init__(self) -> None:
+        self.samples = self.turns = self.boxes = 0
+
+    def __call__(self, found: Iterable[Sample], advance: Callable[[int], None]) -> Iterator[Sample]:
+        """Yield the same samples; `advance` is told every thousand."""
+        for sample in found:
+            self.samples += 1
+            self.turns += len(sample.turns)
+            self.boxes += sum(len(turn.boxes) for turn in sample.turns)
+            if self.samples % 1000 == 0:
+                advance(1000)
+            yield sample
+
+
+def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse a target that is one of the sources, or that exists and may not be overwritten."""
+    if target.exists() and any(source.exists() and source.samefile(target) for source in sources):
+        raise VPPError(f"'{target}' is read and cannot be written at the same time: name another file.")
+    if target.exists() and not overwrite:
+        raise VPPError(f"'{target}' exists: name another file, or allow overwriting (--overwrite).")
+
+
+@contextmanager
+def progress_bar(title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show how many samples went by; how many there will be is not known beforehand."""
+    if not shown:
+        yield lambda count: None
+        return
+    try:
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    except ModuleNotFoundError:
+        raise VPPError("The progress bar needs rich: pip install 'vpp-plugins[demo]', or progress=False.") from None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda count: bar.advance(task, count)
+
+
+@contextmanager
+def _kept(sizes: PictureSizes) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        sizes.save()

@@ -1,0 +1,108 @@
+"""Turns as the text of a dialogue, with boxes as one family writes them, and back."""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Talk, Turn
+from vpp_plugins.data.tally import Issue, Tally
+from vpp_plugins.errors import VPPError
+
+IMAGE = "<image>"
+_REGION = "Please provide a short description for this region: {}."
+_LISTED = r"-?(?:\d++(?:\.\d*+)?|\.\d++)"  # possessive: a million digits must not be tried in every split
+_NUMBER_LIST = re.compile(rf"\[\s*{_LISTED}(?:\s*[,;]\s*{_LISTED})+\s*\]")
+_DECORATION = re.compile(r"<[^<>]*>|```(?:json)?|[\"'](?:bbox_2d|label)[\"']\s*:")
+_WORD = re.compile(r"\w")
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """How one family's data ask and answer. The family's codec is the only one that reads and writes the boxes."""
+
+    codec: BoxCodec
+
+    def read(self, question: str, answer: str, sample_id: str, tally: Tally) -> Turn | None:
+        """Return a question and its answer as a turn, boxes as the family's numbers; None, counted, where broken.
+
+        The family's own grounding question, answered by nothing but boxes, is a Locate, and LLaVA's question for a
+        region's description a Describe. In all else placeholders stand for the boxes, and the words stay as they are.
+        """
+        if BOX in question or BOX in answer:
+            tally.add(Issue.PLACEHOLDER, sample_id)
+            return None
+        before, after = self._question
+        asked, asked_boxes = self._without_boxes(question)
+        answered, boxes = self._without_boxes(answer)
+        if not asked_boxes and question.startswith(before) and question.endswith(after):
+            expression = question[len(before) : len(question) - len(after)]
+            if boxes and not self._says_more(answered, answer):
+                return Locate(expression, boxes)
+            if _NUMBER_LIST.fullmatch(answer.strip()):
+                return Locate(expression, (tuple(map(float, re.findall(_LISTED, answer))),))
+            if not boxes and (not answer.strip() or any(character.isdigit() for character in answer)):
+                tally.add(Issue.NO_BOX, sample_id, answer)
+                return None
+        if len(asked_boxes) == 1 and not boxes and asked == _REGION.format(BOX):
+            return Describe(asked_boxes, answer)
+        if "[" in asked or "[" in answered:
+            for odd in _NUMBER_LIST.findall(f"{asked}\n{answered}"):
+                tally.add(Issue.ODD_LIST, sample_id, odd)
+        return Talk(asked, answered, asked_boxes + boxes)
+
+    def write(self, turn: Turn, meta: ImageMeta | None) -> tuple[str, str]:
+        """Return (question, answer) of a turn whose boxes are xyxy pixels; `meta` is needed where there are boxes."""
+        match turn:
+            case Locate(expression, boxes):
+                return self.codec.prompt(expression), self._boxes(boxes, meta, expression)
+            case Describe(boxes, description):
+                return _REGION.format(self._boxes(boxes, meta)), description
+            case Talk(question, answer, boxes):
+                written = iter([self._boxes((box,), meta) for box in boxes])
+                question = re.sub(BOX, lambda _: next(written), question)
+                return question, re.sub(BOX, lambda _: next(written), answer)
+
+    @cached_property
+    def _question(self) -> tuple[str, str]:
+        before, after = self.codec.prompt("\0").split("\0")
+        return before, after
+
+    @cached_property
+    def _around(self) -> tuple[str, str]:
+        """What the family writes before and after the numbers of a single box."""
+        if self.codec.text is None:
+            return "", ""
+        example = self.codec.text.write([[0] * self.codec.scale.per_box], None)
+        ((start, end, _),) = self.codec.text.spans(example, self.codec.scale.per_box)
+        return example[:start], example[end:]
+
+    def _without_boxes(self, text: str) -> tuple[str, tuple[Numbers, ...]]:
+        """Return the text with a placeholder for each box, and the numbers of these."""
+        if self.codec.text is None:
+            return text, ()
+        before, after = self._around
+        parts: list[str] = []
+        boxes: list[Numbers] = []
+        taken = 0
+        for start, end, found in self.codec.text.spans(text, self.codec.scale.per_box):
+            parts += [text[taken:start].removesuffix(before), ", ".join([BOX] * len(found))]
+            taken = end + len(after) if text.startswith(after, end) else end
+            boxes += found
+        return ("".join([*parts, text[taken:]]), tuple(boxes)) if boxes else (text, ())
+
+    def _says_more(self, rest: str, answer: str) -> bool:
+        """Whether an answer holds words beside its boxes and their labels."""
+        rest = rest.replace(BOX, "")
+        if self.codec.text is None or not _WORD.search(rest):
+            return False
+        for _, label in self.codec.text.read(answer, self.codec.scale.per_box):
+            rest = rest.replace(label or "", "")
+        return bool(_WORD.search(_DECORATION.sub("", rest)))
+
+    def _boxes(self, boxes: tuple[Numbers, ...], meta: ImageMeta | None, label: str = "") -> str:
+        if meta is None:
+            raise VPPError("a sample with boxes has no picture size, so they cannot be written.")
+        text = self.codec.text
+        fits = text is not None and label.strip() and (text.json_labels or not set(label) & set(text.reserved))
+        return self.codec.encode(boxes, meta, [label] * len(boxes) if fits else None)

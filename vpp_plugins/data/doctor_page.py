@@ -1,0 +1,114 @@
+"""The doctor's report as one file that needs no server: findings, evidence, and boxes drawn as they may be meant."""
+
+import base64
+import html
+import io
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vpp_plugins.boxes import Box
+from vpp_plugins.data.doctor import Examination
+from vpp_plugins.data.frame_candidates import Candidate
+from vpp_plugins.data.frame_evidence import FrameVerdict
+from vpp_plugins.data.picture_sizes import picture_path
+from vpp_plugins.data.stream import written_whole
+from vpp_plugins.data.ward import Specimen
+from vpp_plugins.draw import draw_boxes
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import load_image
+
+_COLUMNS = 3
+_SIDE = 480
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 84rem; padding: 2rem 1.5rem 4rem;
+       color: #1d2129; background: #f6f7f9 }
+h1, h2 { line-height: 1.2 } p, li { max-width: 60rem }
+table { border-collapse: collapse; background: #fff }
+td, th { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #e3e6ea }
+td:first-child, th:first-child { text-align: left }
+.row { display: grid; grid-template-columns: repeat(3, 1fr); gap: 1rem; margin: 0 0 1.5rem }
+figure { margin: 0; padding: .5rem; background: #fff; border: 1px solid #e3e6ea } img { width: 100% }
+figcaption { font-size: .85rem; color: #4a5160 } .fault { font-weight: 600; color: #c0392b }
+"""
+
+
+def write_doctor_page(examination: Examination, path: str | Path) -> Path:
+    """Write the report, with up to twelve samples' boxes drawn under the declared and the likeliest candidates."""
+    path = Path(path)
+    verdict = examination.verdicts[0] if examination.verdicts else None
+    findings = "".join(f"<li><span class=fault>{html.escape(str(found.fault))}</span>{_rest(str(found))}</li>"
+                       for found in examination.findings)  # fmt: skip
+    page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>vpp doctor: {html.escape(examination.path.name)}</title>
+<style>{_STYLE}</style></head><body>
+<h1>{html.escape(examination.path.name)}</h1>
+<p>{examination.samples:,} samples, {examination.boxes:,} boxes, {examination.pictures:,} pictures; read as
+{html.escape(examination.format)}.</p>
+<h2>Findings</h2><ul>{findings or "<li>Nothing was found.</li>"}</ul>
+<ul>{"".join(f"<li>{html.escape(note)}</li>" for note in examination.notes)}</ul>
+{"".join(_evidence(each) for each in examination.verdicts)}
+<h2>How the boxes would lie</h2>
+{"".join(_row(specimen, examination.folder, verdict) for specimen in examination.specimens)}
+</body></html>
+"""
+    with written_whole(path) as file:
+        file.write(page.encode(errors="replace"))
+    return path
+
+
+def _rest(finding: str) -> str:
+    return html.escape(finding[finding.index(":") :])
+
+
+def _evidence(verdict: FrameVerdict) -> str:
+    rows = "".join(
+        f"<tr><td>{html.escape(str(fit.candidate))}{' (declared)' if fit.candidate == verdict.declared else ''}</td>"
+        f"<td>{fit.fits:.1%}</td><td>{fit.inverted:.1%}</td><td>{fit.beyond:.1%}</td>"
+        f"<td>{fit.score - verdict.fits[0].score:,.1f}</td></tr>"
+        for fit in verdict.shown()
+    )
+    titles = ("candidate", "boxes that fit", "inverted", "beyond the edge", "log-likelihood")
+    return (
+        f"<h2>Frame and unit</h2><p>{html.escape(str(verdict))}</p>"
+        f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{rows}</table>"
+    )
+
+
+def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) -> str:
+    if verdict is None:
+        return ""
+    size, picture = specimen.size_wh, None
+    with suppress(VPPError):  # it is named among the findings; its boxes are drawn on grey
+        picture = load_image(picture_path(folder, specimen.image)) if folder is not None else None
+    size = picture.size if picture is not None else size
+    if size is None:
+        return ""
+    canvas = picture or Image.new("RGB", size, "#d0d4da")
+    candidates = [fit.candidate for fit in verdict.shown()][:_COLUMNS]
+    figures = "".join(_figure(canvas, specimen, candidate) for candidate in candidates)
+    return f"<p><b>{html.escape(specimen.id)}</b> {html.escape(specimen.text[:200])}</p><div class=row>{figures}</div>"
+
+
+def _figure(canvas: Image.Image, specimen: Specimen, candidate: Candidate) -> str:
+    numbers = np.array([box for box in specimen.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
+    boxes: list[Box] = []
+    if len(numbers):
+        pixels = candidate.pixels(numbers, np.tile(np.array(canvas.size, dtype=float), (len(numbers), 1)))
+        boxes = [_drawable(box, canvas.size) for box in pixels.tolist()]
+    drawn = draw_boxes(canvas, boxes)
+    drawn.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    drawn.save(buffer, "JPEG", quality=85)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    caption = html.escape(f"as {candidate}: {[list(map(round, box)) for box in boxes]}")
+    return f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+
+
+def _drawable(box: list[float], size_wh: tuple[int, int]) -> Box:
+    """Order the corners, and keep a box that lies outside at the edge, where it can be seen."""
+    x1, x2 = (min(max(x, 0.0), size_wh[0] - 1.0) for x in sorted((box[0], box[2])))
+    y1, y2 = (min(max(y, 0.0), size_wh[1] - 1.0) for y in sorted((box[1], box[3])))
+    return x1, y1, x2, y2

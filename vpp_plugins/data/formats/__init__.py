@@ -1,0 +1,94 @@
+"""Formats of grounding data by name: each reads a file as a stream of records, and writes a stream of samples.
+
+`read_samples("refcoco_val.jsonl", "eval-jsonl")` yields neutral samples; `docs/data.md` lists the formats.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpp_plugins.data.formats.chatterbox import (
+    read_grounding,
+    read_grounding_cut,
+    read_referring,
+    write_grounding,
+    write_referring,
+)
+from vpp_plugins.data.formats.coco import read_coco, write_coco
+from vpp_plugins.data.formats.conversations import read_conversations, read_llava_grounding, write_conversations
+from vpp_plugins.data.formats.lmms import read_lmms, write_lmms
+from vpp_plugins.data.formats.neutral import read_neutral, write_neutral
+from vpp_plugins.data.formats.odvg import read_odvg, write_odvg
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.refer import read_refer, write_refer
+from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
+from vpp_plugins.data.formats.scenes import read_scenes
+from vpp_plugins.data.formats.swift import read_swift, write_swift
+from vpp_plugins.data.picture_sizes import PictureSizes
+from vpp_plugins.data.record import Record, samples
+from vpp_plugins.data.sample import Sample
+from vpp_plugins.errors import VPPError, nearest
+
+Reader = Callable[[Path, Reading], Iterator[Record]]
+Writer = Callable[[Iterable[Sample], Writing], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format: what it is, where its boxes are measured, and how to read and write it."""
+
+    about: str
+    boxes: str
+    read: Reader
+    write: Writer | None = None
+
+
+_FAMILY = "text of one family"
+FORMATS: Mapping[str, Format] = {
+    "neutral": Format("our own JSON lines", "xyxy pixels", read_neutral, write_neutral),
+    "vpp-sft": Format("VPP-SFT and other LLaVA-style dialogues", _FAMILY, read_conversations, write_conversations),
+    "llava-665k": Format("LLaVA-665K's grounding subset", _FAMILY, read_llava_grounding, write_conversations),
+    "cb-grd": Format("ChatterBox CB-GRD", "xyxy pixels in text", read_grounding, write_grounding),
+    "cb-grd-like-reference": Format("CB-GRD, cut as the reference does", "xyxy pixels in text", read_grounding_cut),
+    "cb-ref": Format("ChatterBox CB-REF", "xyxy pixels in text", read_referring, write_referring),
+    "genixer": Format("Genixer lines", "xyxy pixels", GENIXER.read, GENIXER.write),
+    "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer, write_refer),
+    "eval-jsonl": Format("lines of Qwen, InternVL and VPP", "xyxy pixels", EVALUATION.read, EVALUATION.write),
+    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms, write_lmms),
+    "gseval": Format("GroundingSuite-Eval.jsonl", "xyxy pixels", GSEVAL.read, GSEVAL.write),
+    "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
+    "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),
+    "odvg": Format("ODVG lines", "xyxy pixels", read_odvg, write_odvg),
+    "scenes": Format("the scene benchmark's folder", "xyxy pixels", read_scenes),
+}
+
+
+def data_format(name: str) -> Format:
+    """Return a format by its name, or raise VPPError naming the nearest and all."""
+    if name not in FORMATS:
+        raise VPPError(f"No data format is called '{name}'.{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def read_samples(
+    path: str | Path,
+    format_name: str,
+    *,
+    images: str | Path | None = None,
+    sizes: PictureSizes | None = None,
+    reading: Reading | None = None,
+    split: str = "",
+    family: str = "llava",
+) -> Iterator[Sample]:
+    """Yield the neutral samples of a file, one at a time.
+
+    `images` is the folder of the pictures, needed where the file holds no sizes (or pass `sizes`). What is faulty is
+    left out and counted in `reading.tally`; pass a Reading of your own to see it.
+    """
+    reading = reading or Reading(split=split, family=family)
+    sizes = sizes or PictureSizes(Path(images) if images is not None else None)
+    records = data_format(format_name).read(Path(path), reading)
+    return samples(records, sizes, reading.tally)
+
+
+__all__ = ["FORMATS", "Format", "Reading", "Writing", "data_format", "read_samples"]

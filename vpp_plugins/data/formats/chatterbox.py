@@ -1,0 +1,152 @@
+"""ChatterBox's CB-GRD and CB-REF: `{"data": [{id, image, conversation: [{from, value}]}]}`, boxes as pixels in text.
+
+In CB-GRD the answer names the object and gives its box; in CB-REF the question gives a box that the answer describes.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.data.formats.conversations import paired, row_id, without_marks
+from vpp_plugins.data.formats.fields import numbers_of, positive_size
+from vpp_plugins.data.formats.reading import Reading, Writing, array_into
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.stream import stream_array, written_whole
+from vpp_plugins.data.tally import Issue
+
+_LEAD = "I have provided the box of "
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+_LABEL = re.compile(r"<[^<>\[\]]*\Z")
+"""What stands before the numbers in `<white cup:[238, 249, 298, 511]>`."""
+
+
+def read_grounding(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield CB-GRD's dialogues; each answer with a single box is a Locate of what the answer names."""
+    return _records(path, reading, _located)
+
+
+def read_grounding_cut(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield CB-GRD's dialogues with the reference converter's faults.
+
+    It cuts an answer at its periods: the expression ends at the first, and the box is looked for up to the second.
+    Where it finds none, it leaves the turn as it is, pixels and all.
+    """
+    return _records(path, reading, _located_like_reference)
+
+
+def read_referring(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield CB-REF's dialogues; each question with a single box is a Describe."""
+    return _records(path, reading, _described)
+
+
+def _records(path: Path, reading: Reading, turn_of: Any) -> Iterator[Record]:
+    for number, row in enumerate(stream_array(path, "data", largest=reading.largest)):
+        sample_id = row_id(row, number)
+        image = row.get("image") if isinstance(row, dict) else None
+        if not isinstance(image, str) or not image:
+            reading.tally.add(Issue.BAD_FIELD, sample_id, "no image")
+            continue
+        if "coco" in image.lower():
+            reading.tally.add(Issue.SKIPPED_SOURCE, sample_id, image)
+            continue
+        pairs, _ = paired(row.get("conversation"), sample_id, reading)
+        turns = [turn_of(question, answer, sample_id, reading) for question, answer in pairs]
+        width_height = row.get("image_wh")
+        yield Record(
+            id=sample_id,
+            image=reading.image_name(image),
+            size_wh=positive_size(*width_height) if isinstance(width_height, list) and len(width_height) == 2 else None,
+            turns=tuple(turn for turn in turns if turn is not None),
+        )
+
+
+def _located(question: str, answer: str, sample_id: str, reading: Reading) -> Turn | None:
+    boxes = _boxes(answer)
+    if len(boxes) != 1:
+        reading.tally.add(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, sample_id, answer)
+        return None
+    (start, numbers), named = boxes[0], answer
+    return Locate(_expression(named[:start]), (numbers,))
+
+
+def _located_like_reference(question: str, answer: str, sample_id: str, reading: Reading) -> Turn | None:
+    sentences = answer.split(".")
+    if len(sentences) < 2:  # the reference stops with an IndexError here
+        reading.tally.add(Issue.NO_BOX, sample_id, answer)
+        return None
+    boxes = _boxes(sentences[1])
+    if not boxes:
+        return Talk(question, answer)
+    return Locate(sentences[0].replace(_LEAD, ""), (boxes[0][1],))
+
+
+def _described(question: str, answer: str, sample_id: str, reading: Reading) -> Turn | None:
+    boxes = _boxes(question)
+    if len(boxes) != 1:
+        reading.tally.add(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, sample_id, question)
+        return None
+    return Describe((boxes[0][1],), answer)
+
+
+def _expression(before: str) -> str:
+    """Return what an answer names before its box, without the label, the lead and the full stop."""
+    return without_marks(_LABEL.sub("", before)).strip().removeprefix(_LEAD).removesuffix(".").strip()
+
+
+def _boxes(text: str) -> list[tuple[int, Numbers]]:
+    """Return where each bracketed list of numbers begins, and its numbers, whatever their count."""
+    found = []
+    for match in _BRACKETS.finditer(text):
+        try:
+            numbers = numbers_of(json.loads(match[0]))
+        except (ValueError, RecursionError):
+            continue
+        if numbers:
+            found.append((match.start(), numbers))
+    return found
+
+
+def write_grounding(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write each expression of a single box as CB-GRD does."""
+    _write(samples, writing, _as_grounding)
+
+
+def write_referring(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write each description of a single box as CB-REF does."""
+    _write(samples, writing, _as_referring)
+
+
+def _write(samples: Iterable[Sample], writing: Writing, as_pair: Any) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        for sample in samples:
+            pairs = [as_pair(turn) for turn in sample.turns if len(turn.boxes) == 1]
+            messages = [message for pair in pairs for message in pair]
+            if messages:
+                yield {"id": sample.id, "image": sample.image, "conversation": messages}
+            if len(messages) < 2 * len(sample.turns):
+                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+
+    with written_whole(writing.path) as file:
+        file.write(b'{"data": ')
+        array_into(file, rows())
+        file.write(b"}\n")
+
+
+def _as_grounding(turn: Turn) -> list[dict[str, str]]:
+    if not isinstance(turn, Locate):
+        return []
+    answer = f"{_LEAD}{turn.expression}. <{turn.expression}:{list(turn.boxes[0])}>"
+    return _messages(f"Where is {turn.expression}?", answer)
+
+
+def _as_referring(turn: Turn) -> list[dict[str, str]]:
+    if not isinstance(turn, Describe):
+        return []
+    return _messages(f"What is in this region? <region:{list(turn.boxes[0])}>", turn.description)
+
+
+def _messages(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]

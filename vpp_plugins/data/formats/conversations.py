@@ -1,0 +1,139 @@
+"""Dialogues as LLaVA stores them: `{id, image, conversations: [{from, value}]}`, one JSON array or one object a line.
+
+VPP-SFT and LLaVA-665K are such files, with boxes in text as two decimals of the padded square; Qwen's and InternVL's
+training files have the same layout with their families' boxes.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.boxes import codec
+from vpp_plugins.data.dialogue import IMAGE, Phrases
+from vpp_plugins.data.formats.fields import names_of, positive_size, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Locate, Sample, Talk, Turn
+from vpp_plugins.data.stream import stream_records
+from vpp_plugins.data.tally import Issue
+from vpp_plugins.errors import VPPError
+
+_ASKS = frozenset({"human", "user"})
+_ANSWERS = frozenset({"gpt", "assistant"})
+_REGION = re.compile(r"\[(\d+\.\d+(?:\s*,\s*\d+\.\d+)*)\]")
+"""How the reference chose the grounding subset: a bracketed list of decimals, of any length."""
+
+
+def read_conversations(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per dialogue. Boxes are numbers of the family `reading.family`."""
+    phrases = Phrases(codec(reading.family))
+    for number, row in enumerate(stream_records(path, largest=reading.largest)):
+        record = conversation_record(row, number, reading, phrases)
+        if record is not None:
+            yield record
+
+
+def read_llava_grounding(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield the dialogues of LLaVA-665K that hold a region, selected by the reference's rule.
+
+    The rule also matches lists that are not four numbers long; such lists stay text and are counted.
+    """
+    phrases = Phrases(codec(reading.family))
+    for number, row in enumerate(stream_records(path, largest=reading.largest)):
+        if not _holds_region(row):
+            reading.tally.add(Issue.NOT_SELECTED, row_id(row, number))
+            continue
+        record = conversation_record(row, number, reading, phrases)
+        if record is not None:
+            yield record
+
+
+def conversation_record(row: Any, number: int, reading: Reading, phrases: Phrases) -> Record | None:
+    """Return one dialogue as a record, or None, counted, where it is none."""
+    sample_id = row_id(row, number)
+    if not isinstance(row, dict):
+        reading.tally.add(Issue.BAD_FIELD, sample_id, "not an object")
+        return None
+    image = row.get("image") or ""
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if not isinstance(image, str):
+        reading.tally.add(Issue.BAD_FIELD, sample_id, "image is not one path")
+        return None
+    pairs, marks = paired(row.get("conversations"), sample_id, reading)
+    if image:
+        turns: list[Turn | None] = [phrases.read(asked, said, sample_id, reading.tally) for asked, said in pairs]
+    else:
+        turns = [Talk(question, answer) for question, answer in pairs]
+    return Record(
+        id=sample_id,
+        image=reading.image_name(image),
+        size_wh=positive_size(row.get("width"), row.get("height")),
+        turns=tuple(turn for turn in turns if turn is not None),
+        unit=phrases.codec,
+        image_marks=marks,
+    )
+
+
+def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[str, str]], tuple[int, ...]]:
+    """Return the questions and answers without `<image>`, and the counts of `<image>` in each question."""
+    pairs, marks, question, whole = [], [], None, isinstance(messages, list)
+    for message in messages if isinstance(messages, list) else ():
+        who, said = names_of(message)
+        if who in _ASKS and question is None:
+            question = said
+        elif who in _ANSWERS and question is not None:
+            pairs.append((without_marks(question), said))
+            marks.append(question.count(IMAGE))
+            question = None
+        elif who != "system":
+            whole = False
+    if not whole or question is not None:
+        reading.tally.add(Issue.BAD_TURNS, sample_id)
+    return pairs, tuple(marks)
+
+
+def without_marks(text: str) -> str:
+    """Return a question without `<image>` and the blanks around it."""
+    return text.replace(IMAGE, "").strip() if IMAGE in text else text
+
+
+def row_id(row: Any, number: int) -> str:
+    """Return what a row calls itself, or its place in the file."""
+    return text_of(row.get("id")) if isinstance(row, dict) and text_of(row.get("id")) else f"#{number}"
+
+
+def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write one JSON array with a dialogue on each line, boxes as the family `writing.family` writes them."""
+    phrases = Phrases(codec(writing.family))
+    if phrases.codec.text is None:
+        raise VPPError(f"the family '{writing.family}' writes points, not boxes: choose another one (--family).")
+    writing.write_array(conversation(sample, phrases) for sample in samples)
+
+
+def conversation(sample: Sample, phrases: Phrases, *, marks_like_reference: bool = False) -> dict[str, Any]:
+    """Return a sample as LLaVA stores it.
+
+    `<image>` stands before the first question. `marks_like_reference` does as the reference's converters did: every
+    grounding question has one, and a turn that they left as it was has none.
+    """
+    meta = sample.meta if sample.width else None
+    messages = []
+    for number, turn in enumerate(sample.turns):
+        question, answer = phrases.write(turn, meta)
+        if marks_like_reference:
+            marked = isinstance(turn, Locate) or (number == 0 and not isinstance(turn, Talk))
+        else:
+            marked = number == 0 and bool(sample.image)
+        messages += [
+            {"from": "human", "value": f"{IMAGE}\n{question}" if marked else question},
+            {"from": "gpt", "value": answer},
+        ]
+    head = {"id": sample.id, "image": sample.image} if sample.image else {"id": sample.id}
+    return {**head, "conversations": messages}
+
+
+def _holds_region(row: Any) -> bool:
+    messages = row.get("conversations") if isinstance(row, dict) else None
+    return isinstance(messages, list) and any(_REGION.search(names_of(message)[1]) for message in messages)

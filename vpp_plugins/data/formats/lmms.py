@@ -1,0 +1,141 @@
+"""RefCOCO as lmms-lab publishes it: parquet with the picture in the row, a list of expressions, and an xywh box."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpp_plugins.data.box_unit import PIXELS_XYWH
+from vpp_plugins.data.formats.fields import numbers_of, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.picture_sizes import PictureError, check_name, picture_path
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Locate, Sample
+from vpp_plugins.data.stream import written_whole
+from vpp_plugins.data.tally import Issue
+from vpp_plugins.errors import VPPError
+
+_ANNOTATION = re.compile(r"\A(COCO_\w+_\d{12})_\d+(\.\w+)\Z")
+_ROWS = 64
+_QUESTION = "Please carefully observe the area circled in the image and come up with a caption for the area."
+
+
+def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per expression. A folder stands for its parquet files, in the order of their names.
+
+    The pictures are written to `reading.pictures_to` where it is given. Their names in the file carry the annotation's
+    number (`COCO_train2014_000000000001_7.jpg`); it is cut off, so that they are COCO's own.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise VPPError(f"'{path}' holds no parquet files.")
+    for file in files:
+        if reading.split and not file.name.startswith(f"{reading.split}-"):
+            continue
+        for number, row in enumerate(_rows(file)):
+            yield from _records(row, f"{text_of(row.get('question_id')) or f'{file.stem}#{number}'}", reading)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    parquet = _parquet()
+    import pyarrow as pa
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise VPPError(f"'{path}' does not exist.") from None
+    except (pa.ArrowException, OSError) as error:
+        raise VPPError(f"'{path}' is not a parquet file that can be read ({str(error).splitlines()[0]}).") from None
+
+
+def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Record]:
+    name, picture, numbers = row.get("file_name"), row.get("image"), numbers_of(row.get("bbox"))
+    data = picture.get("bytes") if isinstance(picture, dict) else None
+    expressions = [row["answer"]] if isinstance(row.get("answer"), str) else row.get("answer")
+    if not isinstance(name, str) or numbers is None or not isinstance(data, bytes) or not isinstance(expressions, list):
+        reading.tally.add(Issue.BAD_FIELD, row_id, "file_name, image, answer or bbox")
+        return
+    name = reading.image_name(_ANNOTATION.sub(r"\1\2", name))
+    try:
+        check_name(name)
+        with Image.open(io.BytesIO(data)) as image:
+            size = image.size
+        if reading.pictures_to is not None:
+            _keep(data, picture_path(reading.pictures_to, name))
+    except PictureError as error:
+        reading.tally.add(Issue.UNSAFE_PATH, row_id, str(error))
+        return
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reading.tally.add(Issue.NO_PICTURE, row_id, str(error))
+        return
+    for number, expression in enumerate(expressions):
+        turn = Locate(text_of(expression), (numbers,))
+        yield Record(f"{row_id}-{number}", name, size, (turn,), PIXELS_XYWH, split=reading.split)
+
+
+def _keep(data: bytes, path: Path) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            file.write(data)
+
+
+def write_lmms(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write a row per expression with its picture's bytes, which are read below `writing.pictures`."""
+    parquet = _parquet()
+    import pyarrow as pa
+
+    if writing.pictures is None:
+        raise VPPError("the format lmms-parquet holds the pictures themselves: give their folder (--images).")
+    schema = pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            ("question", pa.string()),
+            ("answer", pa.list_(pa.string())),
+            ("bbox", pa.list_(pa.float64())),
+            ("file_name", pa.string()),
+        ]
+    )
+    with written_whole(writing.path) as file, parquet.ParquetWriter(file, schema) as writer:
+        waiting: list[dict[str, Any]] = []
+        for row in _written(samples, writing):
+            waiting.append(row)
+            if len(waiting) == _ROWS:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                waiting = []
+        writer.write_table(pa.Table.from_pylist(waiting, schema))
+
+
+def _written(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, Any]]:
+    for sample in samples:
+        for turn in sample.turns:
+            if not isinstance(turn, Locate) or len(turn.boxes) != 1 or writing.pictures is None:
+                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+                continue
+            path = picture_path(writing.pictures, sample.image)
+            if not path.is_file():
+                writing.tally.add(Issue.NO_PICTURE, sample.id, str(path))
+                continue
+            x1, y1, x2, y2 = turn.boxes[0]
+            yield {
+                "question_id": sample.id,
+                "image": {"bytes": path.read_bytes(), "path": path.name},
+                "question": _QUESTION,
+                "answer": [turn.expression],
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "file_name": sample.image,
+            }
+
+
+def _parquet() -> Any:
+    try:
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        raise VPPError("Parquet files need pyarrow: pip install 'vpp-plugins[eval]'.") from None
+    return parquet

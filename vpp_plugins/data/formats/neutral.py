@@ -1,0 +1,87 @@
+"""Our own lines: neutral samples as JSON, one a line, boxes as xyxy pixels.
+
+`{"id", "image", "width", "height", "turns": [{"locate", "boxes"} | {"describe", "text"} | {"ask", "answer", "boxes"}]}`
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.data.formats.conversations import row_id
+from vpp_plugins.data.formats.fields import numbers_of, positive_size, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.stream import stream_lines
+from vpp_plugins.data.tally import Issue
+
+
+def read_neutral(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per line."""
+    for number, row in enumerate(stream_lines(path, largest=reading.largest)):
+        sample_id = row_id(row, number)
+        if not isinstance(row, dict) or not isinstance(row.get("turns"), list):
+            reading.tally.add(Issue.BAD_FIELD, sample_id, "turns")
+            continue
+        turns = [_turn(entry) for entry in row["turns"]]
+        if None in turns or not isinstance(row.get("image", ""), str):
+            reading.tally.add(Issue.BAD_FIELD, sample_id, "image or a turn")
+            continue
+        if reading.split and text_of(row.get("split")) != reading.split:
+            reading.tally.add(Issue.OTHER_SPLIT, sample_id)
+            continue
+        yield Record(
+            id=sample_id,
+            image=reading.image_name(row.get("image", "")),
+            size_wh=positive_size(row.get("width"), row.get("height")),
+            turns=tuple(turn for turn in turns if turn is not None),
+            split=text_of(row.get("split")),
+            category=text_of(row.get("category")),
+        )
+
+
+def write_neutral(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write a line per sample; reading it gives the same samples."""
+    writing.write_lines(neutral_row(sample) for sample in samples)
+
+
+def neutral_row(sample: Sample) -> dict[str, Any]:
+    """Return a sample as plain JSON values."""
+    row: dict[str, Any] = {
+        "id": sample.id,
+        "image": sample.image,
+        "width": sample.width,
+        "height": sample.height,
+        "turns": [_entry(turn) for turn in sample.turns],
+    }
+    return row | {name: value for name in ("split", "category") if (value := getattr(sample, name))}
+
+
+def _entry(turn: Turn) -> dict[str, Any]:
+    boxes = [list(box) for box in turn.boxes]
+    match turn:
+        case Locate(expression):
+            return {"locate": expression, "boxes": boxes}
+        case Describe(_, description):
+            return {"describe": boxes, "text": description}
+        case Talk(question, answer):
+            return {"ask": question, "answer": answer, "boxes": boxes}
+
+
+def _turn(entry: Any) -> Turn | None:
+    match entry:
+        case {"locate": str(expression), "boxes": list(boxes)}:
+            found = _boxes(boxes)
+            return None if found is None else Locate(expression, found)
+        case {"describe": list(boxes), "text": str(description)}:
+            found = _boxes(boxes)
+            return None if found is None else Describe(found, description)
+        case {"ask": str(question), "answer": str(answer)}:
+            found = _boxes(entry.get("boxes", []))
+            return None if found is None else Talk(question, answer, found)
+    return None
+
+
+def _boxes(value: Any) -> tuple[Numbers, ...] | None:
+    boxes = [numbers_of(box) for box in value] if isinstance(value, list) else [None]
+    return None if None in boxes else tuple(box for box in boxes if box is not None)

@@ -1,0 +1,70 @@
+"""What every reader and every writer of a format is given."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from vpp_plugins.data.stream import LARGEST_ELEMENT, written_whole
+from vpp_plugins.data.tally import Tally
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read: where to count faults, the family of boxes in text, which split, and names of pictures.
+
+    `split` "" takes all. `strip_prefix` is cut from the beginning of pictures' names (some published files hold the
+    absolute paths of their authors), and `image_prefix` put before what is left. `largest` is the most characters that
+    one sample may have. `pictures_to` is a folder to which formats that carry pictures write them.
+    """
+
+    tally: Tally = field(default_factory=Tally)
+    family: str = "llava"
+    split: str = ""
+    strip_prefix: str = ""
+    image_prefix: str = ""
+    largest: int = LARGEST_ELEMENT
+    pictures_to: Path | None = None
+
+    def image_name(self, name: str) -> str:
+        """Return the name of a picture below its folder."""
+        return self.image_prefix + name.removeprefix(self.strip_prefix) if name else ""
+
+
+@dataclass(frozen=True)
+class Writing:
+    """Where to write, the family of boxes in text, and where to count what the format cannot hold."""
+
+    path: Path
+    tally: Tally = field(default_factory=Tally)
+    family: str = "llava"
+    pictures: Path | None = None
+
+    def write_lines(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write JSON lines, the whole file or none."""
+        with written_whole(self.path) as file:
+            for row in rows:
+                file.write(json_bytes(row) + b"\n")
+
+    def write_array(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write one JSON array with an element on each line, the whole file or none."""
+        with written_whole(self.path) as file:
+            array_into(file, rows)
+
+
+def array_into(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON array with an element on each line."""
+    before = b"[\n"
+    for row in rows:
+        file.write(before + json_bytes(row))
+        before = b",\n"
+    file.write(b"\n]\n" if before == b",\n" else b"[]\n")
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return JSON as UTF-8; NaN and infinity, which JSON does not know, raise ValueError."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # half a character, which JSON can only say as an escape
+        return json.dumps(value, allow_nan=False).encode()

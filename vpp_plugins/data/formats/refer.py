@@ -1,0 +1,157 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and RefClef as the REFER toolkit stores them: `refs(unc).p` beside `instances.json`."""
+
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.data.box_unit import PIXELS_XYWH
+from vpp_plugins.data.formats.coco import CocoWriter, coco_images
+from vpp_plugins.data.formats.fields import numbers_of, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.refer import load_plain_pickle
+from vpp_plugins.data.sample import Locate, Numbers, Sample
+from vpp_plugins.data.stream import stream_array, written_whole
+from vpp_plugins.data.tally import Issue
+from vpp_plugins.errors import VPPError
+
+SENTENCES = {
+    ("refcoco", "train"): 120_624,
+    ("refcoco", "val"): 10_834,
+    ("refcoco", "testA"): 5_657,
+    ("refcoco", "testB"): 5_095,
+    ("refcoco+", "train"): 120_191,
+    ("refcoco+", "val"): 10_758,
+    ("refcoco+", "testA"): 5_726,
+    ("refcoco+", "testB"): 4_889,
+    ("refcocog", "train"): 80_512,
+    ("refcocog", "val"): 4_896,
+    ("refcocog", "test"): 9_602,
+}
+"""Sentences per split of the unc splits, and of the umd split for RefCOCOg."""
+
+
+def read_refer(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per sentence, of one split or of all.
+
+    `path` is the pickle, or its folder where that holds a single one or, for RefCOCOg, the umd split. The file names in
+    the pickle carry the annotation's number and name no file; the pictures' names come from `instances.json`.
+    """
+    pickled = _pickle_file(path)
+    refs = load_plain_pickle(pickled)
+    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        raise VPPError(f"'{pickled}' holds no list of referring expressions.")
+    if reading.split and reading.split not in (splits := sorted({text_of(ref.get("split")) for ref in refs})):
+        raise VPPError(f"'{pickled}' has no split '{reading.split}'; it has {', '.join(splits)}.")
+    instances = pickled.parent / "instances.json"
+    images = coco_images(instances)
+    boxes = _boxes(instances, {ref["ann_id"] for ref in refs if isinstance(ref.get("ann_id"), int)})
+    count = 0
+    for number, ref in enumerate(refs):
+        if reading.split and text_of(ref.get("split")) != reading.split:
+            continue
+        for record in _records(ref, number, images, boxes, reading):
+            count += 1
+            yield record
+    known = SENTENCES.get((pickled.parent.name, reading.split))
+    if known not in (None, count):
+        reading.tally.add(Issue.COUNT_DIFFERS, reading.split, f"{count:,} sentences, published {known:,}")
+
+
+def _pickle_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("refs(*).p"))
+    best = [file for file in found if file.name == "refs(umd).p"] or found
+    if len(best) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise VPPError(f"'{path}' should hold one file refs(...).p, and holds {names}: name the file itself.")
+    return best[0]
+
+
+def _boxes(instances: Path, wanted: set[int]) -> dict[int, Numbers]:
+    boxes = {}
+    for annotation in stream_array(instances, "annotations"):
+        if isinstance(annotation, dict) and isinstance(annotation.get("id"), int) and annotation["id"] in wanted:
+            numbers = numbers_of(annotation.get("bbox"))
+            if numbers is not None:
+                boxes[annotation["id"]] = numbers
+    return boxes
+
+
+def _records(
+    ref: dict[str, Any],
+    number: int,
+    images: dict[int, tuple[str, tuple[int, int] | None]],
+    boxes: dict[int, Numbers],
+    reading: Reading,
+) -> Iterator[Record]:
+    ref_id = text_of(ref.get("ref_id")) or f"#{number}"
+    image, numbers, sentences = ref.get("image_id"), ref.get("ann_id"), ref.get("sentences")
+    if not isinstance(image, int) or image not in images or not isinstance(numbers, int) or numbers not in boxes:
+        reading.tally.add(Issue.BAD_FIELD, ref_id, "image or annotation not in instances.json")
+        return
+    name, size_wh = images[image]
+    for sentence in sentences if isinstance(sentences, list) else ():
+        said = text_of(sentence.get("sent")) if isinstance(sentence, dict) else ""
+        sent_id = text_of(sentence.get("sent_id")) if isinstance(sentence, dict) else ""
+        yield Record(
+            id=f"{ref_id}-{sent_id}",
+            image=reading.image_name(name),
+            size_wh=size_wh,
+            turns=(Locate(said, (boxes[numbers],)),),
+            unit=PIXELS_XYWH,
+            split=text_of(ref.get("split")),
+        )
+
+
+@dataclass
+class _Refs:
+    """The pickle's list while samples pass by: sentences of one picture and box share a ref."""
+
+    refs: dict[tuple[int, Numbers, str], dict[str, Any]]
+    sentences: int = 0
+
+
+def write_refer(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write `path`, a name such as `refs(unc).p`, and `instances.json` beside it.
+
+    Expressions of the same picture and box become one ref with several sentences.
+    """
+    kept = _Refs({})
+    coco = CocoWriter()
+    with written_whole(writing.path.parent / "instances.json") as file:
+        coco.write(_annotated(samples, coco, kept, writing), file)
+        with written_whole(writing.path) as pickled:
+            pickled.write(pickle.dumps(list(kept.refs.values()), protocol=2))
+
+
+def _annotated(
+    samples: Iterable[Sample], coco: CocoWriter, kept: _Refs, writing: Writing
+) -> Iterator[tuple[int, str, Numbers]]:
+    for sample in samples:
+        image_id = coco.image_id(sample)
+        for turn in sample.turns:
+            if not isinstance(turn, Locate) or len(turn.boxes) != 1:
+                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+                continue
+            key = (image_id, turn.boxes[0], sample.split)
+            if key not in kept.refs:
+                number = len(kept.refs)
+                kept.refs[key] = {
+                    "ref_id": number,
+                    "ann_id": number + 1,
+                    "image_id": image_id,
+                    "file_name": sample.image,
+                    "split": sample.split or "train",
+                    "category_id": 1,
+                    "sentences": [],
+                    "sent_ids": [],
+                }
+                yield image_id, sample.category or "object", turn.boxes[0]
+            entry = {"sent_id": kept.sentences, "sent": turn.expression, "raw": turn.expression}
+            kept.refs[key]["sentences"].append(entry | {"tokens": turn.expression.split()})
+            kept.refs[key]["sent_ids"].append(kept.sentences)
+            kept.sentences += 1

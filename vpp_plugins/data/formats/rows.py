@@ -1,0 +1,84 @@
+"""Formats of one expression and one box a row: Genixer, the evaluation files of Qwen, InternVL and VPP, and GSEval."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.data.formats.fields import numbers_of, positive_size, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Locate, Sample
+from vpp_plugins.data.stream import stream_lines
+from vpp_plugins.data.tally import Issue
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """The names of the fields of JSON lines that hold an expression and its box, xyxy in pixels.
+
+    A format without `width` and `height` fields leaves the sizes to the pictures.
+    """
+
+    image: str
+    expression: str
+    box: str
+    id: str = ""
+    category: str = ""
+    sized: bool = True
+
+    def read(self, path: Path, reading: Reading) -> Iterator[Record]:
+        """Yield a record per line."""
+        for number, row in enumerate(stream_lines(path, largest=reading.largest)):
+            record = self._record(row, number, reading)
+            if record is not None:
+                yield record
+
+    def write(self, samples: Iterable[Sample], writing: Writing) -> None:
+        """Write a line for each expression with one box."""
+        writing.write_lines(self._rows(samples, writing))
+
+    def _record(self, row: Any, number: int, reading: Reading) -> Record | None:
+        sample_id = f"#{number}"
+        if isinstance(row, dict) and self.id and text_of(row.get(self.id)):
+            sample_id = text_of(row.get(self.id))
+        if not isinstance(row, dict):
+            reading.tally.add(Issue.BAD_FIELD, sample_id, "not an object")
+            return None
+        image, expression = row.get(self.image), text_of(row.get(self.expression))
+        numbers = numbers_of(row.get(self.box))
+        if not isinstance(image, str) or not image or numbers is None:
+            reading.tally.add(Issue.BAD_FIELD, sample_id, self.box if image else self.image)
+            return None
+        return Record(
+            id=sample_id,
+            image=reading.image_name(image),
+            size_wh=positive_size(row.get("width"), row.get("height")) if self.sized else None,
+            turns=(Locate(expression, (numbers,)),),
+            category=text_of(row.get(self.category)) if self.category else "",
+        )
+
+    def _rows(self, samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, Any]]:
+        number = 0
+        for sample in samples:
+            for turn in sample.turns:
+                if not isinstance(turn, Locate) or len(turn.boxes) != 1:
+                    writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+                    continue
+                row: dict[str, Any] = {self.id: number} if self.id else {}
+                row |= {self.image: sample.image, self.expression: turn.expression, self.box: _plain(turn.boxes[0])}
+                if self.category:
+                    row[self.category] = int(sample.category) if sample.category.isdecimal() else sample.category
+                if self.sized:
+                    row |= {"height": sample.height, "width": sample.width}
+                number += 1
+                yield row
+
+
+def _plain(box: Sequence[float]) -> list[float]:
+    return [int(value) if float(value).is_integer() else value for value in box]
+
+
+GENIXER = RowFormat(image="img_path", expression="expression", box="bbox")
+EVALUATION = RowFormat(image="image", expression="sent", box="bbox")
+GSEVAL = RowFormat(image="image_path", expression="caption", box="box", id="idx", category="class_id", sized=False)

@@ -1,0 +1,91 @@
+"""ms-swift's grounding lines: `messages`, `images` and `objects: {ref, bbox, bbox_type}` with placeholders in the text.
+
+`<ref-object>` and `<bbox>` stand for the entries of `ref` and `bbox`, in order. Boxes are xyxy: pixels, or with
+`"bbox_type": "norm1"` fractions of the picture.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.data.box_unit import PIXELS, RELATIVE
+from vpp_plugins.data.formats.conversations import paired, row_id
+from vpp_plugins.data.formats.fields import numbers_of, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.stream import stream_records
+from vpp_plugins.data.tally import Issue
+
+_REF = "<ref-object>"
+_QUESTION = f"Please provide the bounding box coordinate of the region this sentence describes: {_REF}."
+_REGION = f"Please provide a short description for this region: {BOX}."
+
+
+def read_swift(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per line. A question with one reference, answered by boxes alone, is a Locate."""
+    for number, row in enumerate(stream_records(path, largest=reading.largest)):
+        sample_id = row_id(row, number)
+        record = _record(row, sample_id, reading) if isinstance(row, dict) else None
+        if record is None:
+            reading.tally.add(Issue.BAD_FIELD, sample_id, "messages, images or objects")
+        else:
+            yield record
+
+
+def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record | None:
+    images, objects = row.get("images") or "", row.get("objects", {})
+    image = images[0] if isinstance(images, list) and len(images) == 1 else images
+    image = image.get("path") if isinstance(image, dict) else image
+    if not isinstance(image, str) or not isinstance(objects, dict):
+        return None
+    kind = objects.get("bbox_type", "real")
+    refs, listed = objects.get("ref", []), objects.get("bbox", [])
+    if kind not in ("real", "norm1") or not isinstance(refs, list) or not isinstance(listed, list):
+        return None
+    names = [text_of(name) for name in refs]
+    boxes = [numbers_of(box) for box in listed]
+    pairs, marks = paired(row.get("messages"), sample_id, reading)
+    said = "".join(question + answer for question, answer in pairs)
+    if None in boxes or (said.count(_REF), said.count(BOX)) != (len(names), len(boxes)):
+        return None
+    waiting_names, waiting_boxes = iter(names), iter([box for box in boxes if box is not None])
+    turns = [_turn(question, answer, waiting_names, waiting_boxes) for question, answer in pairs]
+    unit = RELATIVE if kind == "norm1" else PIXELS
+    return Record(sample_id, reading.image_name(image), None, tuple(turns), unit, image_marks=marks)
+
+
+def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numbers]) -> Turn:
+    here = tuple(next(boxes) for _ in range(question.count(BOX) + answer.count(BOX)))
+    asked = re.sub(_REF, lambda _: next(names), question)
+    answered = re.sub(_REF, lambda _: next(names), answer)
+    if here and question == _QUESTION and not re.search(r"\w", answer.replace(BOX, "").replace(_REF, "")):
+        before, after = _QUESTION.split(_REF)
+        return Locate(asked[len(before) : len(asked) - len(after)], here)
+    if len(here) == 1 and question == _REGION:
+        return Describe(here, answered)
+    return Talk(asked, answered, here)
+
+
+def write_swift(samples: Iterable[Sample], writing: Writing) -> None:
+    """Write a line per sample, boxes in pixels; ms-swift renders them for the model that it trains."""
+    writing.write_lines(_row(sample) for sample in samples)
+
+
+def _row(sample: Sample) -> dict[str, Any]:
+    messages, names = [], []
+    for number, turn in enumerate(sample.turns):
+        match turn:
+            case Locate(expression, boxes):
+                names.append(expression)
+                question, answer = _QUESTION, ", ".join([BOX] * len(boxes))
+            case Describe(_, description):
+                question, answer = _REGION, description
+            case Talk(question, answer):
+                pass
+        mark = "<image>" if number == 0 and sample.image else ""
+        messages += [{"role": "user", "content": mark + question}, {"role": "assistant", "content": answer}]
+    objects = {"ref": names, "bbox": [list(box) for turn in sample.turns for box in turn.boxes], "bbox_type": "real"}
+    images = {"images": [sample.image]} if sample.image else {}
+    return {"id": sample.id, "messages": messages, **images, "objects": objects}

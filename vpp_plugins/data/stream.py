@@ -1,0 +1,233 @@
+"""JSON files of any size, element by element, and files that appear whole or not at all."""
+
+import codecs
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Never
+
+from vpp_plugins.errors import VPPError
+
+_CHUNK = 1 << 20
+LARGEST_ELEMENT = 64 << 20
+"""Characters that one element (a sample) may have; beyond it the file is taken for broken, not for large."""
+
+
+def stream_array(path: Path, key: str = "", *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
+    """Yield the elements of a JSON array without holding the file: the top-level one, or the one under `key`.
+
+    Raises VPPError, with line and column, where the file is not JSON, and with a sentence where it is empty, is not in
+    UTF-8, or holds no such array.
+    """
+    with _opened(path) as file:
+        scanner = _Scanner(path, file, largest)
+        opening = scanner.peek()
+        if key and opening == "{":
+            scanner.take("{")
+            while scanner.peek() != "}":
+                name = scanner.value()
+                scanner.take(":")
+                if name == key and scanner.peek() == "[":
+                    yield from scanner.elements()
+                    return
+                scanner.skip()
+                if scanner.peek() != "}":
+                    scanner.take(",")
+            raise VPPError(f"'{path}' holds no array named '{key}'. Is it another format?")
+        if key or opening != "[":
+            wanted = f'an object with an array "{key}"' if key else "an array of samples"
+            raise VPPError(f"'{path}' should be {wanted}, and begins with {opening!r}. Is it another format?")
+        yield from scanner.elements()
+        if scanner.peek():
+            scanner.fail("something after the end of the array")
+
+
+def stream_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
+    """Yield the JSON value of each line that is not blank. Raises VPPError with line and column as `stream_array`."""
+    with _opened(path) as file:
+        empty = True
+        for number, line in enumerate(iter(lambda: file.readline(largest + 1), b""), start=1):
+            if len(line) > largest:
+                raise VPPError(f"'{path}', line {number}, is longer than {largest:,} bytes. Is it another format?")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, f"line {number}", error) from None
+            if not text:
+                continue
+            empty = False
+            yield _parsed(path, text, number)
+        if empty:
+            raise VPPError(f"'{path}' is empty.")
+
+
+def stream_records(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
+    """Yield the elements of a JSON array or of JSON lines, whichever the file is."""
+    with _opened(path) as file:
+        opening = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    return (stream_array if opening == b"[" else stream_lines)(path, largest=largest)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes its name only when the block ends well; until then it has another.
+
+    Raises VPPError where its folder does not exist or `path` is a folder.
+    """
+    if path.is_dir():
+        raise VPPError(f"'{path}' is a folder: give the name of a file.")
+    if not path.parent.is_dir():
+        raise VPPError(f"the folder '{path.parent}' does not exist: make it first.")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)  # mkstemp's 0600 is for secrets
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        raise VPPError(f"'{path}' does not exist.") from None
+    except IsADirectoryError:
+        raise VPPError(f"'{path}' is a folder, and a file is expected.") from None
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a name with a zero byte
+        raise VPPError(f"'{path}' cannot be opened ({error}).") from None
+    with file:
+        yield file
+
+
+class _Scanner:
+    """A window on the text of a file, from which JSON values are taken in turn.
+
+    A value that the window cuts off looks like broken JSON, so on an error more is read and the value tried again;
+    each time the window doubles, so that the work stays linear.
+    """
+
+    def __init__(self, path: Path, file: IO[bytes], largest: int) -> None:
+        self.path, self.largest = path, largest
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self._at = "", 0
+        self._lines, self._columns, self._bytes = 0, 0, 0  # before the window
+        self._ended = False
+
+    def peek(self) -> str:
+        """Skip blanks, and return the next character, or "" at the end of the file."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in " \t\n\r":
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more(_CHUNK):
+                if not self._bytes:
+                    raise VPPError(f"'{self.path}' is empty.")
+                return ""
+
+    def take(self, character: str) -> None:
+        if self.peek() != character:
+            self.fail(f"expected {character!r}")
+        self._at += 1
+
+    def value(self) -> Any:
+        """Return the next JSON value."""
+        self.peek()
+        while True:
+            try:
+                start = self._at
+                value, end = _DECODER.raw_decode(self._text, start)
+            except RecursionError:
+                self.fail("nested too deeply")
+            except json.JSONDecodeError as error:
+                ahead, left = error.pos - self._at, len(self._text) - self._at
+                if left > self.largest or not self._more(left + _CHUNK):
+                    self._at += min(ahead, left)
+                    self.fail(error.msg)
+                continue
+            cut = isinstance(value, int | float) and end > len(self._text) - len("e+1")
+            if cut and self._more(_CHUNK):  # the number may go on
+                continue
+            self._at = self._at + end - start
+            return value
+
+    def elements(self) -> Iterator[Any]:
+        self.take("[")
+        if self.peek() == "]":
+            self._at += 1
+            return
+        while True:
+            yield self.value()
+            if self.peek() == "]":
+                self._at += 1
+                return
+            self.take(",")
+
+    def skip(self) -> None:
+        """Skip a value; an array by its elements, so that it need not fit the window."""
+        if self.peek() == "[":
+            for _ in self.elements():
+                pass
+        else:
+            self.value()
+
+    def fail(self, reason: str) -> Never:
+        before = self._text[: self._at]
+        line = 1 + self._lines + before.count("\n")
+        column = 1 + (len(before) - before.rfind("\n") - 1 if "\n" in before else self._columns + len(before))
+        reason = reason if self._at < len(self._text) else f"{reason}, but the file ends: is it complete?"
+        raise VPPError(f"'{self.path}' is not valid JSON at line {line}, column {column}: {reason}")
+
+    def _more(self, count: int) -> bool:
+        """Drop what was read, and add to the window; returns False at the end of the file."""
+        if self._ended:
+            return False
+        data = self._file.read(count)
+        try:
+            text = self._decode.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self.path, f"around byte {self._bytes + error.start:,}", error) from None
+        self._ended = not data
+        self._bytes += len(data)
+        gone = self._text[: self._at]
+        if "\n" in gone:
+            self._lines += gone.count("\n")
+            self._columns = len(gone) - gone.rfind("\n") - 1
+        else:
+            self._columns += len(gone)
+        self._text, self._at = self._text[self._at :] + text, 0
+        return bool(data)
+
+
+def _whole_number(digits: str) -> int | float:
+    """Python refuses integers of thousands of digits; as floats they are infinite, and found so."""
+    return int(digits) if len(digits) < 300 else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_whole_number)
+
+
+def _parsed(path: Path, text: str, line: int) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        at = line + error.lineno - 1
+        raise VPPError(f"'{path}' is not valid JSON at line {at}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise VPPError(f"'{path}' is not valid JSON at line {line}, column 1: nested too deeply") from None
+
+
+def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> VPPError:
+    return VPPError(f"'{path}' is not UTF-8 text ({where}: {error.reason}). Save it as UTF-8.")
