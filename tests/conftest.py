@@ -47,3 +47,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(without_gpu)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the coverage table of the architectures that were tested; its rows come from any worker."""
+    rows = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "coverage"
+    ]
+    if not rows:
+        return
+    terminalreporter.section("VPP on transformers' architectures")
+    for row in sorted(rows, key=lambda row: row["model_type"]):
+        shown = (
+            row["adapter"],
+            row["layout"],
+            row["box_format"],
+            row["local_prompt"],
+            row["global_prompt"],
+            row["note"],
+        )
+        terminalreporter.line(f"{row['model_type']:24} " + " | ".join(shown))
+    counts = [
+        sum(row[prompt] == yes for row in rows) for prompt, yes in (("local_prompt", "exact"), ("global_prompt", "yes"))
+    ]
+    terminalreporter.line(f"local prompt exact on {counts[0]} of {len(rows)}, global prompt on {counts[1]}")

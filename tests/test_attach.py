@@ -23,7 +23,6 @@ from tests.tiny import (
     tiny_processor,
     toy_config,
 )
-from tests.twin import assert_same, fingerprint
 from vpp_plugins import (
     VPPError,
     VPPProcessor,
@@ -36,6 +35,7 @@ from vpp_plugins import (
 )
 from vpp_plugins.attach import host_state, unwrap
 from vpp_plugins.backbone import Backbone
+from vpp_plugins.testing import assert_same, fingerprint
 
 pytestmark = pytest.mark.usefixtures("toy")
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import vpp_plugins.demo
 import vpp_plugins.ground
@@ -225,6 +227,33 @@ class TestDemo:
         assert pocket == []
 
 
+class TestConvert:
+    """What is written, and every kind of bad checkpoint, is tested with the converter itself."""
+
+    @pytest.mark.parametrize(("option", "dtype"), [((), torch.float16), (("--dtype", "float32"), torch.float32)])
+    def test_writes_a_folder_that_loads(
+        self, vpp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], dtype: torch.dtype
+    ) -> None:
+        from tests.reference import FOLDER, resnet
+        from vpp_adapters import vpp_llava_config
+
+        monkeypatch.setitem(vpp_llava_config.RESNETS, (resnet.STEM, resnet.DEPTHS), resnet.NAME)
+
+        code, out, _ = vpp("convert", FOLDER / "checkpoint", tmp_path / "new", *option)
+
+        assert code == 0
+        assert f"written to {tmp_path / 'new'}" in out
+        assert load_file(tmp_path / "new" / "vpp.safetensors")["global_prompt.prompt"].dtype == dtype
+
+    def test_what_no_plugin_knows(self, vpp: Run, tmp_path: Path) -> None:
+        for source in (tmp_path, tmp_path / "missing"):
+            code, out, err = vpp("convert", source, tmp_path / "new")
+
+            assert (code, out) == (1, "")
+            assert is_one_sentence(err)
+            assert not (tmp_path / "new").exists()
+
+
 def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     code, out, err = vpp("plugins")
 
@@ -233,7 +262,9 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     assert out.splitlines() == sorted(out.splitlines())
 
 
-@pytest.mark.parametrize("command", [(), ("ground",), ("demo",), ("plugins",), ("data",), ("data", "scenes")])
+@pytest.mark.parametrize(
+    "command", [(), ("ground",), ("demo",), ("plugins",), ("convert",), ("data",), ("data", "scenes")]
+)
 def test_every_command_explains_itself(vpp: Run, command: Sequence[str]) -> None:
     code, out, _ = vpp(*command, "--help")
 

@@ -1,32 +1,48 @@
 """Plugins are found, asked and, where broken, left out with a warning; every refusal names who is installed."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import nn
 
-from tests.tiny import ToyGenerator, tiny_llava
-from vpp_plugins import VPPError, attach_vpp, hookimpl, plugins
+from examples import box_format
+from tests.tiny import ToyGenerator, tiny_llava, tiny_processor
+from vpp_plugins import Grounder, VPPError, attach_vpp, hookimpl, plugins
 from vpp_plugins.backbone import Backbone
-from vpp_plugins.plugins import BrokenPluginWarning, adapters, build_generator, describe, manager
+from vpp_plugins.boxes import BoxCodec, ImageMeta, codec
+from vpp_plugins.plugins import (
+    BrokenPluginWarning,
+    adapters,
+    box_codec,
+    broken,
+    build_generator,
+    converter,
+    describe,
+    manager,
+)
 
 
-def backbone(name: str) -> Backbone:
-    return Backbone(adapter=name, hidden_size=24, vision_encoders=(), box_format="llava", frame="square")
+def backbone(name: str, *, fallback: bool = False) -> Backbone:
+    return Backbone(
+        adapter=name, hidden_size=24, vision_encoders=(), box_format="llava", frame="square", fallback=fallback
+    )
 
 
 class Claims:
     """An adapter for one class of models, called by another name than it is installed under."""
 
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
+    def __init__(self, kind: type, *, fallback: bool = False) -> None:
+        self.kind, self.fallback = kind, fallback
 
     @hookimpl
     def vpp_adapter(self, model: nn.Module) -> Backbone | None:
-        return backbone("displayed") if isinstance(model, self.kind) else None
+        return backbone("displayed", fallback=self.fallback) if isinstance(model, self.kind) else None
 
 
 class Fails:
@@ -66,6 +82,32 @@ class TestDescribe:
                 describe(model)
             assert describe(model, "mine").adapter == "displayed"
             assert describe(model, "llava").adapter == "llava"
+
+    def test_a_fallback_gives_way(self) -> None:
+        with installed(generic_too=Claims(nn.Module, fallback=True)):
+            assert describe(tiny_llava()).adapter == "llava"
+            assert describe(tiny_llava(), "generic_too").adapter == "displayed"
+            assert describe(nn.Linear(2, 2)).fallback
+
+    def test_two_fallbacks_are_refused_where_nobody_else_claims(self) -> None:
+        with installed(one=Claims(nn.Linear, fallback=True), two=Claims(nn.Linear, fallback=True)):
+            with pytest.raises(VPPError, match="the adapters 'one' and 'two' all claim Linear: pass adapter=NAME"):
+                describe(nn.Linear(2, 2))
+            with installed(firm=Claims(nn.Linear)):
+                assert not describe(nn.Linear(2, 2)).fallback
+
+    def test_a_refusal_is_shown_where_nobody_claims(self) -> None:
+        """An adapter that knows better than "nobody claims it" why a model cannot take VPP says so by VPPError."""
+
+        class Refuses:
+            @hookimpl
+            def vpp_adapter(self, model: nn.Module) -> Backbone | None:
+                raise VPPError("it has no eyes")
+
+        with installed(aaa=Refuses()):
+            assert describe(tiny_llava()).adapter == "llava"
+            with pytest.raises(VPPError, match="it has no eyes"):
+                describe(nn.Linear(2, 2))
 
     def test_nobody_claims_it(self) -> None:
         with (
@@ -118,14 +160,12 @@ class TestLoading:
     @pytest.fixture(autouse=True)
     def afresh(self) -> Iterator[None]:
         """Each test loads plugins for itself, and leaves the loaded ones as they were."""
-        kept = plugins.manager
-        fresh = kept.__wrapped__
+        kept = manager()
         with pytest.MonkeyPatch.context() as patch:
             self.patch = patch
-            loaded: list[Any] = []
-            patch.setattr(plugins, "manager", lambda: loaded[0] if loaded else loaded.append(fresh()) or loaded[0])
+            patch.setattr(plugins, "_loaded", functools.cache(plugins._loaded.__wrapped__))
             yield
-        assert plugins.manager is kept
+        assert manager() is kept
 
     def entries(self, *entries: Entry) -> None:
         self.patch.setattr(metadata, "entry_points", lambda *, group: entries if group == "vpp_plugins" else ())
@@ -141,6 +181,15 @@ class TestLoading:
         ):
             assert describe(nn.Linear(2, 2)).adapter == "displayed"
         assert list(adapters()) == ["good"]
+        assert broken() == {"broken": f"{type(error).__name__}: {error}"}
+
+    def test_broken_plugins_are_listed_without_asking_first(self) -> None:
+        self.entries(Entry("gone", ImportError("no 'that'")))
+
+        with pytest.warns(BrokenPluginWarning):
+            assert broken() == {"gone": "ImportError: no 'that'"}
+        broken().clear()
+        assert broken()
 
     def test_a_hook_of_a_wrong_shape_is_warned_about(self) -> None:
         class Wrong:
@@ -152,6 +201,9 @@ class TestLoading:
 
         with pytest.warns(BrokenPluginWarning, match="'wrong'.*PluginValidationError"):
             assert list(adapters()) == ["good"]
+        assert "vpp_adapter" in broken()["wrong"]
+        assert "host" in broken()["wrong"]
+        assert not manager().has_plugin("wrong")
 
     def test_nothing_installed(self) -> None:
         self.entries()
@@ -190,3 +242,58 @@ class TestGenerators:
             built = build_generator("detr", 4, {"backbone": "resnet10t", "encoder_layers": 1, "decoder_layers": 1})
 
         assert not isinstance(built, nn.Identity)
+
+
+class TestConverters:
+    def test_a_strangers_converter(self, tmp_path: Path) -> None:
+        class Knows:
+            @hookimpl
+            def vpp_converter(self, folder: Path) -> Any:
+                return (lambda source, target, dtype: None) if (folder / "strange.json").exists() else None
+
+        (tmp_path / "strange.json").write_text("{}")
+        with installed(strange=Knows()):
+            assert callable(converter(tmp_path))
+
+    def test_a_layout_that_no_plugin_knows(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match=r"no plugin converts the checkpoint in .*Installed converters: .*vpp_llava"):
+            converter(tmp_path)
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match="is no folder here"):
+            converter(tmp_path / "missing")
+
+
+class Impostor:
+    """A stranger's plugin that would have the name of a built-in format."""
+
+    @hookimpl
+    def vpp_box_format(self, name: str) -> BoxCodec | None:
+        return replace(codec("llava"), family=name) if name == "shikra" else None
+
+
+class TestBoxFormats:
+    def test_a_strangers_format(self) -> None:
+        with installed(formats=box_format):
+            found = box_codec("my-llava")
+
+        assert found.prompt("the cup") == "Give the box of the cup."
+        meta = ImageMeta(size_hw=(10, 10))
+        assert found.decode(found.encode([(1, 2, 3, 4)], meta), meta).boxes_xyxy_px == ((1, 2, 3, 4),)
+
+    def test_built_in_formats_keep_their_names(self) -> None:
+        with installed(formats=Impostor()):
+            assert box_codec("shikra") is codec("shikra")
+
+    def test_an_unknown_name(self) -> None:
+        with (
+            installed(formats=box_format),
+            pytest.raises(VPPError, match=r"No box codec is called 'mime'\. Did you mean 'mine'\?|Known: .*llava"),
+        ):
+            box_codec("my-lava")
+
+    def test_the_grounder_asks_for_it(self) -> None:
+        model, processor = tiny_llava(), tiny_processor()
+
+        with installed(formats=box_format):
+            assert Grounder(model, processor, box_format="my-llava").codec.family == "my-llava"

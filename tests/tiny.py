@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPProcessor, attach_vpp, hookimpl
+from vpp_plugins.testing import ToyGenerator
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "where", "is", "the", "cup", "red", "."]
 FULL = len(WORDS)
@@ -88,28 +89,12 @@ def tiny_config(**changes: Any) -> VPPConfig:
     return VPPConfig(**{"global_vpp": GlobalVPPConfig(size=32, border=4), "local_vpp": local, **changes})
 
 
-class ToyGenerator(nn.Module):
-    """Queries that attend once to a picture's patches: every parameter and every pixel counts, in a millisecond."""
-
-    def __init__(self, num_queries: int, width: int) -> None:
-        super().__init__()
-        self.num_queries, self.width = num_queries, width
-        self.patches = nn.Conv2d(3, width, 16, 16)
-        self.queries = nn.Parameter(torch.randn(num_queries, width))
-
-    def forward(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        patches = self.patches(pixel_values).flatten(2).mT
-        # one matrix per picture: torch multiplies a shared one in another order where it needs no gradient
-        queries = self.queries.expand(len(patches), -1, -1)
-        return (queries @ patches.mT).softmax(-1) @ patches + queries
-
-
 class ToyPlugin:
     """A stranger's plugin that brings the generator "toy"; the fixture `toy` installs it."""
 
     @hookimpl
     def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
-        return ToyGenerator(num_queries, **{"width": 8, **options}) if name == "toy" else None
+        return ToyGenerator(num_queries, **options) if name == "toy" else None
 
 
 TOY_GLOBAL = GlobalVPPConfig(size=32, border=4)

@@ -1,4 +1,4 @@
-"""What an attached host must equal bit for bit: an ordinary host, and what a host looks like from every side."""
+"""What an attached LLaVA must equal bit for bit: an ordinary one, whose weights hold the features."""
 
 from typing import Any
 
@@ -35,35 +35,3 @@ def twin_of(model: Any, inputs: dict[str, Tensor]) -> tuple[Any, dict[str, Tenso
         with torch.no_grad():
             theirs["pixel_values"] = prompts.overlay.blend(inputs["pixel_values"])
     return twin, theirs
-
-
-def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Return everything by which a host could differ from what it was: class, weights, attributes, hooks, settings."""
-    modules = {
-        name: {
-            "class": type(module),
-            "attributes": sorted(module.__dict__),
-            "plain values": {k: v for k, v in module.__dict__.items() if isinstance(v, bool | int | float | str)},
-            "hooks": _hooks(module),
-        }
-        for name, module in model.named_modules()
-    }
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
-    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    configs = (model.config.to_dict(), model.generation_config.to_dict())
-    return {"modules": modules, "weights": weights, "trainable": trainable, "configs": configs}
-
-
-def _hooks(module: nn.Module) -> dict[str, list[Any]]:
-    """Name the hooks of every kind: transformers makes a new closure of one name wherever it records outputs."""
-    kinds = {kind: hooks for kind, hooks in module.__dict__.items() if "hooks" in kind and isinstance(hooks, dict)}
-    return {kind: [h.__qualname__ if callable(h) else h for h in hooks.values()] for kind, hooks in kinds.items()}
-
-
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Compare two fingerprints, weights bit for bit."""
-    for part in ("modules", "trainable", "configs"):
-        assert found[part] == expected[part]
-    assert list(found["weights"]) == list(expected["weights"])
-    for name, weight in expected["weights"].items():
-        assert torch.equal(found["weights"][name], weight), name

@@ -204,6 +204,7 @@ def open_session(
                 _warn_untrained(host)
                 _fill(host, call, ids, pixels, tile_boxes)
             yield
+            session.check_fused(state.slot)
         finally:
             state.slot.clear()
 

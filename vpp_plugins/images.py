@@ -68,11 +68,12 @@ def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     """
     ratio = side / max(image.size)
     width, height = (max(1, round(length * ratio)) for length in image.size)
-    resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32) / 255
-    normalised = (resized - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+    resized = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BILINEAR)))
     canvas = torch.zeros(3, side, side)
     top, left = (side - height) // 2, (side - width) // 2
-    canvas[:, top : top + height, left : left + width] = torch.from_numpy(normalised).permute(2, 0, 1)
+    inside = canvas[:, top : top + height, left : left + width]
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    inside.copy_(resized.permute(2, 0, 1)).div_(255).sub_(mean).div_(std)  # in place: no copy of the floats is made
     return canvas
 
 

@@ -53,6 +53,8 @@ class Slot:
         self.ids: Int[Tensor, "batch length"] | None = None
         """What was embedded last, for a fusion to know the places in the language model's inputs."""
         self.image_id = -1
+        self.fused = False
+        """Whether the language model's inputs went through the fusion."""
 
     def in_use(self) -> bool:
         """Whether prompts are there to be read."""
@@ -73,11 +75,13 @@ class Slot:
 def follow(state: "HostState", call: Mapping[str, Any]) -> None:
     """Take over the arguments of a forward within generate: beams and returned sequences repeat the pictures' rows."""
     slot = state.slot
-    for name in state.backbone.image_arguments:
-        given, now = slot.host_call.get(name), call.get(name)
-        if isinstance(given, Tensor) and isinstance(now, Tensor) and len(now) % len(given) == 0:
-            slot.repeats = len(now) // len(given)
-            slot.host_call = slot.host_call if slot.repeats == 1 else {**slot.host_call, **call, name: given}
+    given = {name: slot.host_call[name] for name in state.backbone.image_arguments if name in slot.host_call}
+    for name, pixels in given.items():
+        now = call.get(name)
+        if isinstance(pixels, Tensor) and isinstance(now, Tensor) and len(now) % len(pixels) == 0:
+            slot.repeats = len(now) // len(pixels)
+    if slot.repeats > 1:
+        slot.host_call = {**slot.host_call, **call, **given}
 
 
 def _repeat(windows: Sequence[Window], pixels: Tensor, times: int) -> Sequence[Window]:
@@ -216,9 +220,19 @@ def fuse(
     if fusion is None or ids is None:
         return None
     slot.ids = None  # the steps of decoding bring no pictures
+    slot.fused = True
     embeddings = kwargs["inputs_embeds"]
     is_image, is_local = (ids.to(embeddings.device) == token for token in (slot.image_id, slot.token_id))
     return args, {**kwargs, "inputs_embeds": fusion.fuse(embeddings, is_image, is_local)}
+
+
+def check_fused(slot: Slot) -> None:
+    """Raise VPPError where a call with a fusion has ended without it."""
+    if slot.prompts.fusion is not None and not slot.fused:
+        raise VPPError(
+            "the language model's inputs did not pass the fusion: torch.compile reuses what it compiled for a model "
+            "without one, as hooks are none of its guards. Call torch._dynamo.reset(), and this model first."
+        )
 
 
 def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot, decoder: nn.Module | None = None) -> None:

@@ -12,6 +12,7 @@ from vpp_plugins.boxes import BoxCodec, codec
 from vpp_plugins.cli import main
 from vpp_plugins.data.scene_folder import load_scenes, write_scenes
 from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.data.tally import Tally
 from vpp_plugins.evaluate import models
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore
 from vpp_plugins.evaluate.protocol import protocol
@@ -47,6 +48,19 @@ class TestRows:
         rows = load_rows(str(tmp_path / "val.jsonl"), data_format="eval-jsonl")
 
         assert [(row.expression, row.box, row.size_hw) for row in rows] == [("the cup", (1, 2, 30, 15), (20, 40))]
+
+    def test_faulty_samples_are_counted_and_reported(self, tmp_path: Path) -> None:
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        line = {"image": "a.png", "sent": "the cup", "bbox": [1, 2, 30, 15], "height": 20, "width": 40}
+        lines = [line, {**line, "bbox": [30, 2, 1, 15]}, {**line, "bbox": [1, 2, 30]}]
+        (tmp_path / "val.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        tally = Tally()
+        rows = load_rows(str(tmp_path / "val.jsonl"), data_format="eval-jsonl", tally=tally)
+        stub = Stub(lambda question, picture: "[0.1, 0.2, 0.3, 0.4]")
+        results = measure(stub, rows, protocol("default"), tmp_path / "out", model="m", data="d", tally=tally)
+
+        assert len(rows) == 1
+        assert any(note.startswith("1 samples left out or mended: inverted box") for note in results["notes"])
 
     def test_bad_input(self, tmp_path: Path) -> None:
         with pytest.raises(VPPError, match="there are no data at 'nowhere'"):

@@ -46,15 +46,19 @@ def run(
     Killed at any point, the same command continues. Several GPUs: accelerate launch -m vpp_plugins.cli eval ...
     Example: vpp eval --model pocket --data photos --out out/eval/photos
     """
+    from vpp_plugins.data.tally import Tally
     from vpp_plugins.evaluate.benchmark import load_rows, measure
     from vpp_plugins.evaluate.models import load_grounder
     from vpp_plugins.evaluate.protocol import protocol as named
 
     rules = named(protocol)
-    rows = load_rows(data, data_format=data_format, images=images, split=split)[:limit]
+    tally = Tally()
+    rows = load_rows(data, data_format=data_format, images=images, split=split, tally=tally)[:limit]
     grounder = load_grounder(model, vpp=vpp, box_format=box_format or rules.family or None, dtype=dtype)
     name = model if vpp is None else f"{model} with {vpp}"
-    results = measure(grounder, rows, rules, out, model=name, data=data, split=split, batch_size=batch_size)
+    results = measure(
+        grounder, rows, rules, out, model=name, data=data, split=split, batch_size=batch_size, tally=tally
+    )
     if "figures" in results:
         _show(results, out)
 

@@ -1,10 +1,15 @@
-"""`vpp plugins`: which models take VPP here. `vpp convert`: bring other code's weights into transformers' layout."""
+"""`vpp plugins`: which models take VPP here. `vpp convert`: bring other code's weights into transformers' layout.
+
+`vpp bake`: turn a global prompt into a step that needs no part of this library.
+"""
 
 import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vpp_plugins.errors import VPPError
 
 
 class DtypeName(enum.StrEnum):
@@ -55,8 +60,8 @@ def _show_models() -> None:
     console.print(table)
     takes = sum(row.local_prompt == "exact" for row in rows)
     console.print(
-        f"{takes} of the {len(rows)} model types of transformers {__version__} take VPP. Tested on tiny random models with "
-        f"transformers {recorded_version()}: exact is bit for bit. What an installed plugin claims shows in attach_vpp.",
+        f"{takes} of the {len(rows)} model types of transformers {__version__} take VPP. Tested on tiny random models "
+        f"with transformers {recorded_version()}: exact is bit for bit. Adapters from elsewhere show in attach_vpp only.",
         highlight=False,
     )
 
@@ -85,3 +90,51 @@ def convert(
     }
     converter(source)(source, target, dtypes[dtype])
     typer.echo(f"written to {target}: load it with from_pretrained, and then attach_vpp(model, '{target}')")
+
+
+def bake(
+    model: Annotated[str, typer.Option(help="pocket, or a model's folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
+    vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
+    global_only: Annotated[bool, typer.Option(help="Leave a local prompt out.")] = False,
+    score: Annotated[bool, typer.Option(help="Ask about the photographs, with the prompt and with it baked.")] = True,
+) -> None:
+    """Bake a trained global prompt into a small script, for vLLM, SGLang or llama.cpp without this library.
+
+    The script lays the axes over 8-bit pictures before the host's image processor. What that changes, on the committed
+    photographs, is printed and stands in the folder's README.md.
+
+    Example: vpp bake --model models/llava-with-axes --out out/baked
+    """
+    from vpp_plugins.bake import bake as bake_prompt
+    from vpp_plugins.bake import drop_local_prompt, score_baked
+    from vpp_plugins.data.photos import load_real_photos
+    from vpp_plugins.evaluate.models import load_grounder
+    from vpp_plugins.processor import VPPProcessor
+
+    grounder = load_grounder(model, vpp=vpp)
+    host, processor = grounder.model, grounder.processor
+    if not isinstance(processor, VPPProcessor):
+        raise VPPError(
+            f"'{model}' has no prompts: name those that save_vpp wrote (--vpp), so that there are axes to bake."
+        )
+    if global_only:
+        processor = drop_local_prompt(host, processor)
+    scenes = load_real_photos()
+    baked = bake_prompt(host, processor, out, [scene.image for scene in scenes])
+    typer.echo(
+        f"{255 * baked.largest_difference:.2f}/255 from the prompt at most; {baked.clipped:,} colour values clipped in "
+        f"{baked.pictures} pictures of {baked.size_hw[1]} x {baked.size_hw[0]}"
+    )
+    if score:
+        asked = [
+            (scene.image, expression.text, tuple(map(float, expression.box_xyxy)))
+            for scene in scenes
+            for expression in scene.expressions
+        ]
+        scores = score_baked(host, processor, out, asked)
+        typer.echo(
+            f"mean IoU {scores.iou_attached:.3f} attached, {scores.iou_baked:.3f} baked; {scores.same_answers} of "
+            f"{scores.questions} answers are the same"
+        )
+    typer.echo(f"written to {out}: its README.md says how to serve with it")

@@ -9,6 +9,7 @@ from typing import Any
 
 from vpp_plugins.data.photos import load_real_photos
 from vpp_plugins.data.scene_folder import load_scenes
+from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
 from vpp_plugins.evaluate.captions import regions, summarise_captions
@@ -23,13 +24,18 @@ RESULTS, REPORT = "results.json", "report.html"
 
 
 def load_rows(
-    data: str, *, data_format: str | None = None, images: str | None = None, split: str | None = None
+    data: str,
+    *,
+    data_format: str | None = None,
+    images: str | None = None,
+    split: str | None = None,
+    tally: Tally | None = None,
 ) -> list[Row]:
     """Return the rows of "photos" (the committed photographs), of a scene folder, or of a file in a known format.
 
     `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's pictures (default: the
-    file's own). `split`, such as "refcoco/testA", chooses among the splits of a file that has several. Raises VPPError
-    where nothing of that name is there.
+    file's own). `split`, such as "refcoco/testA", chooses among the splits of a file that has several. Faulty samples
+    of a file are left out and counted in `tally`. Raises VPPError where nothing of that name is there.
     """
     if data == "photos":
         return rows_of_scenes(load_real_photos())
@@ -40,11 +46,12 @@ def load_rows(
         raise VPPError(f"there are no data at '{data}': give photos, a folder of `vpp data scenes`, or a file.")
     if data_format is None:
         raise VPPError(f"'{data}' is a file: say in which format it is (--format), see `vpp data convert --help`.")
-    from vpp_plugins.data.formats import read_samples
+    from vpp_plugins.data.formats import Reading, read_samples
 
     root = path.parent if images is None else Path(images)
     part = "" if split is None or data_format != "refer" else split.rpartition("/")[2]  # others hold one split a file
-    return rows_of_samples(read_samples(path, data_format, images=root, split=part), root)
+    reading = Reading(split=part, tally=tally or Tally())
+    return rows_of_samples(read_samples(path, data_format, images=root, reading=reading), root)
 
 
 def measure(
@@ -57,15 +64,18 @@ def measure(
     data: str,
     split: str | None = None,
     batch_size: int = 8,
+    tally: Tally | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and write `answers.jsonl`, `results.json` and `report.html` into `out`; returns the results.
 
     `model` and `data` are what the pages call them; `split` is a name such as "refcoco/testA", whose published number
-    of rows the protocol knows. Killed at any point, the same call continues, and its results are the same.
+    of rows the protocol knows; `tally` says what `load_rows` left out. Killed at any point, the same call continues,
+    and its results are the same.
     """
     if rules.task == "caption":
         rows = regions(rows)
-    about = {"model": model, "data": data, "split": split, "versions": _versions()}
+    left_out = {issue: count for issue, count, _ in (tally or Tally()).rows()}
+    about = {"model": model, "data": data, "split": split, "left_out": left_out, "versions": _versions()}
     answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
     if not processes().is_main_process:
         return read_run(out)
@@ -110,11 +120,11 @@ def _write_results(
 
 
 def _notes(settings: dict[str, Any], rules: Protocol, rows: Sequence[Row] | None) -> list[str]:
-    """Return what a reader must know beside the figures: whether these are the rows that the split's name promises."""
+    """Return what a reader must know beside the figures: what is missing, and whether these are the split's rows."""
+    notes = [f"{count} samples left out or mended: {issue}." for issue, count in settings.get("left_out", {}).items()]
     split = settings.get("split")
     if split is None or rows is None:
-        return []
-    notes = []
+        return notes
     if split in rules.splits and rules.splits[split] != len(rows):
         notes.append(f"{split} has {rules.splits[split]} published rows, and these data have {len(rows)}.")
     if split in rules.hashes and rules.hashes[split] != fingerprint(rows):

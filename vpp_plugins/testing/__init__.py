@@ -1,0 +1,20 @@
+"""The conformance suite for adapters: `check_adapter(model, processor)` says which promises of VPP an adapter breaks.
+
+Call it in the tests of your adapter's package, with a host as small as you can build it.
+"""
+
+from vpp_plugins.testing.bench import sample_pixels
+from vpp_plugins.testing.check import BrokenPromises, Report, check_adapter
+from vpp_plugins.testing.fingerprint import assert_same, fingerprint
+from vpp_plugins.testing.toy import ToyGenerator, toy_generator
+
+__all__ = [
+    "BrokenPromises",
+    "Report",
+    "ToyGenerator",
+    "assert_same",
+    "check_adapter",
+    "fingerprint",
+    "sample_pixels",
+    "toy_generator",
+]

@@ -1,0 +1,73 @@
+"""How a promise is tried: run the host or its twin, compare bit for bit, and say in one sentence what differs."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpp_plugins.host import NeverTokens
+from vpp_plugins.testing.bench import Bench, Inputs
+from vpp_plugins.testing.twin import Twin
+
+
+class Broken(AssertionError):  # noqa: N818 - its name is what it says
+    """A promise does not hold."""
+
+
+class Skipped(Exception):  # noqa: N818 - it is no error
+    """The bare host itself cannot do what the promise is about."""
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise Broken, with the sentence, unless it holds."""
+    if not holds:
+        raise Broken(otherwise)
+
+
+def asked(bench: Bench, twin: Twin, ask: Callable[[Any], Any]) -> Any:
+    """Ask the twin; where the bare host fails in the same way, the promise is not VPP's to keep."""
+    try:
+        return ask(twin.model)
+    except Exception:
+        try:
+            ask(copy.deepcopy(bench.bare))
+        except Exception as error:
+            raise Skipped(f"the bare host itself fails: {first_line(error)}") from error
+        raise
+
+
+def first_line(error: Exception) -> str:
+    """Return the error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@torch.no_grad()
+def run(bench: Bench, model: Any, inputs: Inputs) -> Any:
+    """Run a forward."""
+    return bench.seeded(model, **inputs)
+
+
+def generate(bench: Bench, model: Any, inputs: Inputs, never: list[int], kwargs: Mapping[str, Any]) -> Tensor:
+    """Run generate, with answers in which none of the ids `never` is."""
+    from transformers import LogitsProcessorList
+
+    settings: dict[str, Any] = {}
+    if never:  # Janus loses the processors on the way, and diffusion models have no such setting
+        settings = {"suppress_tokens": never, "logits_processor": LogitsProcessorList([NeverTokens(never)])}
+    answers = bench.seeded(model.generate, **inputs, **settings, **kwargs)
+    tokens: Tensor = answers if isinstance(answers, Tensor) else answers.sequences
+    return tokens
+
+
+def same(ours: Tensor, expected: Tensor, inputs: Inputs, what: str) -> None:
+    """Compare logits bit for bit, where the inputs are no padding."""
+    expect(ours.shape == expected.shape, f"{what} are {list(ours.shape)} instead of {list(expected.shape)}")
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.shape == ours.shape[:2]:
+        ours, expected = ours[mask.bool()], expected[mask.bool()]
+    differ = (ours != expected) & ~(ours.isnan() & expected.isnan())
+    if differ.any():
+        most = (ours - expected).abs().nan_to_num(torch.inf).max()
+        raise Broken(f"{what} differ at {int(differ.sum())} of {differ.numel()} places, by up to {most:.3g}")
