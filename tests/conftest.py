@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 
 import beartype.typing  # noqa: F401  (TYPE_CHECKER below is run as text, and names it)
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
 # Read by huggingface_hub and tokenizers when they are first imported, and by subprocesses that tests start.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
@@ -20,13 +20,19 @@ TYPE_CHECKER = (
     "beartype.beartype(conf=beartype.BeartypeConf("
     "is_pep484_tower=True, hint_overrides=beartype.FrozenDict({beartype.typing.Self: object})))"
 )
-install_import_hook(["vpp_plugins", "vpp_adapters"], TYPE_CHECKER)
+jaxtyping.install_import_hook(["vpp_plugins", "vpp_adapters"], TYPE_CHECKER)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Tests run in random order; torch's numbers must not depend on it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave signatures unchecked, as where users call: what comes of a wrong type is the library's own sentence."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

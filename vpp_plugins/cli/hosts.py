@@ -61,7 +61,7 @@ def _show_models() -> None:
     takes = sum(row.local_prompt == "exact" for row in rows)
     console.print(
         f"{takes} of the {len(rows)} model types of transformers {__version__} take VPP. Tested on tiny random models "
-        f"with transformers {recorded_version()}: exact is bit for bit. Adapters from elsewhere show in attach_vpp only.",
+        f"with transformers {recorded_version()}: exact is bit for bit. Other adapters show in attach_vpp only.",
         highlight=False,
     )
 
@@ -101,8 +101,8 @@ def bake(
 ) -> None:
     """Bake a trained global prompt into a small script, for vLLM, SGLang or llama.cpp without this library.
 
-    The script lays the axes over 8-bit pictures before the host's image processor. What that changes, on the committed
-    photographs, is printed and stands in the folder's README.md.
+    The script lays the axes over 8-bit pictures before the host's image processor. Printed is what that changes on the
+    committed photographs: how far the colours are off, and the answers.
 
     Example: vpp bake --model models/llava-with-axes --out out/baked
     """
@@ -110,6 +110,7 @@ def bake(
     from vpp_plugins.bake import drop_local_prompt, score_baked
     from vpp_plugins.data.photos import load_real_photos
     from vpp_plugins.evaluate.models import load_grounder
+    from vpp_plugins.evaluate.rows import rows_of_scenes
     from vpp_plugins.processor import VPPProcessor
 
     grounder = load_grounder(model, vpp=vpp)
@@ -127,11 +128,7 @@ def bake(
         f"{baked.pictures} pictures of {baked.size_hw[1]} x {baked.size_hw[0]}"
     )
     if score:
-        asked = [
-            (scene.image, expression.text, tuple(map(float, expression.box_xyxy)))
-            for scene in scenes
-            for expression in scene.expressions
-        ]
+        asked = [(row.picture(), row.expression, row.box) for row in rows_of_scenes(scenes)]
         scores = score_baked(host, processor, out, asked)
         typer.echo(
             f"mean IoU {scores.iou_attached:.3f} attached, {scores.iou_baked:.3f} baked; {scores.same_answers} of "
