@@ -1,39 +1,72 @@
-"""Run the benchmarks, print a row for each bar, and write `out/bench/results.json`."""
+"""Run the benchmarks, print a row for each bar, and write `out/bench/results.json`.
 
-import json
+`make bench` runs all of them; `make bench ARGS="host-time cold-start"` some.
+"""
+
+import argparse
+import os
 import platform
 import sys
-from dataclasses import asdict
+import time
+from datetime import date
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from benchmarks import convert
-from benchmarks.attach_cost import measure
+from benchmarks.rows import Row, markdown, show_rows, write_rows
 
 OUT = Path("out/bench/results.json")
+BENCHMARKS = {
+    "attach-cost": "benchmarks.attach_cost:measure",
+    "host-time": "benchmarks.host_time:measure",
+    "local-prompt": "benchmarks.local_prompt:rows",
+    "evaluation": "benchmarks.evaluation:measure",
+    "preprocessing": "benchmarks.preprocessing:measure",
+    "cold-start": "benchmarks.cold_start:measure",
+    "conversion": "benchmarks.conversion:measure",
+    "gpu": "benchmarks.gpu:measure",
+}
+"""The functions that return rows, imported when they are run."""
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Return 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which to run: {', '.join(BENCHMARKS)} (default: all)"
+    )
+    parser.add_argument("--out", type=Path, default=OUT, help="where the rows are written (default: %(default)s)")
+    parser.add_argument("--page", type=Path, help="write the table as Markdown too, such as benchmarks/results.md")
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.names) - set(BENCHMARKS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(BENCHMARKS)}")
     torch.set_num_threads(1)
-    rows = measure()
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    conversion = convert.measure()
-    results = [*(row.as_dict() for row in rows), {"name": "converting VPP-LLaVA", **asdict(conversion)}]
-    OUT.write_text(json.dumps(results, indent=2) + "\n")
-    table = Table(title=f"{platform.machine()}, one thread, torch {torch.__version__}")
-    for heading in ("measurement", "median", "95 % interval", "bar", "status"):
-        table.add_column(heading, justify="left" if heading == "measurement" else "right")
-    for row in rows:
-        low, high = row.interval
-        table.add_row(row.name, f"{row.value:.3f} ms", f"{low:.3f} to {high:.3f}", f"{row.bar:.1f} ms", row.status)
-    Console().print(table)
-    print(conversion)
-    print(f"written to {OUT}")
+    rows: list[Row] = []
+    for name in chosen.names or BENCHMARKS:
+        began = time.monotonic()
+        rows += resolve_name(BENCHMARKS[name])()
+        write_rows(rows, chosen.out)  # what is measured is kept if a later one breaks
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    show_rows(rows, machine())
+    if chosen.page:
+        chosen.page.write_text(markdown(rows, f"Measured {date.today():%d %B %Y}: {machine()}."))  # noqa: DTZ011
+    print(f"written to {chosen.out}")
     return int(any(row.status == "fail" for row in rows))
+
+
+def machine() -> str:
+    """Name what was measured on."""
+    return f"{_processor()}, {os.cpu_count()} cores, one thread used, torch {torch.__version__}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -157,6 +157,19 @@ class TestFailedAttach:
         with pytest.raises(VPPError, match=r"no adapter claims Linear: installed are .*llava.* pass adapter=Backbone"):
             attach_vpp(nn.Linear(2, 2))
 
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("model", ["llava-hf/llava-1.5-7b-hf", None])
+    def test_what_is_no_model(self, model: Any) -> None:
+        with pytest.raises(VPPError, match=r"attached to a loaded model, but a \w+ came: load it first"):
+            attach_vpp(model)
+
+    @pytest.mark.usefixtures("unchecked")
+    def test_a_dictionary_for_a_configuration(self) -> None:
+        settings: Any = {"seed": 1}
+
+        with pytest.raises(VPPError, match=r"but is a dict: of a dictionary, VPPConfig.from_dict makes one"):
+            attach_vpp(tiny_llava(), settings)
+
     def test_a_damaged_folder(self, tmp_path: Path) -> None:
         save_vpp(attached()[0], tmp_path)
         (tmp_path / "vpp.safetensors").write_bytes(b"not weights")

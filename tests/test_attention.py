@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpp_plugins.attention import attend, attend_ragged, attention_implementation
+from vpp_plugins.attention import attend, attend_ragged, attention_implementation, ragged_pays
 from vpp_plugins.errors import VPPError
 
 Attention = Callable[..., Tensor]
@@ -145,6 +145,37 @@ def test_ragged_equals_one_attention_per_segment(
     )
 
     assert_same(ragged, result_and_gradients(segment_by_segment, inputs))
+
+
+@pytest.mark.parametrize("dim", [1, 3, 20, 64, 130])
+def test_head_sizes_of_every_kind(dim: int) -> None:
+    dense, packed = dense_inputs(5, 9, dim), packed_inputs(6, 7, dim)
+    for attention, inputs, options in (
+        (attend, dense, {"mask": padding(9)}),
+        (attend_ragged, packed, {"query_lengths": [1, 5], "key_lengths": [4, 3]}),
+    ):
+        results = [result_and_gradients(attention, inputs, implementation=name, **options) for name in ("sdpa", "math")]
+        assert_same(*results)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_implementations_agree_within_the_dtype(dtype: torch.dtype, tolerance: float) -> None:
+    exact = dense_inputs(7, 13, 16)
+    rounded = tuple(tensor.detach().to(dtype).requires_grad_() for tensor in exact)
+    expected = result_and_gradients(attend, tuple(tensor.double() for tensor in rounded), mask=padding(13))
+    for name in ("sdpa", "math"):
+        results = result_and_gradients(attend, rounded, mask=padding(13), implementation=name)
+        for result, right in zip(results, expected, strict=True):
+            assert result.dtype == dtype
+            assert (result - right).abs().max() <= tolerance * right.abs().max()
+
+
+def test_packing_pays_where_lengths_may_be_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = torch.ones(1, 2, 3)
+    assert ragged_pays(tokens)
+    assert not ragged_pays(tokens.to("meta"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not ragged_pays(tokens)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -103,6 +104,20 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(images: Any, express
 
     with pytest.raises(VPPError, match=message):
         asking(images, expressions)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("images", "expressions", "message"),
+    [
+        (np.zeros((9, 9, 3)), "cup", "a picture must be a path, .* but is a ndarray"),
+        (picture(), None, "an expression is a text, .* but None came"),
+        ([picture()], [3], r"an expression is a text, .* but \[3\] came"),
+    ],
+)
+def test_what_is_no_picture_and_no_text_is_refused(images: Any, expressions: Any, message: str) -> None:
+    with pytest.raises(VPPError, match=message):
+        grounder()(images, expressions)
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,10 @@ MISTAKES: dict[str, tuple[Callable[[VPPProcessor], Any], str]] = {
         lambda p: p(images=[[picture()], [None]], text=[TEXTS[1], TEXTS[1]]),
         "a picture must be a path, bytes, a PIL image, an array or a tensor, but is None",
     ),
+    "no text": (
+        lambda p: p(images=[picture()], text=3),
+        "the text must be a string or a list of strings, but is 3",
+    ),
     "videos": (
         lambda p: p(images=[picture()], text=TEXTS[1], videos=["clip.mp4"]),
         "videos cannot be processed together with VPP yet: pass their frames as images",
@@ -250,6 +254,13 @@ class TestMistakes:
 
         with pytest.raises(VPPError, match="is a VPPProcessor already: pass the host's own processor"):
             VPPProcessor(processor, model)
+
+    @pytest.mark.parametrize("part", ["tokenizer", "image_processor", None])
+    def test_wrapping_half_of_a_processor(self, part: str | None) -> None:
+        half = None if part is None else vars(tiny_processor())[part]
+
+        with pytest.raises(VPPError, match=r"tokenizer and image processor in one, but a \w+ came: load it with"):
+            VPPProcessor(half, attach_vpp(tiny_llava(), toy_config()))
 
     def test_use_after_detaching(self) -> None:
         model, processor = attached()

@@ -18,6 +18,7 @@ from vpp_plugins.backbone import Backbone
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.vpp import Prompts
 from vpp_plugins.session import SLOT, Slot, inject, install, overlay, remove
+from vpp_plugins.views import Views
 
 PLACEHOLDER = 9
 BACKBONE = Backbone(adapter="mine", hidden_size=3, vision_encoders=(), box_format="llava", frame="square")
@@ -402,45 +403,11 @@ class TestLayoutIsCalled:
         assert spy.calls[0] == spy.calls[1]
 
     def test_with_the_windows_of_each_of_its_calls(self) -> None:
-        """Some hosts encode the whole pictures first and then close-up tiles; generate may do so again."""
-        whole, near, low = [(0.0, 0.0, 1.0, 1.0)], [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)], Encoder()
-        high = Encoder()
-        spy, _ = spied(low, high, views=[whole, near])
+        whole, near = [(0.0, 0.0, 1.0, 1.0)], [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+        encoder = Encoder()
+        spy, _ = spied(encoder, views=Views([whole, near]))
 
-        for encoder in (low, low, high, low):
+        for _ in range(2):
             encoder(torch.zeros(2))
 
-        assert spy.windows == [whole, near, whole, whole]
-
-    def test_with_windows_repeated_as_generate_repeats_its_rows(self) -> None:
-        """Two pictures of two and one tiles, padded to two, are repeated for three beams."""
-        tiles = torch.ones(2, 2, 3, 4, 4)
-        tiles[1, 1] = 0
-        a, b, c = ((0.0, 0.0, 1.0, end) for end in (0.1, 0.2, 0.3))
-        encoder = Encoder()
-        spy, slot = spied(encoder, views=[[a, b, c]], images=[tiles], repeats=3)
-
-        encoder(torch.zeros(2))
-        slot.images = [torch.ones(3, 3, 4, 4)]
-        encoder(torch.zeros(2))
-
-        assert spy.windows == [[a, b, a, b, a, b, c, c, c], [a, a, a, b, b, b, c, c, c]]
-
-    def test_with_windows_of_patches_repeated_too(self) -> None:
-        """Rows of patches, each an input of its own, share the windows evenly; a strip of all pictures is no row."""
-        windows = [(0.0, 0.0, 1.0, end / 10) for end in range(1, 5)]
-        encoder = Encoder()
-        spy, slot = spied(encoder, views=[windows], images=[torch.ones(2, 2, 12)], repeats=2)
-
-        encoder(torch.zeros(2))
-        slot.images = [torch.ones(1, 3, 4, 16)]
-        encoder(torch.zeros(2))
-
-        assert spy.windows == [windows[:2] * 2 + windows[2:] * 2, windows]
-
-    def test_and_not_where_repeated_windows_cannot_be_told_apart(self) -> None:
-        encoder = Encoder()
-        spied(encoder, views=[[(0.0, 0.0, 1.0, 1.0)] * 5], images=[torch.ones(2, 3, 4, 4)], repeats=2)
-
-        with pytest.raises(VPPError, match="5 tiles of 2 pictures cannot be told apart"):
-            encoder(torch.zeros(2))
+        assert spy.windows == [whole, near]

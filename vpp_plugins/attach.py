@@ -42,6 +42,7 @@ def attach_vpp(
     Raises VPPError if VPP is attached already, if no adapter or more than one claims the model, or if saved weights do
     not fit; the model is then as before.
     """
+    _check_types(model, config)
     host = unwrap(model)
     if is_attached(host):
         raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
@@ -154,6 +155,19 @@ def _attached_host(model: nn.Module) -> Any:
         refuse_dropped_prompts(host)
         raise VPPError(f"VPP is not attached to this {type(host).__name__}: call attach_vpp(model) first.")
     return host
+
+
+def _check_types(model: Any, config: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise VPPError(
+            f"VPP is attached to a loaded model, but a {type(model).__name__} came: load it first, as by "
+            "AutoModelForImageTextToText.from_pretrained(...)."
+        )
+    if not isinstance(config, VPPConfig | str | os.PathLike | None):
+        raise VPPError(
+            f"the configuration must be a VPPConfig, or a folder or hub id that save_vpp wrote, but is a "
+            f"{type(config).__name__}: of a dictionary, VPPConfig.from_dict makes one."
+        )
 
 
 def _framed(backbone: Backbone, config: VPPConfig) -> Backbone:

@@ -94,6 +94,19 @@ def attend_ragged(
     return attended.new_zeros(query.shape).index_copy(1, query_rows, attended)
 
 
+def ragged_pays(tokens: Tensor) -> bool:
+    """Return whether packing pictures for `attend_ragged` is quicker here than padding them and masking the padding.
+
+    On CUDA that takes xformers' one kernel for all segments; and lengths must be known to Python, which neither a
+    compiled graph nor a captured one allows.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    if not tokens.is_cuda:
+        return tokens.is_cpu
+    return _takes_xformers(_chosen(tokens, None), tokens) and not torch.cuda.is_current_stream_capturing()
+
+
 def _math(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """The plain twin: what the others must equal. `mask` broadcasts to the scores."""
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,20 +119,26 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
         raise VPPError(f"'{source}' does not fit: {'; '.join(problems)}. Nothing was loaded.")
 
 
-def resolve(source: str | os.PathLike[str]) -> Path:
-    """Return the local folder of a path or a hub id; only a hub id touches the network."""
+def resolve(
+    source: str | os.PathLike[str],
+    *,
+    files: Sequence[str] = (CONFIG_FILE, WEIGHTS_FILE),
+    expected: str = "a folder that save_vpp wrote",
+) -> Path:
+    """Return the local folder of a path or a hub id; only a hub id touches the network.
+
+    `files` are the names or patterns that are fetched; raises VPPError, naming what is `expected`, for neither.
+    """
     path = Path(source)
     if path.is_dir():
         return path
     if path.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise VPPError(
-            f"the folder '{source}' does not exist: give a folder that save_vpp wrote, or a hub id 'owner/name'."
-        )
+        raise VPPError(f"the folder '{source}' does not exist: give {expected}, or a hub id 'owner/name'.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(source), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+        return Path(snapshot_download(str(source), allow_patterns=[*files]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise VPPError(
             f"'{source}' is no folder here and could not be fetched from the hub ({type(error).__name__}): check the "

@@ -90,6 +90,8 @@ class Grounder:
             if isinstance(images, list | tuple):
                 raise VPPError(f"one expression came with {len(images)} pictures: give one expression per picture.")
             return self([images], [expressions])[0]  # type: ignore[list-item]
+        if not isinstance(expressions, Sequence) or not all(isinstance(one, str) for one in expressions):
+            raise VPPError(f"an expression is a text, and several are a list of texts, but {expressions!r} came.")
         count = len(expressions)
         if isinstance(images, str | bytes | Image.Image) or not isinstance(images, Sequence):
             raise VPPError(f"one picture came with {count} expressions: repeat the picture for each of them.")

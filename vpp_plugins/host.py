@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import itertools
 import os
 import types
 import warnings
@@ -18,8 +17,8 @@ from vpp_plugins.calls import check_call, embedded_ids, has_images, refuse_chunk
 from vpp_plugins.checkpoint import write_vpp
 from vpp_plugins.errors import UntrainedVPPWarning, VPPError
 from vpp_plugins.lora import keep_prompts_whole
-from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import VPP
+from vpp_plugins.views import Views, windows_of_calls
 
 ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
 
@@ -223,18 +222,8 @@ def _fill(
         state.slot.image_id = host.config.image_token_id
     if tile_boxes is not None:
         images = [call.get(name) for name in state.backbone.image_arguments]
-        state.slot.images = [pixels for pixels in images if pixels is not None]
-        state.slot.views = _views(tile_boxes, [len(pixels) for pixels in state.slot.images])
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # reading numbers off a tensor breaks the graph
-def _views(tile_boxes: Tensor, counts: Sequence[int]) -> Sequence[Sequence[Window]]:
-    """Split the windows where a host encodes several image arguments, one call of its encoder after the other."""
-    windows: list[Window] = [tuple(box) for box in tile_boxes.tolist()]
-    if len(counts) < 2 or sum(counts) != len(windows):
-        return [windows]
-    rest = iter(windows)
-    return [list(itertools.islice(rest, count)) for count in counts]
+        given = [pixels for pixels in images if pixels is not None]
+        state.slot.views = Views(windows_of_calls(tile_boxes, [len(pixels) for pixels in given]), given)
 
 
 class NeverTokens:

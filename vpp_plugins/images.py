@@ -33,6 +33,8 @@ def load_image(source: ImageSource) -> Image.Image:
     frame is taken.
     Raises VPPError for a missing, empty, truncated or foreign file, and for sides below 8 or above 16,384 pixels.
     """
+    if not isinstance(source, ImageSource):
+        raise VPPError(f"a picture must be a path, an address, bytes or a PIL image, but is a {type(source).__name__}.")
     name = "the picture" if isinstance(source, bytes | Image.Image) or _is_data(source) else f"'{source}'"
     try:
         with warnings.catch_warnings():

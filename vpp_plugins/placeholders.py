@@ -59,6 +59,8 @@ class Placement:
 
         `images` is how many came, and `sizes` how many of them for each text; None is a flat list.
         """
+        if not isinstance(text, str | list | tuple | None) or not all(isinstance(one, str) for one in text or ()):
+            raise VPPError(f"the text must be a string or a list of strings, but is {text!r}.")
         texts = [text] if isinstance(text, str) else list(text or [])
         if any(TOKEN in one for one in texts):
             raise VPPError(f"the text holds {TOKEN}, which VPPProcessor places itself: leave it out.")

@@ -37,8 +37,7 @@ class VPPProcessor:
     """
 
     def __init__(self, processor: Any, model: nn.Module) -> None:
-        if isinstance(processor, VPPProcessor):
-            raise VPPError("this processor is a VPPProcessor already: pass the host's own processor.")
+        _check_processor(processor)
         host = unwrap(model)
         self._state = host_state(model)
         if self._state.disabled:
@@ -195,6 +194,18 @@ class VPPProcessor:
                 f"{found} of {expected} {TOKEN} placeholders are left in the tokenised text: max_length cuts them off, "
                 "so raise it or turn truncation off."
             )
+
+
+def _check_processor(processor: Any) -> None:
+    from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
+
+    if isinstance(processor, VPPProcessor):
+        raise VPPError("this processor is a VPPProcessor already: pass the host's own processor.")
+    if processor is None or isinstance(processor, ImageProcessingMixin | PreTrainedTokenizerBase):
+        raise VPPError(
+            f"the host's whole processor is needed, tokenizer and image processor in one, but a "
+            f"{type(processor).__name__} came: load it with AutoProcessor.from_pretrained(...)."
+        )
 
 
 def _restored(state: dict[str, Any]) -> VPPProcessor:

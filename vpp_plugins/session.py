@@ -6,9 +6,7 @@ pickles and deep-copies. A stale copy of a hooked module (PEFT makes some) holds
 
 import contextlib
 import inspect
-import itertools
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +18,8 @@ from torch import Tensor, nn
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.errors import VPPError
 from vpp_plugins.lora import keep_prompts_whole
-from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import Prompts
+from vpp_plugins.views import Views
 from vpp_plugins.vocabulary import Whole
 
 SLOT = "_vpp_slot"
@@ -41,15 +39,8 @@ class Slot:
         self.prompts: Prompts = Prompts(None, None)
         self.token_id = -1
         self.rows = 1
-        self.views: Sequence[Sequence[Window] | None] = (None,)
-        """Windows of each of an encoder's calls; most hosts call it once, some once more for close-up tiles."""
-        self.calls: Counter[int] = Counter()
-        """How often each encoder was called."""
+        self.views = Views()
         self.host_call: Mapping[str, Any] = {}
-        self.images: Sequence[Tensor] = ()
-        """The host's image arguments, one for each view."""
-        self.repeats = 1
-        """How often beams and returned sequences repeat each of these rows, in hosts whose forward encodes them."""
         self.ids: Int[Tensor, "batch length"] | None = None
         """What was embedded last, for a fusion to know the places in the language model's inputs."""
         self.image_id = -1
@@ -60,17 +51,6 @@ class Slot:
         """Whether prompts are there to be read."""
         return self.prompts.features is not None or self.prompts.overlay is not None
 
-    def next_windows(self, encoder: nn.Module) -> Sequence[Window] | None:
-        """Return the windows of an encoder's next call."""
-        view = 0
-        if len(self.views) > 1:
-            view = self.calls[id(encoder)] % len(self.views)
-            self.calls[id(encoder)] += 1
-        windows = self.views[view]
-        if windows is None or self.repeats == 1:
-            return windows
-        return _repeat(windows, self.images[view], self.repeats)
-
 
 def follow(state: "HostState", call: Mapping[str, Any]) -> None:
     """Take over the arguments of a forward within generate: beams and returned sequences repeat the pictures' rows."""
@@ -79,34 +59,9 @@ def follow(state: "HostState", call: Mapping[str, Any]) -> None:
     for name, pixels in given.items():
         now = call.get(name)
         if isinstance(pixels, Tensor) and isinstance(now, Tensor) and len(now) % len(pixels) == 0:
-            slot.repeats = len(now) // len(pixels)
-    if slot.repeats > 1:
+            slot.views.repeats = len(now) // len(pixels)
+    if slot.views.repeats > 1:
         slot.host_call = {**slot.host_call, **call, **given}
-
-
-def _repeat(windows: Sequence[Window], pixels: Tensor, times: int) -> Sequence[Window]:
-    """Repeat the windows of each row of an image argument next to themselves, as generate repeats the row."""
-    if pixels.ndim == 4 and len(pixels) == 1 < len(windows):  # a strip of all pictures, which MiniCPM-V encodes once
-        return windows
-    counts = _inputs_per_row(pixels) if len(pixels) > 1 else [len(windows)]
-    each, rest = divmod(len(windows), len(pixels))
-    if sum(counts) != len(windows) and not rest:  # rows that are no planes: Fuyu, Inkling
-        counts = [each] * len(pixels)
-    if sum(counts) != len(windows):
-        raise VPPError(
-            f"{len(windows)} tiles of {len(pixels)} pictures cannot be told apart where generate repeats the pictures "
-            "for beams or several answers: call it with one picture, or with num_beams=1 and num_return_sequences=1."
-        )
-    following = iter(windows)
-    groups = [list(itertools.islice(following, count)) for count in counts]
-    return [window for group in groups for _ in range(times) for window in group]
-
-
-def _inputs_per_row(pixels: Tensor) -> list[int]:
-    """Count the encoder's inputs in each row of an image argument; padding tiles, zero throughout, are none."""
-    if pixels.ndim <= 4:
-        return [1] * len(pixels)
-    return [int(count) for count in pixels.flatten(-3).any(-1).flatten(1).sum(1)]
 
 
 class HostState:
@@ -205,7 +160,7 @@ def overlay(
         return None
     own = dict(zip(encoder.__dict__[NAMES], args, strict=False)) | kwargs
     name = slot.pixel_argument if slot.pixel_argument in kwargs else next(iter(own))
-    pixels = slot.layout(own.pop(name), axes, slot.next_windows(encoder), {**slot.host_call, **own})
+    pixels = slot.layout(own.pop(name), axes, slot.views.next(encoder), {**slot.host_call, **own})
     if name in kwargs:
         return args, {**kwargs, name: pixels}
     return (pixels, *args[1:]), kwargs

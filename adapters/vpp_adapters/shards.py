@@ -2,17 +2,15 @@
 
 import contextlib
 import json
-import pickle
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vpp_plugins import VPPError
+from vpp_plugins.prompts.generators.weight_files import read_pickled
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -89,19 +87,7 @@ def opened(file: Path) -> Iterator[Tensors]:
 
 
 def _unpickle(file: Path) -> dict[str, Tensor]:
-    with file.open("rb") as start:
-        zipped = start.read(2) == b"PK"
-    if zipped and not zipfile.is_zipfile(file):  # its table of contents comes last
-        raise VPPError(f"'{file}' is truncated: download it again.")
-    try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        raise VPPError(
-            f"'{file}' holds something else than tensors, or is no weight file; it is not opened, because it could run "
-            f"code ({str(error).splitlines()[0]})."
-        ) from error
-    except Exception as error:  # garbage makes unpickling raise anything
-        raise VPPError(f"'{file}' is truncated or no weight file ({error}): download it again.") from error
+    content = read_pickled(file)
     if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise VPPError(f"'{file}' holds something else than tensors by name: a state dict is expected.")
     return content

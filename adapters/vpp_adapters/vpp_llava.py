@@ -11,7 +11,7 @@ from torch import nn
 from vpp_adapters.llava import VPP_LLAVA
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, VPPProcessor, attach_vpp, hookimpl
 from vpp_plugins.backbone import Backbone
-from vpp_plugins.checkpoint import CONFIG_FILE
+from vpp_plugins.checkpoint import CONFIG_FILE, WEIGHTS_FILE, resolve
 from vpp_plugins.hookspecs import Converter
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
 
@@ -97,7 +97,7 @@ def process_as_trained(processor: Any) -> None:
 
     transformers' default, by torchvision, differs by one level in some pixels.
     """
-    from transformers import LlavaImageProcessorPil
+    from vpp_adapters.vpp_llava_images import LlavaImageProcessorPil
 
     current = processor.image_processor.to_dict()
     settings = {name: current[name] for name in ("size", "crop_size", "image_mean", "image_std")}
@@ -113,7 +113,9 @@ def _converted(folder: Path) -> Path:
     from vpp_adapters.vpp_llava_convert import convert
 
     settings = read_settings(folder)
-    if VPP_LLAVA in settings and (folder / CONFIG_FILE).is_file():
+    if VPP_LLAVA in settings:
+        if lost := [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]:
+            raise VPPError(f"no '{lost[0]}' in '{folder}', which holds the prompts of VPP-LLaVA: convert it again.")
         return folder
     if not is_reference(settings):
         raise VPPError(
@@ -137,24 +139,8 @@ def _fingerprint(folder: Path) -> str:
 
 def _fetched(source: str | os.PathLike[str]) -> Path:
     """Return the local folder of a path or a hub id; only a hub id touches the network."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise VPPError(
-            f"the folder '{source}' does not exist: give the folder of a checkpoint, or a hub id 'owner/name'."
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    settings = ["*.json", "*.jinja", "tokenizer.model"]
-    try:
-        folder = Path(snapshot_download(str(source), allow_patterns=[*settings, "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(str(source), allow_patterns=[*settings, "pytorch_model*.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise VPPError(
-            f"'{source}' is no folder here and could not be fetched from the hub ({type(error).__name__}): check the "
-            "name and the network."
-        ) from None
-    return folder
+    settings, expected = ["*.json", "*.jinja", "tokenizer.model"], "the folder of a checkpoint"
+    folder = resolve(source, files=[*settings, "*.safetensors"], expected=expected)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    return resolve(source, files=[*settings, "pytorch_model*.bin"], expected=expected)

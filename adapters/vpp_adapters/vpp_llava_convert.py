@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import GenerationConfig, LlavaImageProcessorPil, LlavaProcesso
 from vpp_adapters.shards import StoredTensor, opened, stored_tensors
 from vpp_adapters.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer
 from vpp_adapters.vpp_llava_config import expected_shapes, host_config, is_reference, prompt_config, read_settings
-from vpp_adapters.vpp_llava_keys import check_parts, match
+from vpp_adapters.vpp_llava_keys import Shape, check_parts, match
 from vpp_plugins import VPPConfig, VPPError
 from vpp_plugins.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.prompts.vpp import TOKEN
@@ -76,8 +76,8 @@ def _plan(source: Path) -> _Plan:
     stored = stored_tensors(source)
     shapes = {name: tensor.shape for name, tensor in stored.items()}
     check_parts(shapes, f"'{source}'")
-    host, prompts = host_config(settings, shapes, source), prompt_config(shapes)
-    names = match(shapes, expected_shapes(host, prompts), f"'{source}'")
+    host, prompts, expected = _described(settings, shapes, source)
+    names = match(shapes, expected, f"'{source}'")
     if packed := [name for name in names if not stored[name].dtype.is_floating_point]:
         raise VPPError(f"'{packed[0]}' in '{source}' is quantised: convert the checkpoint that it was made from.")
     tokenizer = _tokenizer(source, rows=host.text_config.vocab_size)
@@ -86,10 +86,31 @@ def _plan(source: Path) -> _Plan:
     return _Plan(stored, names, host, rows, prompts, tokenizer)
 
 
+def _described(
+    settings: Mapping[str, Any], shapes: Mapping[str, Shape], source: Path
+) -> tuple[Any, VPPConfig, dict[str, Shape]]:
+    """Return the host's configuration, the prompts', and the shape of every tensor of both."""
+    try:
+        host, prompts = host_config(settings, shapes, source), prompt_config(shapes)
+        return host, prompts, expected_shapes(host, prompts)
+    except VPPError:
+        raise
+    except Exception as error:  # transformers raises anything where a value makes no sense
+        raise VPPError(
+            f"the config.json in '{source}' describes no LLaVA ({' '.join(str(error).split())}): download it again."
+        ) from error
+
+
 def _tokenizer(source: Path, *, rows: int) -> Any:
     if not (source / "tokenizer.model").is_file():
         raise VPPError(f"no tokenizer.model in '{source}': give the folder of a whole checkpoint.")
-    tokenizer: Any = vicuna_tokenizer(source)
+    try:
+        tokenizer: Any = vicuna_tokenizer(source)
+    except Exception as error:  # a damaged file makes sentencepiece and transformers raise anything
+        raise VPPError(
+            f"tokenizer.model or tokenizer_config.json in '{source}' cannot be read "
+            f"({' '.join(str(error).split())}): download them again."
+        ) from error
     if len(tokenizer) - (IMAGE in tokenizer.get_added_vocab()) > rows:
         raise VPPError(f"the tokenizer in '{source}' knows {len(tokenizer) - 1} tokens, but the model only {rows}.")
     tokenizer.add_tokens([TOKEN], special_tokens=True)

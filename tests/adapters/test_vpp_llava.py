@@ -194,6 +194,17 @@ class TestLoading:
         ):
             load_vpp_llava(source)
 
+    @pytest.mark.parametrize("lost", ["vpp_config.json", "vpp.safetensors"])
+    def test_a_converted_folder_without_its_prompts(self, lost: str, converted: Path, tmp_path: Path) -> None:
+        """Said at once, not after the host's gigabytes were read."""
+        for name in {"config.json", "vpp_config.json", "vpp.safetensors"} - {lost}:
+            shutil.copy(converted / name, tmp_path)
+
+        with pytest.raises(
+            VPPError, match=f"no '{lost}' in .*, which holds the prompts of VPP-LLaVA: convert it again"
+        ):
+            load_vpp_llava(tmp_path)
+
     def test_a_hub_id_that_is_not_there(self) -> None:
         with pytest.raises(VPPError, match="'owner/name' is no folder here and could not be fetched from the hub"):
             load_vpp_llava("owner/name")

@@ -1,22 +1,28 @@
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.evaluate.conftest import Stub, make_rows, truthful
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import BoxCodec, codec
 from vpp_plugins.cli import main
+from vpp_plugins.data.formats.lmms import write_lmms
+from vpp_plugins.data.formats.reading import Writing
+from vpp_plugins.data.sample import Locate, Sample
 from vpp_plugins.data.scene_folder import load_scenes, write_scenes
 from vpp_plugins.data.shapes import Shapes
-from vpp_plugins.data.tally import Tally
+from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.evaluate import models
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore
+from vpp_plugins.evaluate.compare import compare, load_evaluation
 from vpp_plugins.evaluate.protocol import protocol
-from vpp_plugins.evaluate.rows import Row, rows_of_scenes
+from vpp_plugins.evaluate.rows import Row, rows_of_samples, rows_of_scenes
 
 Say = Callable[[str, Image.Image], str]
 
@@ -61,6 +67,50 @@ class TestRows:
 
         assert len(rows) == 1
         assert any(note.startswith("1 samples left out or mended: inverted box") for note in results["notes"])
+
+    def test_expressions_of_several_boxes_are_counted(self, tmp_path: Path) -> None:
+        turns = (Locate("the cup", ((1, 2, 30, 15),)), Locate("cups", ((1, 2, 3, 4), (5, 6, 7, 8))), Locate("hat", ()))
+        tally = Tally()
+        rows = rows_of_samples([Sample("s", "a.png", 40, 20, turns)], tmp_path, tally)
+
+        assert [row.expression for row in rows] == ["the cup"]
+        assert (tally.counts[Issue.AMBIGUOUS], tally.counts[Issue.NO_BOX]) == (1, 1)
+
+    def test_half_a_character_in_an_expression(self, tmp_path: Path) -> None:
+        sample = Sample("s", "a.png", 40, 20, (Locate("cup \ud83d", ((1, 2, 30, 15),)),))
+
+        assert rows_of_samples([sample], tmp_path)[0].expression == "cup ?"
+
+    def test_a_refer_folder_and_one_of_its_splits(self, tmp_path: Path) -> None:
+        Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+        refs = [
+            {"ref_id": n, "ann_id": 7, "image_id": 1, "split": split, "sentences": [{"sent": split, "sent_id": n}]}
+            for n, split in enumerate(("testA", "val"))
+        ]
+        (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+        instances = {
+            "images": [{"id": 1, "file_name": "a.jpg", "height": 48, "width": 64}],
+            "annotations": [{"id": 7, "image_id": 1, "bbox": [4, 4, 20, 30]}],
+        }
+        (tmp_path / "instances.json").write_text(json.dumps(instances))
+        rows = load_rows(str(tmp_path), data_format="refer", split="refcoco/testA")
+
+        assert [(row.expression, row.box) for row in rows] == [("testA", (4, 4, 24, 34))]
+        assert rows[0].picture().size == (64, 48)
+
+    def test_pictures_inside_parquet_are_written_beside(self, tmp_path: Path) -> None:
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        sample = Sample("7", "a.png", 40, 20, (Locate("the cup", ((1, 2, 30, 15),)),))
+        (tmp_path / "rows").mkdir()
+        write_lmms([sample], Writing(tmp_path / "rows" / "testA-0.parquet", pictures=tmp_path))
+
+        with pytest.raises(VPPError, match="holds its pictures inside: name a folder"):
+            load_rows(str(tmp_path / "rows"), data_format="lmms-parquet")
+        rows = load_rows(
+            str(tmp_path / "rows"), data_format="lmms-parquet", images=str(tmp_path / "new"), split="refcoco/testA"
+        )
+        assert [(row.expression, row.box) for row in rows] == [("the cup", (1, 2, 30, 15))]
+        assert rows[0].picture().size == (40, 20)
 
     def test_bad_input(self, tmp_path: Path) -> None:
         with pytest.raises(VPPError, match="there are no data at 'nowhere'"):
@@ -111,6 +161,7 @@ class TestMeasure:
         results = measure(stub, rows, rules, tmp_path / "out", model="m", data="toy rows")
 
         assert results["figures"]["regions"] == 10
+        assert "10 regions" in (tmp_path / "out" / "report.html").read_text()
 
 
 class TestRescore:
@@ -121,6 +172,33 @@ class TestRescore:
         assert results["protocol"] == "lmms-eval"
         assert results["rescored_from"] == "default"
         assert results["figures"]["acc_90"]["mean"] < 1  # the padding is ignored
+
+    def test_the_photographs_are_shown_again(self, tmp_path: Path) -> None:
+        stub = Stub(lambda question, picture: "[0.1, 0.2, 0.3, 0.4]")
+        measure(stub, load_rows("photos")[:3], protocol("default"), tmp_path / "out", model="m", data="photos")
+        rescore(tmp_path / "out", "lmms-eval", tmp_path / "again")
+
+        assert (tmp_path / "again" / "report.html").read_text().count("data:image/jpeg") == 3
+
+    def test_a_protocol_that_asks_for_something_else(self, rows: list[Row], tmp_path: Path) -> None:
+        measured(rows, tmp_path / "out")
+        stub = Stub(lambda question, picture: "a thing")
+        measure(stub, rows, protocol("region-caption"), tmp_path / "words", model="m", data="d")
+
+        with pytest.raises(VPPError, match=r"asks for something else \(boxes or words\)"):
+            rescore(tmp_path / "out", "region-caption", tmp_path / "again")
+        with pytest.raises(VPPError, match="holds region captions"):
+            load_evaluation(tmp_path / "words")
+
+    def test_another_family_only_where_it_is_said(self, rows: list[Row], tmp_path: Path) -> None:
+        measured(rows, tmp_path / "out")
+
+        with pytest.raises(VPPError, match="written as 'llava'"):
+            rescore(tmp_path / "out", "qwen-vl", tmp_path / "again")
+        results = rescore(tmp_path / "out", "qwen-vl", tmp_path / "again", "qwen-vl")
+        assert results["box_format"] == "qwen-vl"
+        reasons = compare(load_evaluation(tmp_path / "out"), load_evaluation(tmp_path / "again")).reasons
+        assert reasons[0] == "The boxes are read as two families': A's as 'llava', B's as 'qwen-vl'."
 
     def test_never_into_other_files(self, rows: list[Row], tmp_path: Path) -> None:
         measured(rows, tmp_path / "out")
@@ -166,6 +244,28 @@ class TestCommands:
     def test_a_mistake_is_one_sentence(self, vpp: Callable[..., str]) -> None:
         assert vpp("eval", "--protocol", "vppllava").startswith("vpp: no protocol is called 'vppllava'. Did you mean")
         assert vpp("eval", "compare", "a", "b", "--out", "no/compare.html").startswith("vpp: the folder 'no' does not")
+
+
+@pytest.mark.slow
+def test_a_model_that_was_trained_on_is_another(tmp_path: Path) -> None:
+    """Whatever its folder is called, answers of the model before are not given out as its own."""
+    grounder, photos = models.load_grounder("pocket"), load_rows("photos")[:2]
+    before = measure(grounder, photos, protocol("default"), tmp_path / "out", model="mine", data="photos")
+    assert before["model_sha256"] == models.fingerprint_of_model(models.load_grounder("pocket").model)
+    with torch.no_grad():
+        next(grounder.model.parameters()).mul_(1.01)
+
+    with pytest.raises(VPPError, match="holds another evaluation: its model_sha256 is"):
+        measure(grounder, photos, protocol("default"), tmp_path / "out", model="mine", data="photos")
+
+
+def test_the_pocket_model_takes_no_prompts_and_no_dtype() -> None:
+    with pytest.raises(VPPError, match="comes with its own prompts"):
+        models.load_grounder("pocket", vpp="mine")
+    with pytest.raises(VPPError, match="runs in float32, but bfloat16"):
+        models.load_grounder("pocket", dtype="bfloat16")
+    with pytest.raises(VPPError, match="must be one of auto, bfloat16"):
+        models.load_grounder("pocket", dtype="int8")
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:

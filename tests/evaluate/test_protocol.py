@@ -120,6 +120,16 @@ class TestReading:
         assert read_by("qwen-vl", "(500,0),(100,500)").status is BoxStatus.INVERTED
 
 
+@pytest.mark.parametrize("name", ["vpp-llava", "internvl", "qwen-vl"])
+@pytest.mark.parametrize("number", ["1e38", "1e300", "-1e300"])
+def test_a_number_too_large_for_single_precision_is_no_accident(name: str, number: str) -> None:
+    rules, meta = protocol(name), ImageMeta((100, 200))
+    for written in (f"[{number}, {number}, 1, 1]", f"[0, 0, {number}, {number}]", f"(0,0),({number},{number})"):
+        reading = rules.read(written, meta, codec(rules.family))
+
+        assert 0 <= rules.iou(reading, (10, 10, 50, 50), meta, codec(rules.family)) < 0.1
+
+
 class TestCounting:
     def test_at_least_or_more_than_half(self) -> None:
         assert protocol("vpp-llava").is_correct(0.5)

@@ -44,7 +44,7 @@ def test_the_page_stands_alone(rows: list[Row], tmp_path: Path) -> None:
 
     assert page.outside == []
     assert len(page.pictures) == 10
-    for word in ("a <stub> on toy rows", "Acc@0.75", "By category", "protocol sha256", "thing 3", "batch size"):
+    for word in ("a <stub> on toy rows", "Acc@0.75", "By category", "protocol sha256", "thing 3", "no box that"):
         assert word in page.text
 
 
@@ -63,6 +63,17 @@ def test_without_pictures_it_says_so(rows: list[Row], tmp_path: Path) -> None:
     assert "The picture is not at hand." in page.text
 
 
+def test_a_box_far_beyond_the_picture_is_drawn_at_its_edge(rows: list[Row], tmp_path: Path) -> None:
+    evaluate(
+        Stub(lambda question, picture: "[1e300, 1e300, 1e301, 1e302]"), rows, protocol("lmms-eval"), tmp_path / "a"
+    )
+    evaluate(Stub(lambda q, p: "[[1e30, 1e30, 1e30, 1e30]]", "internvl"), rows, protocol("internvl"), tmp_path / "b")
+    for name in "ab":
+        page = Page(write_report(load_evaluation(tmp_path / name), tmp_path / "report.html", rows))
+
+        assert len(page.pictures) == 10
+
+
 def test_two_side_by_side(tmp_path: Path) -> None:
     rows = make_rows(12)
     a, b = measured(tmp_path / "a", rows), measured(tmp_path / "b", rows, wrong="[0.0, 0.0, 0.1, 0.1]")
@@ -70,7 +81,7 @@ def test_two_side_by_side(tmp_path: Path) -> None:
 
     assert page.outside == []
     assert len(page.pictures) == 12
-    assert "Only A is right 12 times, only B 0 times" in page.text
+    assert "Only A is right in 12 rows, only B in 0" in page.text
 
 
 def test_the_same_evaluation_gives_the_same_bytes(rows: list[Row], tmp_path: Path) -> None:

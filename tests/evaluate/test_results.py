@@ -48,7 +48,7 @@ def test_groups_and_curve() -> None:
     assert figures["by_category"]["cup"]["acc_50"] == 0.5
     shares = [share for _, share in figures["curve"]]
     assert shares == sorted(shares, reverse=True)
-    assert figures["curve"][10] == [0.5, 0.5]
+    assert figures["curve"][9] == [0.5, 0.5]
 
 
 def test_the_order_of_answers_does_not_matter() -> None:

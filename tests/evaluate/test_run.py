@@ -120,6 +120,27 @@ def test_a_torn_line_is_asked_again(rows: list[Row], tmp_path: Path) -> None:
     assert ledger.read() == {0: [answer], 1: [answer]}
 
 
+def test_a_kill_just_before_the_ledger_is_cleared_leaves_nothing_behind(rows: list[Row], tmp_path: Path) -> None:
+    evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path)
+    Ledger(tmp_path, 3).append(0, [Answer.of(rows[0], "text", None)])
+    evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ANSWERS, "run.json"]
+
+
+def test_half_a_character_in_an_answer_is_written_as_a_question_mark(rows: list[Row], tmp_path: Path) -> None:
+    answers = evaluate(Stub(lambda question, picture: "\ud83d [0.1, 0.2, 0.3, 0.4]"), rows, DEFAULT, tmp_path)
+
+    assert answers[0].text == "? [0.1, 0.2, 0.3, 0.4]"
+
+
+def test_a_family_that_writes_alike_may_stand_in(rows: list[Row], tmp_path: Path) -> None:
+    """LLaVA with prompts attached writes as VPP-LLaVA does, so that paper's protocol measures it."""
+    evaluate(Stub(truthful(rows)), rows, protocol("vpp-llava"), tmp_path)
+
+    assert read_run(tmp_path)["box_format"] == "llava"
+
+
 class TestBadInput:
     def test_another_evaluation_s_folder(self, rows: list[Row], tmp_path: Path) -> None:
         evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out", batch_size=2)
@@ -147,9 +168,7 @@ class TestBadInput:
         assert stub.batches == []
 
     def test_a_protocol_of_another_family(self, rows: list[Row], tmp_path: Path) -> None:
-        with pytest.raises(
-            VPPError, match="reads answers of the family 'qwen-vl', but this model writes boxes as 'llava'"
-        ):
+        with pytest.raises(VPPError, match=r"but these boxes are written as 'llava'.*\(--box-format qwen-vl\)"):
             evaluate(Stub(truthful(rows)), rows, protocol("qwen-vl"), tmp_path / "out")
 
     @pytest.mark.parametrize("broken", [b"no picture", b""])

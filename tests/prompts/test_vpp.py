@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox
-from vpp_plugins.prompts.global_vpp import GlobalVPP
+from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.vpp import VPP, Frame
 
@@ -189,3 +190,67 @@ def test_the_token_is_bound_by_its_id() -> None:
 
     assert vpp.token_id == 7
     assert not vpp.trained
+
+
+class TestAxesRenderedOnce:
+    """Without gradients the axes on the padded square are rendered once, and again when they change."""
+
+    @pytest.fixture
+    def rendered(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+        sizes: list[tuple[int, int]] = []
+        render = Overlay.render
+        monkeypatch.setattr(
+            Overlay, "render", lambda overlay, size, *window: sizes.append(size) or render(overlay, size, *window)
+        )
+        return sizes
+
+    @pytest.mark.parametrize("units", ["host", "detector"])
+    @pytest.mark.parametrize("resample", ["bilinear", "nearest"])
+    def test_the_picture_is_the_same(self, units: str, resample: str, rendered: list[tuple[int, int]]) -> None:
+        vpp, _ = prompts(axes={"resample": resample}, overlay_units=units)
+        pixels = boxed((64, 64), (64, 32))
+        expected = vpp.detector_view(pixels).detach()
+        with torch.no_grad():
+            views = [vpp.detector_view(pixels) for _ in range(3)]
+        with torch.inference_mode():
+            views.append(vpp.detector_view(pixels))
+        assert all(torch.equal(view, expected) for view in views)
+        assert rendered == [(64, 64)] * 2
+
+    def test_a_change_is_seen(self, rendered: list[tuple[int, int]]) -> None:
+        vpp, _ = prompts()
+        pixels = boxed((64, 64))
+        prompt = vpp.global_vpp
+        assert prompt is not None
+        changes = [
+            lambda: prompt.prompt.add_(1),
+            lambda: prompt.prompt.data.mul_(2),
+            lambda: prompt.mask.zero_(),
+            lambda: prompt.load_state_dict({"prompt": torch.randn(3, 32, 32)}),
+            lambda: setattr(prompt, "image_mean", (0.1, 0.2, 0.3)),
+            lambda: vpp.double(),
+        ]
+        with torch.no_grad():
+            vpp.detector_view(pixels)
+        for change in changes:
+            with torch.no_grad():
+                change()
+                cached = vpp.detector_view(pixels)
+            assert torch.equal(cached, vpp.detector_view(pixels))
+        assert len(rendered) == 1 + 2 * len(changes)
+
+    def test_gradients_reach_the_axes_afterwards(self) -> None:
+        vpp, _ = prompts()
+        with torch.inference_mode():
+            vpp(boxed((64, 64)))
+        vpp(boxed((64, 64))).features.sum().backward()
+        assert vpp.global_vpp is not None
+        assert vpp.global_vpp.prompt.grad is not None
+        assert vpp.global_vpp.prompt.grad.any()
+
+    def test_a_copy_renders_its_own(self, rendered: list[tuple[int, int]]) -> None:
+        vpp, _ = prompts()
+        with torch.no_grad():
+            vpp.detector_view(boxed((64, 64)))
+            copy.deepcopy(vpp).detector_view(boxed((64, 64)))
+        assert len(rendered) == 2

@@ -10,18 +10,29 @@ try:
 except ModuleNotFoundError:  # the core installs without it
     sys.exit("The command line needs typer: pip install 'vpp-plugins[demo]'.")
 
-from vpp_plugins.cli import grounding, hosts
+from vpp_plugins.cli import grounding, hosts, training
 from vpp_plugins.cli.data import data, doctor
+from vpp_plugins.cli.detector import train_detector
 from vpp_plugins.cli.evaluating import evaluation
 
 app = typer.Typer(
-    help="Visual Position Prompts for multimodal LLMs: ground expressions in pictures, make and check data, measure.",
+    help="Visual Position Prompts for multimodal LLMs: ground expressions, make and check data, train, measure.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (grounding.ground, grounding.demo, hosts.plugins, doctor, hosts.convert):
+for command in (
+    grounding.ground,
+    grounding.demo,
+    training.train,
+    train_detector,
+    hosts.plugins,
+    hosts.convert,
+    hosts.bake,
+    doctor,
+):
     app.command()(command)
+data.command()(training.preview)
 app.add_typer(data, name="data")
 app.add_typer(evaluation, name="eval")
 

@@ -54,7 +54,7 @@ def run(
     rules = named(protocol)
     tally = Tally()
     rows = load_rows(data, data_format=data_format, images=images, split=split, tally=tally)[:limit]
-    grounder = load_grounder(model, vpp=vpp, box_format=box_format or rules.family or None, dtype=dtype)
+    grounder = load_grounder(model, vpp=vpp, box_format=box_format, dtype=dtype)
     name = model if vpp is None else f"{model} with {vpp}"
     results = measure(
         grounder, rows, rules, out, model=name, data=data, split=split, batch_size=batch_size, tally=tally
@@ -89,6 +89,7 @@ def compare(
 
     Example: vpp eval compare out/eval/photos out/eval/photos-without --out out/eval/compare.html
     """
+    from vpp_plugins.evaluate.benchmark import rows_at_hand
     from vpp_plugins.evaluate.compare import compare as set_beside
     from vpp_plugins.evaluate.compare import load_evaluation
     from vpp_plugins.evaluate.report import write_comparison
@@ -104,7 +105,7 @@ def compare(
     )
     for reason in found.reasons:
         typer.echo(f"- {reason}")
-    typer.echo(f"The page: {write_comparison(found, out)}")
+    typer.echo(f"The page: {write_comparison(found, out, rows_at_hand(found.a.settings))}")
 
 
 @evaluation.command()
@@ -124,8 +125,10 @@ def _show(results: dict[str, Any], out: Path) -> None:
     console = Console()
     if "cider" in figures:
         console.print(
-            f"CIDEr-D {figures['cider']:.3f} over {figures['regions']} regions. Results: {out}", highlight=False
+            f"CIDEr-D {figures['cider']:.3f} over {figures['regions']} regions, {figures['unreadable']} unreadable",
+            highlight=False,
         )
+        console.print(f"The page: {out / 'report.html'}", highlight=False, soft_wrap=True)
         return
     table = Table(title=f"{results['model']} on {results['data']}, protocol {results['protocol']}")
     for column in ("", "%", "95 % interval"):

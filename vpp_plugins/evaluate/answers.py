@@ -9,7 +9,7 @@ from typing import Any
 
 from vpp_plugins.boxes import Box, ImageMeta
 from vpp_plugins.errors import VPPError
-from vpp_plugins.evaluate.rows import Row
+from vpp_plugins.evaluate.rows import Row, whole_characters
 
 ANSWERS = "answers.jsonl"
 
@@ -50,7 +50,7 @@ class Answer:
             box=row.box,
             category=row.category,
             kind=row.kind,
-            text=text,
+            text=whole_characters(text),
             error=error,
         )
 

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
 from vpp_plugins.evaluate.captions import regions, summarise_captions
 from vpp_plugins.evaluate.compare import load_evaluation
+from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import Protocol, protocol
-from vpp_plugins.evaluate.report import write_report
+from vpp_plugins.evaluate.report import write_caption_report, write_report
 from vpp_plugins.evaluate.results import summarise
 from vpp_plugins.evaluate.rows import Row, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
 from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run
+from vpp_plugins.ground import Grounder
+from vpp_plugins.plugins import box_codec
 
 RESULTS, REPORT = "results.json", "report.html"
 
@@ -34,24 +37,35 @@ def load_rows(
     """Return the rows of "photos" (the committed photographs), of a scene folder, or of a file in a known format.
 
     `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's pictures (default: the
-    file's own). `split`, such as "refcoco/testA", chooses among the splits of a file that has several. Faulty samples
-    of a file are left out and counted in `tally`. Raises VPPError where nothing of that name is there.
+    file's own); pictures inside an `lmms-parquet` file are written there. `split`, such as "refcoco/testA", chooses
+    among the splits of a file that has several. Faulty samples of a file are left out and counted in `tally`. Raises
+    VPPError where nothing of that name is there.
     """
     if data == "photos":
         return rows_of_scenes(load_real_photos())
     path = Path(data)
-    if path.is_dir():
+    if path.is_dir() and data_format in (None, "scenes"):
         return rows_of_folder(load_scenes(path))
-    if not path.is_file():
+    if not path.exists():
         raise VPPError(f"there are no data at '{data}': give photos, a folder of `vpp data scenes`, or a file.")
     if data_format is None:
-        raise VPPError(f"'{data}' is a file: say in which format it is (--format), see `vpp data convert --help`.")
+        raise VPPError(f"'{data}' is a file: say in which format it is (--format); `vpp data formats` lists them.")
+    if data_format == "lmms-parquet" and images is None:
+        raise VPPError(f"'{data}' holds its pictures inside: name a folder to write them to (--images).")
     from vpp_plugins.data.formats import Reading, read_samples
 
-    root = path.parent if images is None else Path(images)
-    part = "" if split is None or data_format != "refer" else split.rpartition("/")[2]  # others hold one split a file
-    reading = Reading(split=part, tally=tally or Tally())
-    return rows_of_samples(read_samples(path, data_format, images=root, reading=reading), root)
+    root = (path if path.is_dir() else path.parent) if images is None else Path(images)
+    inside = data_format == "lmms-parquet"
+    if inside:
+        root.mkdir(parents=True, exist_ok=True)
+    several = data_format == "refer" or path.is_dir()  # all others hold one split a file
+    reading = Reading(
+        split=split.rpartition("/")[2] if split is not None and several else "",
+        pictures_to=root if inside else None,
+        tally=tally or Tally(),
+    )
+    samples = read_samples(path, data_format, images=root, reading=reading)
+    return rows_of_samples(samples, root, reading.tally)
 
 
 def measure(
@@ -76,6 +90,8 @@ def measure(
         rows = regions(rows)
     left_out = {issue: count for issue, count, _ in (tally or Tally()).rows()}
     about = {"model": model, "data": data, "split": split, "left_out": left_out, "versions": _versions()}
+    if isinstance(asker, Grounder):  # a model that was trained on is another one, under whatever name
+        about["model_sha256"] = fingerprint_of_model(asker.model)
     answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
     if not processes().is_main_process:
         return read_run(out)
@@ -94,25 +110,42 @@ def rescore(folder: str | Path, rules: str, out: str | Path, box_format: str | N
         raise VPPError(f"the folder '{out}' holds other files: give a new or empty one.")
     settings = read_run(folder)
     answers = read_answers(Path(folder) / ANSWERS)
-    changed = {"protocol": chosen.name, "protocol_sha256": chosen.sha256, "rescored_from": settings["protocol"]}
-    if box_format is not None:
-        changed["box_format"] = box_format
+    if chosen.task != protocol(settings["protocol"]).task:
+        raise VPPError(
+            f"'{folder}' was asked under '{settings['protocol']}', and '{rules}' asks for something else (boxes or "
+            "words): its answers cannot be judged by it; run the evaluation under it."
+        )
+    family = box_format or settings["box_format"]
+    chosen.check_family(box_codec(family))
+    changed = {
+        "protocol": chosen.name,
+        "protocol_sha256": chosen.sha256,
+        "box_format": family,
+        "rescored_from": settings["protocol"],
+    }
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(folder) / ANSWERS, target / ANSWERS)
     (target / "run.json").write_text(json.dumps({**settings, **changed}, indent=2, ensure_ascii=False) + "\n")
     return _write_results(target, chosen, answers, None)
 
 
+def rows_at_hand(settings: Mapping[str, object]) -> list[Row] | None:
+    """Return the rows of an evaluation whose answers name no picture files: those of the committed photographs."""
+    return rows_of_scenes(load_real_photos()) if settings.get("data") == "photos" else None
+
+
 def _write_results(
     folder: Path, rules: Protocol, answers: Sequence[Answer], rows: Sequence[Row] | None
 ) -> dict[str, Any]:
     settings = read_run(folder)
+    shown = rows_at_hand(settings) if rows is None else rows
     if rules.task == "caption":
         results = {**settings, "figures": summarise_captions(answers)}
+        write_caption_report(settings, results["figures"], answers, folder / REPORT, shown)
     else:
         evaluation = load_evaluation(folder)
         results = {**settings, "figures": summarise(evaluation.judged, rules), "notes": _notes(settings, rules, rows)}
-        write_report(evaluation, folder / REPORT, rows)
+        write_report(evaluation, folder / REPORT, shown)
     temporary = folder / f".{RESULTS}"
     temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(folder / RESULTS)

@@ -9,7 +9,7 @@ from statistics import fmean
 from vpp_plugins.boxes import BoxCodec, BoxStatus, Rounded
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
-from vpp_plugins.evaluate.protocol import Protocol, protocol
+from vpp_plugins.evaluate.protocol import Protocol, protocol, write_alike
 from vpp_plugins.evaluate.results import Judged, judge, picture_of
 from vpp_plugins.evaluate.run import read_run
 from vpp_plugins.evaluate.statistics import Paired, paired
@@ -57,6 +57,8 @@ def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_fo
     """
     settings = read_run(folder)
     chosen = protocol(protocol_name or str(settings["protocol"]))
+    if chosen.task != "box":
+        raise VPPError(f"'{folder}' holds region captions ('{chosen.name}'): only evaluations of boxes are compared.")
     if protocol_name is None and chosen.sha256 != settings["protocol_sha256"]:
         raise VPPError(
             f"'{folder}' was evaluated under another version of the protocol '{chosen.name}': rescore it, with "
@@ -114,6 +116,8 @@ def _by_kind(a: Evaluation, b: Evaluation) -> dict[str, tuple[int, float, float]
 def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
     reasons = []
     gap = accuracy.difference
+    if not write_alike(a.codec, b.codec):
+        reasons.append(f"The boxes are read as two families': A's as '{a.codec.family}', B's as '{b.codec.family}'.")
     if gap.low <= 0 <= gap.high:
         reasons.append(
             f"The gap of {_points(gap.mean)} may be chance: its 95 % interval is {_points(gap.low)} to "
@@ -132,7 +136,7 @@ def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
 
 def _accuracy(side: Evaluation, under: Protocol) -> float | None:
     """Return Acc@0.5 under another protocol, or None where that one reads another family's text."""
-    if under.family and under.family != side.codec.family:
+    if under.family and not write_alike(box_codec(under.family), side.codec):
         return None
     return fmean(one.correct for one in judge([one.answer for one in side.judged], under, side.codec))
 

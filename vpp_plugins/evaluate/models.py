@@ -1,7 +1,11 @@
 """The model to evaluate: the pocket model, or any that transformers loads, with or without prompts."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from vpp_plugins.attach import attach_vpp
 from vpp_plugins.errors import VPPError
@@ -10,6 +14,9 @@ from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor
 
 POCKET = {"pocket": True, "pocket-without-vpp": False}
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+_PROBED = 64
+"""Values of each tensor that a model's fingerprint reads."""
 
 
 def load_grounder(
@@ -21,12 +28,19 @@ def load_grounder(
     `save_vpp` wrote for it, and defaults to the prompts beside the model where there are some. `device` defaults to the
     first GPU of this process, or else the CPU.
     """
-    import torch
-
+    if dtype not in DTYPES:
+        raise VPPError(f"the dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
+    place = processes().device if device is None else torch.device(device)
     if model in POCKET:
+        if vpp is not None:
+            raise VPPError(f"'{model}' comes with its own prompts, so '{vpp}' cannot be put on: leave --vpp out.")
+        if dtype not in ("auto", "float32"):
+            raise VPPError(f"the pocket model runs in float32, but {dtype} was asked for: leave --dtype out.")
         from vpp_plugins.pocket import load_pocket
 
-        return Grounder(*load_pocket(vpp=POCKET[model]), box_format=box_format)
+        pocket, own = load_pocket(vpp=POCKET[model])
+        nn.Module.to(pocket, place)
+        return Grounder(pocket, own, box_format=box_format)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     try:
@@ -38,9 +52,26 @@ def load_grounder(
             f"'{model}' could not be loaded as an image-text-to-text model ({first}): give pocket, pocket-without-vpp, "
             "a folder or a hub id."
         ) from None
-    host = host.to(torch.device(device) if device is not None else processes().device).eval()
+    host = host.to(place).eval()
     prompts = vpp or (model if Path(model, "vpp_config.json").is_file() else None)
     if prompts is None:
         return Grounder(host, processor, box_format=box_format)
     attach_vpp(host, prompts)
     return Grounder(host, VPPProcessor(processor, host), box_format=box_format)
+
+
+def fingerprint_of_model(model: nn.Module) -> str:
+    """Return a SHA-256 that changes when a model is trained on, converted, or gets other prompts.
+
+    Of every parameter it reads name, shape, type and 64 values spread over it: enough to tell two checkpoints apart,
+    and quick for a model of billions. It does not depend on the device.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.named_parameters():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if tensor.is_meta:  # offloaded: its values are elsewhere
+            continue
+        values = tensor.detach().reshape(-1)
+        probed = values[:: max(1, len(values) // _PROBED)][:_PROBED]
+        digest.update(probed.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+    return digest.hexdigest()

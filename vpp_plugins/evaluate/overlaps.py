@@ -12,10 +12,11 @@ def single(a: Box, b: Box) -> float:
 
     Corners are not reordered: an inverted box overlaps nothing.
     """
-    first, second = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
-    sides = np.clip(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0, None)
-    overlap = sides[0] * sides[1]
-    union = np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]) - overlap
+    with np.errstate(over="ignore", invalid="ignore"):  # a box of 1e300 is infinite in single precision
+        first, second = np.asarray(a, dtype=np.float32), np.asarray(b, dtype=np.float32)
+        sides = np.clip(np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2]), 0, None)
+        overlap = sides[0] * sides[1]
+        union = np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]) - overlap
     return float(overlap / union) if overlap > 0 else 0.0
 
 

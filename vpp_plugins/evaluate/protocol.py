@@ -13,6 +13,7 @@ from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate.overlaps import OVERLAPS
 from vpp_plugins.evaluate.readers import READERS, Reading
 from vpp_plugins.evaluate.rows import Row
+from vpp_plugins.plugins import box_codec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,18 @@ class Protocol:
     sha256: str = ""
     """Of the protocol's file."""
 
+    def check_family(self, codec: BoxCodec) -> None:
+        """Raise VPPError where the protocol reads one family's answers and the codec writes another's.
+
+        Families that write alike, such as LLaVA and VPP-LLaVA, are one here: they differ in their questions only.
+        """
+        if self.family and not write_alike(box_codec(self.family), codec):
+            raise VPPError(
+                f"the protocol '{self.name}' reads answers of the family '{self.family}', but these boxes are written "
+                f"as '{codec.family}': choose another protocol, or, if the model does write as '{self.family}', say so "
+                f"(--box-format {self.family})."
+            )
+
     def ask(self, row: Row, codec: BoxCodec) -> str:
         """Return the question about a row, in the protocol's words or else in the family's."""
         if self.task == "caption":
@@ -67,6 +80,11 @@ class Protocol:
     def is_correct(self, iou: float, threshold: float = 0.5) -> bool:
         """Return whether an overlap counts as found."""
         return iou > threshold if self.correct == "iou > threshold" else iou >= threshold
+
+
+def write_alike(a: BoxCodec, b: BoxCodec) -> bool:
+    """Return whether two families write the same box as the same text, in whatever words they ask."""
+    return (a.frame, a.unit, a.scale, a.text) == (b.frame, b.unit, b.scale, b.text)
 
 
 def protocol(name: str) -> Protocol:

@@ -51,7 +51,8 @@ def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
         return UNPARSABLE
     height, width = meta.size_hw
     side = max(height, width)
-    box = np.array(numbers, dtype=np.float32) * np.float32(side)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, and is no box
+        box = np.array(numbers, dtype=np.float32) * np.float32(side)
     if height != width:
         box[0::2] -= (side - width) // 2
         box[1::2] -= (side - height) // 2

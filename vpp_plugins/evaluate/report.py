@@ -12,16 +12,29 @@ from PIL import Image
 from vpp_plugins.boxes import Box
 from vpp_plugins.draw import draw_boxes
 from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.compare import Comparison, Evaluation
-from vpp_plugins.evaluate.results import CURVE, Judged, summarise
+from vpp_plugins.evaluate.curve import COLOURS, draw_curves
+from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.results import Judged, summarise
 from vpp_plugins.evaluate.rows import Row
 from vpp_plugins.images import load_image
 
-TRUTH, COLOURS = "#2e9e4f", ("#4363d8", "#f58231")
+TRUTH = "#2e9e4f"
 SHOWN = 12
 """Pictures on a page."""
 SIDE = 480
 """Longest side of a picture on the page, pixels."""
+
+MEANINGS = {
+    "ok": "a box inside the picture",
+    "clipped": "a box that reaches beyond the picture",
+    "inverted": "a box with its corners in the wrong order",
+    "unparsable": "no box that the protocol reads",
+    "none": "the answer says that there is nothing",
+    "unreadable": "the picture could not be read, so nothing was asked",
+}
+"""What each status of an answer says, for a reader of the page."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 2rem 1.5rem 4rem;
@@ -29,7 +42,8 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; p
 h1, h2 { line-height: 1.2 } h2 { margin: 2.5rem 0 1rem } p, li { max-width: 56rem; color: #4a5160 }
 table { border-collapse: collapse; background: #fff } td, th { padding: .35rem 1rem; text-align: right;
        border-bottom: 1px solid #e3e6ea } td:first-child, th:first-child { text-align: left }
-th { color: #4a5160; font-weight: 500 } td small { color: #6b7280 } code { overflow-wrap: anywhere }
+th { color: #4a5160; font-weight: 500 } td small { color: #6b7280; margin-left: .4rem }
+code { overflow-wrap: anywhere } .facts td { text-align: left } td.meaning { text-align: left; color: #4a5160 }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem }
 figure { margin: 0; padding: .6rem; background: #fff; border: 1px solid #e3e6ea; border-radius: .6rem }
 figure img { width: 100%; height: 15rem; object-fit: contain; background: #eceef1 }
@@ -51,16 +65,18 @@ def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] |
         f"<h1>{_text(_title(evaluation))}</h1>",
         f"<p>{figures['rows']} rows on {figures['pictures']} pictures, protocol <b>{evaluation.protocol.name}</b>. "
         "Behind each figure its 95 % interval, for which pictures were drawn again 2,000 times.</p>",
-        _figures([("", figures)]),
+        _figures([("%", figures)]),
+        "<h2>How the answers were read</h2>",
+        _statuses([("answers", figures)]),
         "<h2>Accuracy over the overlap that is asked for</h2>",
-        _curve([("", figures["curve"])]),
+        draw_curves([("", figures["curve"])]),
         *_groups("By kind of expression", figures["by_kind"]),
         *_groups("By category", figures["by_category"]),
         "<h2>The worst answers</h2>",
         f'<p><b style="color:{TRUTH}">Green</b> is true, <b style="color:{COLOURS[0]}">blue</b> is the answer.</p>',
         '<div class="cards">' + "".join(_card(pictures, one) for one in worst) + "</div>",
         "<h2>How it was measured</h2>",
-        _facts(evaluation),
+        _facts(evaluation.settings, evaluation.protocol.source),
     ]
     return _write(path, _title(evaluation), body)
 
@@ -76,22 +92,57 @@ def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Ro
     )
     gap = comparison.accuracy
     body = [
-        f"<h1>A: {_text(_title(comparison.a))}<br>B: {_text(_title(comparison.b))}</h1>",
+        "<h1>"
+        + "<br>".join(f"{name}: {_text(_title(side))}, {_text(side.protocol.name)}" for name, side in sides)
+        + "</h1>",
         f"<p>B minus A in Acc@0.5: <b>{100 * gap.difference.mean:+.1f} points</b> "
-        f"({100 * gap.difference.low:+.1f} to {100 * gap.difference.high:+.1f}). Only A is right {gap.only_a} times, "
-        f"only B {gap.only_b} times (McNemar's exact test: p = {gap.p_value:.2g}).</p>",
+        f"({100 * gap.difference.low:+.1f} to {100 * gap.difference.high:+.1f}). Only A is right in {gap.only_a} rows, "
+        f"only B in {gap.only_b} (McNemar's exact test: p = {gap.p_value:.2g}).</p>",
         "<ul>" + "".join(f"<li>{_text(reason)}</li>" for reason in comparison.reasons) + "</ul>",
-        _figures(figures),
+        _figures([(f"{name}, %", one) for name, one in figures]),
+        "<h2>How the answers were read</h2>",
+        _statuses(figures),
         "<h2>Accuracy over the overlap that is asked for</h2>",
-        _curve([(name, one["curve"]) for name, one in figures]),
+        draw_curves([(name, one["curve"]) for name, one in figures]),
         *_kinds(comparison),
         "<h2>Where only one is right</h2>",
         f'<p><b style="color:{TRUTH}">Green</b> is true, <b style="color:{COLOURS[0]}">blue</b> is A, '
         f'<b style="color:{COLOURS[1]}">orange</b> is B.</p>',
         '<div class="cards">' + "".join(_card(pictures, *pair) for pair in apart[:SHOWN]) + "</div>",
-        *[part for name, side in sides for part in (f"<h2>How {name} was measured</h2>", _facts(side))],
+        *[f"<h2>How {name} was measured</h2>{_facts(side.settings, side.protocol.source)}" for name, side in sides],
     ]
     return _write(path, "Two evaluations", body)
+
+
+def write_caption_report(
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    answers: Sequence[Answer],
+    path: str | Path,
+    rows: Sequence[Row] | None = None,
+) -> Path:
+    """Write the page of a captioning evaluation: the score, and its first regions with what people and model say."""
+    pictures = _pictures(rows)
+    title = f"{settings.get('model', 'A model')} on {settings.get('data', 'its data')}"
+    body = [
+        f"<h1>{_text(title)}</h1>",
+        f"<p>CIDEr-D <b>{figures['cider']:.3f}</b> (0 to 10) over {figures['regions']} regions, protocol "
+        f"<b>{_text(str(settings['protocol']))}</b>; {figures['unreadable']} pictures could not be read. Scores of "
+        "other sets of regions do not compare.</p>",
+        "<h2>The first regions</h2>",
+        f"<p><b style=\"color:{TRUTH}\">Green</b> is the region. Below it people's words, then the model's.</p>",
+        '<div class="cards">' + "".join(_caption_card(pictures, one) for one in answers[:SHOWN]) + "</div>",
+        "<h2>How it was measured</h2>",
+        _facts(settings, protocol(str(settings["protocol"])).source),
+    ]
+    return _write(path, title, body)
+
+
+def _caption_card(pictures: Mapping[str, Row], answer: Answer) -> str:
+    words = answer.expression.replace("\n", "; ")[:200]
+    said = f"<code>{_text(answer.text[:200] or answer.error or '(nothing)')}</code>"
+    picture = _picture(pictures, answer, [(answer.box, TRUTH)])
+    return f"<figure>{picture}<figcaption>{_text(words)}{said}</figcaption></figure>"
 
 
 def _title(evaluation: Evaluation) -> str:
@@ -100,20 +151,27 @@ def _title(evaluation: Evaluation) -> str:
 
 def _figures(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     names = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean_iou": "mean IoU"}
-    head = "".join(f"<th>{name}</th>" for name, _ in columns)
     lines = [
         f"<tr><td>{label}</td>"
         + "".join(f"<td>{_with_interval(figures[key])}</td>" for _, figures in columns)
         + "</tr>"
         for key, label in names.items()
     ]
-    lines += [
+    return f"<table>{_head(columns)}{''.join(lines)}</table>"
+
+
+def _statuses(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    lines = [
         f"<tr><td>{status}</td>"
         + "".join(f"<td>{figures['statuses'][status]}</td>" for _, figures in columns)
-        + "</tr>"
-        for status in columns[0][1]["statuses"]
+        + f'<td class="meaning">{meaning}</td></tr>'
+        for status, meaning in MEANINGS.items()
     ]
-    return f"<table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+    return f"<table>{_head([*columns, ('', None)])}{''.join(lines)}</table>"
+
+
+def _head(columns: Sequence[tuple[str, Any]]) -> str:
+    return "<tr><th></th>" + "".join(f"<th>{name}</th>" for name, _ in columns) + "</tr>"
 
 
 def _with_interval(figure: Mapping[str, float]) -> str:
@@ -144,46 +202,24 @@ def _kinds(comparison: Comparison) -> list[str]:
     return ["<h2>Acc@0.5 by kind of expression</h2>", f"<table>{head}{''.join(lines)}</table>"]
 
 
-def _curve(lines: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> str:
-    width, height, margin = 560, 300, 44
-    x = [margin + threshold * (width - 2 * margin) for threshold in CURVE]
-    parts = [
-        f'<text x="{margin + v * (width - 2 * margin):.0f}" y="{height - 18}" text-anchor="middle">{v:.1f}</text>'
-        f'<text x="{margin - 8}" y="{height - margin - v * (height - 2 * margin) + 4:.0f}" text-anchor="end">'
-        f"{100 * v:.0f}</text>"
-        f'<line x1="{margin}" x2="{width - margin}" y1="{height - margin - v * (height - 2 * margin):.0f}" '
-        f'y2="{height - margin - v * (height - 2 * margin):.0f}" stroke="#e3e6ea"/>'
-        for v in (0, 0.2, 0.4, 0.6, 0.8, 1)
-    ]
-    for (name, curve), colour in zip(lines, COLOURS, strict=False):
-        points = [
-            (at, height - margin - share * (height - 2 * margin)) for at, (_, share) in zip(x, curve, strict=True)
-        ]
-        path = " ".join(f"{at:.1f},{up:.1f}" for at, up in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        parts.append(f'<text x="{points[-1][0] + 6:.0f}" y="{points[-1][1]:.0f}" fill="{colour}">{name}</text>')
-    label = f'<text x="{width / 2}" y="{height - 3}" text-anchor="middle">IoU asked for</text>'
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}">{"".join(parts)}{label}</svg>'
-
-
 def _card(pictures: Mapping[str, Row], *answers: Judged) -> str:
     answer = answers[0].answer
     said = "".join(
         f"<code>{_text(one.answer.text[:200] or one.answer.error)} (IoU {one.iou:.2f})</code>" for one in answers
     )
-    return f"<figure>{_picture(pictures, answers)}<figcaption>{_text(answer.expression)}{said}</figcaption></figure>"
+    found = [(answer.box, TRUTH), *((one.reading.box, colour) for one, colour in zip(answers, COLOURS, strict=False))]
+    picture = _picture(pictures, answer, [(box, colour) for box, colour in found if box is not None])
+    return f"<figure>{picture}<figcaption>{_text(answer.expression)}{said}</figcaption></figure>"
 
 
-def _picture(pictures: Mapping[str, Row], answers: Sequence[Judged]) -> str:
-    answer = answers[0].answer
+def _picture(pictures: Mapping[str, Row], answer: Answer, boxes: Sequence[tuple[Box, str]]) -> str:
     try:
         row = pictures.get(answer.id)
         picture = row.picture() if row is not None else load_image(Path(answer.image))
     except VPPError:
         return "<p>The picture is not at hand.</p>"
-    found = [(answer.box, TRUTH), *((one.reading.box, colour) for one, colour in zip(answers, COLOURS, strict=False))]
-    drawn = [(_ordered(box), colour) for box, colour in found if box is not None]
-    picture = draw_boxes(picture, [box for box, _ in drawn], colours=[colour for _, colour in drawn])
+    drawn = [_drawable(box, picture.size) for box, _ in boxes]
+    picture = draw_boxes(picture, drawn, colours=[colour for _, colour in boxes])
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=85)
@@ -191,23 +227,34 @@ def _picture(pictures: Mapping[str, Row], answers: Sequence[Judged]) -> str:
     return f'<img alt="{_text(answer.expression)}" src="data:image/jpeg;base64,{encoded}">'
 
 
-def _ordered(box: Box) -> Box:
-    """Return the box with its corners in order, as it can be drawn."""
-    x1, y1, x2, y2 = box
-    return min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+def _drawable(box: Box, size_wh: tuple[int, int]) -> Box:
+    """Return the box with its corners in order, and its edges at most a little beyond the picture."""
+    (x1, x2), (y1, y2) = (
+        sorted(min(max(edge, -side), 2.0 * side) for edge in edges)
+        for edges, side in zip((box[0::2], box[1::2]), size_wh, strict=True)
+    )
+    return x1, y1, x2, y2
 
 
 def _pictures(rows: Sequence[Row] | None) -> dict[str, Row]:
     return {row.id: row for row in rows or ()}
 
 
-def _facts(evaluation: Evaluation) -> str:
-    facts = {**evaluation.settings, "protocol": evaluation.protocol.name, "rules": evaluation.protocol.source}
+def _facts(settings: Mapping[str, Any], source: str) -> str:
+    """Return what an evaluation says of itself as a table; what is empty is left out."""
+    facts = {**settings, "rules": source}
     lines = "".join(
-        f"<tr><td>{_text(key.replace('_', ' '))}</td><td><code>{_text(str(value))}</code></td></tr>"
+        f"<tr><td>{_text(key.replace('_', ' '))}</td><td><code>{_text(_said(value))}</code></td></tr>"
         for key, value in facts.items()
+        if value not in (None, {})
     )
-    return f"<table>{lines}</table>"
+    return f'<table class="facts">{lines}</table>'
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {one}" for name, one in value.items())
+    return str(value)
 
 
 def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:

@@ -14,7 +14,8 @@ from vpp_plugins.evaluate.readers import Reading
 from vpp_plugins.evaluate.statistics import interval
 
 THRESHOLDS = (0.5, 0.75, 0.9)
-CURVE = tuple(step / 20 for step in range(20))
+CURVE = tuple(step / 20 for step in range(1, 20))
+"""Thresholds of the curve; not 0, which every answer reaches, also one without a box."""
 
 
 @dataclass(frozen=True)

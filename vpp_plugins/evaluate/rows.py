@@ -12,6 +12,7 @@ from vpp_plugins.boxes import Box
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.scene_folder import SceneFolder
 from vpp_plugins.data.scenes import Scene
+from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
 
@@ -75,24 +76,34 @@ def rows_of_folder(folder: SceneFolder) -> list[Row]:
     ]
 
 
-def rows_of_samples(samples: Iterable[Sample], root: str | Path) -> list[Row]:
+def rows_of_samples(samples: Iterable[Sample], root: str | Path, tally: Tally | None = None) -> list[Row]:
     """Return a row for every expression that has exactly one box; pictures lie below `root`.
 
-    Expressions with no box, or with several, have no one true box, and are left out.
+    Expressions with no box, or with several, have no one true box; they are left out and counted in `tally`.
     """
-    return [
-        Row(
-            id=f"{sample.id}/{number}",
-            image=Path(root) / sample.image,
-            size_hw=sample.meta.size_hw,
-            expression=turn.expression,
-            box=turn.boxes[0],  # type: ignore[arg-type]
-            category=sample.category,
-        )
-        for sample in samples
-        for number, turn in enumerate(sample.located())
-        if len(turn.boxes) == 1
-    ]
+    rows = []
+    for sample in samples:
+        for number, turn in enumerate(sample.located()):
+            if len(turn.boxes) == 1:
+                box: Box = turn.boxes[0]  # type: ignore[assignment]
+                rows.append(
+                    Row(
+                        id=whole_characters(f"{sample.id}/{number}"),
+                        image=Path(root) / whole_characters(sample.image),
+                        size_hw=sample.meta.size_hw,
+                        expression=whole_characters(turn.expression),
+                        box=box,
+                        category=sample.category,
+                    )
+                )
+            elif tally is not None:
+                tally.add(Issue.AMBIGUOUS if turn.boxes else Issue.NO_BOX, sample.id, turn.expression)
+    return rows
+
+
+def whole_characters(text: str) -> str:
+    """Return the text with `?` for half a character, which JSON and models can hold, and no file nor tokenizer can."""
+    return text.encode(errors="replace").decode()
 
 
 def picture_id(row: Row) -> str:

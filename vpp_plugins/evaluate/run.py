@@ -51,19 +51,17 @@ def evaluate(
     be read becomes an answer with an `error`. Raises VPPError for a folder of another evaluation.
     """
     check_rows(rows)
-    if protocol.family and protocol.family != asker.codec.family:
-        raise VPPError(
-            f"the protocol '{protocol.name}' reads answers of the family '{protocol.family}', but this model writes "
-            f"boxes as '{asker.codec.family}': choose '{asker.codec.family}' as its box format, or another protocol."
-        )
+    protocol.check_family(asker.codec)
     batches = plan(rows, batch_size)
     folder, state = Path(out), processes()
     if state.is_main_process:
         _open(folder, _settings(rows, protocol, asker, batch_size, about or {}))
     state.wait_for_everyone()
-    if (folder / ANSWERS).exists():
-        return read_answers(folder / ANSWERS)
     ledger = Ledger(folder, state.process_index)
+    if (folder / ANSWERS).exists():
+        if state.is_main_process:
+            ledger.clear()  # what a process left that was killed just before it did so
+        return read_answers(folder / ANSWERS)
     ledger.mend()
     state.wait_for_everyone()
     done = ledger.read()

@@ -64,7 +64,11 @@ class PocketVisionModel(PreTrainedModel):
 
     def features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the backbone's part, which training caches."""
-        return merge_maps(*self.backbone(pixel_values))
+        alone = pixel_values.is_cpu and not torch.compiler.is_compiling()
+        pictures = (
+            pixel_values.split(1) if alone else [pixel_values]
+        )  # the maps of one fit a CPU's caches, a batch's not
+        return torch.cat([merge_maps(*self.backbone(picture)) for picture in pictures])
 
     def embed(self, features: Float[Tensor, "batch tokens 768"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the trainable part's result: normalised features plus position."""

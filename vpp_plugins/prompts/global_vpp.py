@@ -52,15 +52,15 @@ class Overlay:
             return self._surround(pixels, windows)
         size_hw = (pixels.shape[-2], pixels.shape[-1])
         if windows is None or all(window == WHOLE for window in windows):
-            return self._mix(pixels, self.render(size_hw))
+            return self.mix(pixels, self.render(size_hw))
         rendered = {window: self.render(size_hw, window) for window in set(windows)}
-        return self._mix(pixels, torch.stack([rendered[window] for window in windows]))
+        return self.mix(pixels, torch.stack([rendered[window] for window in windows]))
 
     def blend_each(
         self, pixels: Float[Tensor, "images 3 height width"], windows: Float[Tensor, "images 4"]
     ) -> Float[Tensor, "images 3 height width"]:
         """Blend as `blend` does, with windows that were computed: they stay on their device. For edge styles only."""
-        return self._mix(pixels, resample_each(self._layers(), (pixels.shape[-2], pixels.shape[-1]), windows))
+        return self.mix(pixels, resample_each(self._layers(), (pixels.shape[-2], pixels.shape[-1]), windows))
 
     def render(self, size_hw: tuple[int, int], window: Window = WHOLE) -> Float[Tensor, "5 height width"]:
         """Return M P (three channels), M, and the cover of the square, at the given size."""
@@ -78,9 +78,10 @@ class Overlay:
     def _layers(self) -> Float[Tensor, "5 size size"]:
         return torch.cat([self.prompt * self.mask, self.mask[None], torch.ones_like(self.mask)[None]])
 
-    def _mix(
+    def mix(
         self, pixels: Float[Tensor, "images 3 height width"], rendered: Float[Tensor, "*images 5 height width"]
     ) -> Float[Tensor, "images 3 height width"]:
+        """Blend with what `render` returned, which may serve for many forwards. Not for the external padding."""
         masked, mask, cover = rendered.to(pixels.device).split([3, 1, 1], dim=-3)
         share = cover if self.interior == "scaled" else mask
         blended: Tensor = pixels - (1 - self.alpha) * (share * pixels - masked)

@@ -12,6 +12,7 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.prompts.fusion import Fusion
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
+from vpp_plugins.prompts.inference_cache import InferenceCache
 from vpp_plugins.prompts.local_vpp import LocalVPP
 
 TOKEN = "<|vpp|>"
@@ -53,6 +54,8 @@ class VPP(nn.Module):
         self.detector_overlay = local.overlay_units if local is not None and local.overlay else "off"
         self.token_id: int | None = None
         self.trained = False
+        self._rendered: InferenceCache[Tensor] = InferenceCache()
+        """The axes at the size of the detector's pictures: the same for all of them on the padded square."""
         self._check_frame()
 
     @property
@@ -92,8 +95,16 @@ class VPP(nn.Module):
         raw = self.detector_overlay == "host"
         overlay = self.global_vpp.overlay() if raw else self.global_vpp.overlay_for(IMAGENET_MEAN, IMAGENET_STD)
         if self.frame == "square":
-            return overlay.blend(pixels)
+            return self._blend_square(self.global_vpp, overlay, pixels)
         return overlay.blend_each(pixels, _content_windows((pixels != 0).any(dim=1)))
+
+    def _blend_square(self, axes: GlobalVPP, overlay: Overlay, pixels: Tensor) -> Tensor:
+        if overlay.shrink:
+            return overlay.blend(pixels)
+        size_hw = (pixels.shape[-2], pixels.shape[-1])
+        key = (size_hw, overlay.resampling, self.detector_overlay, tuple(axes.image_mean), tuple(axes.image_std))
+        rendered = self._rendered.get(axes, key, lambda: overlay.render(size_hw))
+        return overlay.blend(pixels) if rendered is None else overlay.mix(pixels, rendered)
 
     def _check_frame(self) -> None:
         axes, laid_on_pictures = self.global_vpp, self.frame == "image" and self.local_vpp is not None

@@ -1,4 +1,12 @@
-"""Training: which tokens of a chat are learned, which parameters learn at which rate, and where LoRA may go.
+"""Training: `train(Recipe.load("recipe.toml"))`.
+
+`recipe` reads what a run is; `run` goes from it to trained weights: `dataset`, `chats` and `collate` make the batches,
+`build` the model, `trainer` is transformers' Trainer, `preflight` checks that gradients arrive, `checkpoints` keeps
+folders whole, and `watch` writes the page of a run.
+
+`detector` pretrains the local prompt's DETR on boxes (`boxed_pictures`); `detection_loss` is its loss, and
+`auxiliary_detection` the same beside the language model's, in a run by `detection_trainer`. `mixing` mixes data by
+weight, `mixed_data` those of a recipe. `rewards` are for TRL's GRPO, and `grpo` is its trainer for attached models.
 
 `labels` marks the answers of a chat among the ids that a processor made of it; `groups` sorts a model's parameters into
 named groups and holds the learning rates of VPP-LLaVA; `lora` names LoRA's targets.
@@ -7,6 +15,8 @@ named groups and holds the learning rates of VPP-LLaVA; `lora` names LoRA's targ
 from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, parameter_groups
 from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
 from vpp_plugins.train.lora import lora_targets
+from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.run import Trained, train
 
 __all__ = [
     "PARTS",
@@ -14,10 +24,13 @@ __all__ = [
     "Labels",
     "NoAnswerError",
     "Part",
+    "Recipe",
     "RenderedChat",
+    "Trained",
     "choose_parts",
     "label_answers",
     "lora_targets",
     "parameter_groups",
     "render_chat",
+    "train",
 ]

@@ -81,6 +81,53 @@ def test_padding_takes_no_part(detr: DETR) -> None:
     assert not torch.allclose(detr.queries(canvas), detr.queries(features), atol=1e-2)
 
 
+RAGGED_MASKS = {
+    "upper left": lambda mask: (mask[0, 3:].fill_(False), mask[1, :, 2:].fill_(False)),
+    "in the middle": lambda mask: (mask[0, :1].fill_(False), mask[0, 3:].fill_(False), mask[2, :, :2].fill_(False)),
+    "one picture is all padding": lambda mask: (mask[1].fill_(False), mask[2, 1:].fill_(False)),
+    "one token each": lambda mask: (mask.fill_(False), mask[:, 2, 3].fill_(True)),
+    "no rectangle": lambda mask: mask[1, 1:3, 1:3].fill_(False),
+    "nothing but padding": lambda mask: mask.fill_(False),
+}
+
+
+@pytest.mark.parametrize("kind", RAGGED_MASKS)
+def test_packed_pictures_give_what_padded_and_masked_ones_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, and backward to every weight and to the features."""
+    detr, mask = tiny_detr().double().eval(), torch.ones(3, 4, 5, dtype=torch.bool)
+    RAGGED_MASKS[kind](mask)
+    features = torch.randn(3, CHANNELS, 4, 5, dtype=torch.float64, requires_grad=True)
+    weights = [features, *(parameter for name, parameter in detr.named_parameters() if "backbone" not in name)]
+
+    def results() -> list[Tensor]:
+        queries = detr.queries(features, mask)
+        uneven = torch.linspace(-1, 2, queries.numel()).view_as(queries)
+        return [queries, *torch.autograd.grad((queries * uneven).sum(), weights)]
+
+    packed = results()
+    monkeypatch.setattr("vpp_plugins.prompts.generators.detr.ragged_pays", lambda tokens: False)
+    for one, other in zip(packed, results(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+    assert packed[0].std() > 0.1
+
+
+def test_no_layer_computes_padding(detr: DETR) -> None:
+    canvas, mask = padded(torch.randn(2, CHANNELS, 3, 4), 5, 6)
+    mask[1, :, 2:] = False
+    seen: list[int] = []
+    for layer in detr.encoder:
+        layer.linear1.register_forward_pre_hook(lambda _, args: seen.append(args[0][..., 0].numel()))
+
+    detr.queries(canvas, mask)
+
+    assert seen == [3 * 4 + 3 * 2] * len(detr.encoder)
+
+
+def test_packed_pictures_drop_out_in_training(detr: DETR) -> None:
+    canvas, mask = padded(torch.randn(2, CHANNELS, 3, 4), 5, 6)
+    assert not torch.equal(detr.train().queries(canvas, mask), detr.queries(canvas, mask))
+
+
 def test_a_mask_of_pixels_serves_cached_features(detr: DETR) -> None:
     canvas, mask = padded(torch.randn(2, CHANNELS, 3, 4), 5, 6)
     of_pixels = mask.repeat_interleave(32, dim=1).repeat_interleave(32, dim=2)

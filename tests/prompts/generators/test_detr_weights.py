@@ -17,7 +17,7 @@ SIZES = {"num_queries": 5, "width": 32, "heads": 4, "feedforward": 24, "encoder_
 
 def tiny_detr() -> DETR:
     # "resnet26": bottleneck blocks, four stages; its first convolution has 64 channels whatever the others have.
-    backbone = TimmBackbone("resnet26", channels=(4, 4, 8, 8), layers=(1, 1, 2, 1))
+    backbone = TimmBackbone("resnet26", fold=False, channels=(4, 4, 8, 8), layers=(1, 1, 2, 1))
     return DETR(backbone, backbone.channels, **SIZES).eval()
 
 

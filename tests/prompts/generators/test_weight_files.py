@@ -65,7 +65,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> 
     (tmp_path / "raw.pth").write_bytes(pickle.dumps(Trap(tmp_path / "ran"), protocol=2))
 
     for name in ("trap.pth", "train.pth", "raw.pth"):
-        with pytest.raises(VPPError, match="no file of tensors only, and nothing else is opened"):
+        with pytest.raises(VPPError, match=r"holds something else than tensors \(\S+\), .*it is not opened, because"):
             read_weights(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
@@ -73,13 +73,21 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path: Path) -> 
 def test_broken_and_strange_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"\x00" * 20)
     (tmp_path / "cut.pth").write_bytes(b"")
+    torch.save(STATE, tmp_path / "half.pth")
+    whole = (tmp_path / "half.pth").read_bytes()
+    (tmp_path / "half.pth").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     torch.save({"model": {"epoch": 3}}, tmp_path / "numbers.pth")
 
     with pytest.raises(VPPError, match=r"no whole safetensors file: .*cut.safetensors"):
         read_weights(tmp_path / "cut.safetensors")
-    with pytest.raises(VPPError, match="no file of tensors only"):
+    with pytest.raises(VPPError, match=r"cut.pth' is truncated or no weight file \(\w+\): download it again"):
         read_weights(tmp_path / "cut.pth")
+    with pytest.raises(VPPError, match=r"half.pth' is truncated: download it again"):
+        read_weights(tmp_path / "half.pth")
+    with pytest.raises(VPPError, match=r"page.pth' holds something else than tensors, or is no weight file"):
+        read_weights(tmp_path / "page.pth")
     for name in ("list.pth", "numbers.pth"):
         with pytest.raises(VPPError, match="holds no state dict, neither as a whole nor under 'model'"):
             read_weights(tmp_path / name)

@@ -1,10 +1,13 @@
 """DETR as a generator of object queries (Carion et al., 2020; VPP-LLaVA, arXiv 2503.15426, section III-C)."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vpp_plugins.attention import ragged_pays
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.generators.detr_backbone import TimmBackbone
 from vpp_plugins.prompts.generators.detr_transformer import (
@@ -89,10 +92,15 @@ class DETR(nn.Module):
         auxiliary detection losses need them all.
         """
         mask = None if mask is None else _shrink(mask, features)
-        key_mask = None if mask is None else mask.flatten(1)
         position = self._position(features, mask)
-        memory = self._encode(features, position, key_mask)
-        layers = self._decode(memory, position, key_mask, every_layer=intermediate)
+        tokens = self.input_proj(features).flatten(2).transpose(1, 2).contiguous()
+        if mask is None:
+            seen = _Seen(tokens, position)
+        elif ragged_pays(tokens):
+            seen = _pack(tokens, position, mask.flatten(1))
+        else:
+            seen = _Seen(tokens, position, mask=mask.flatten(1))
+        layers = self._decode(self._encode(seen), features.shape[0], every_layer=intermediate)
         return torch.stack(layers) if intermediate else layers[-1]
 
     def _position(self, features: Tensor, mask: Tensor | None) -> Tensor:
@@ -101,19 +109,19 @@ class DETR(nn.Module):
         rows, columns = features.shape[-2:]
         return full_sine_encoding(rows, columns, self.width, device=features.device, dtype=features.dtype)
 
-    def _encode(self, features: Tensor, position: Tensor, key_mask: Tensor | None) -> Tensor:
-        memory: Tensor = self.input_proj(features).flatten(2).transpose(1, 2).contiguous()
+    def _encode(self, seen: "_Seen") -> "_Seen":
         for layer in self.encoder:
-            memory = layer(memory, position, key_mask)
-        return memory
+            seen = seen._replace(tokens=layer(*seen))
+        return seen
 
-    def _decode(self, memory: Tensor, position: Tensor, key_mask: Tensor | None, *, every_layer: bool) -> list[Tensor]:
-        queries = memory.new_zeros(memory.shape[0], self.num_queries, self.width)
+    def _decode(self, memory: "_Seen", images: int, *, every_layer: bool) -> list[Tensor]:
+        tokens, position, mask, lengths = memory
+        queries = tokens.new_zeros(images, self.num_queries, self.width)
         query_position = self.query_embed.weight
-        placed_memory = memory + position
+        placed_tokens = tokens + position
         normalised = []
         for number, layer in enumerate(self.decoder, start=1):
-            queries = layer(queries, query_position, memory, placed_memory, key_mask)
+            queries = layer(queries, query_position, tokens, placed_tokens, mask, lengths)
             if every_layer or number == len(self.decoder):
                 normalised.append(self.decoder_norm(queries))
         return normalised
@@ -160,3 +168,24 @@ def _shrink(mask: Bool[Tensor, "images height width"], features: Tensor) -> Bool
     """Return the mask at the size of the feature map, nearest, as DETR does."""
     shrunk: Tensor = F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
     return shrunk
+
+
+class _Seen(NamedTuple):
+    """The pictures' tokens: padded, with a mask of the padding, or packed into one row, with the length of each."""
+
+    tokens: Float[Tensor, "rows tokens width"]
+    position: Float[Tensor, "#rows tokens width"]
+    mask: Bool[Tensor, "images tokens"] | None = None
+    lengths: list[int] | None = None
+
+
+def _pack(
+    tokens: Float[Tensor, "images tokens width"],
+    position: Float[Tensor, "images tokens width"],
+    mask: Bool[Tensor, "images tokens"],
+) -> _Seen:
+    """Return the tokens that are picture one after the other, so that no layer computes padding."""
+    lengths = mask.sum(1).tolist()
+    if sum(lengths) == mask.numel():
+        return _Seen(tokens, position)
+    return _Seen(tokens[mask][None], position[mask][None], lengths=lengths)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vpp_plugins.attention import attend
+from vpp_plugins.attention import attend, attend_ragged
 
 
 class MultiheadAttention(nn.Module):
@@ -34,15 +35,37 @@ class MultiheadAttention(nn.Module):
         mask: Bool[Tensor, "images keys"] | None = None,
     ) -> Float[Tensor, "images queries width"]:
         """Attend to the keys where `mask` is True; without a mask to all."""
-        heads = [self._project(tokens, part) for part, tokens in enumerate((query, key, value))]
-        attended = attend(*heads, mask=mask, dropout=self.dropout if self.training else 0.0)
+        heads = [
+            rearrange(tokens, "images tokens heads dim -> images heads tokens dim")
+            for tokens in self._project(query, key, value)
+        ]
+        attended = attend(*heads, mask=mask, dropout=self._dropout())
         projected: Tensor = self.out_proj(rearrange(attended, "images heads tokens dim -> images tokens (heads dim)"))
         return projected
 
-    def _project(self, tokens: Tensor, part: int) -> Tensor:
-        weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias.chunk(3)[part]
-        projected = F.linear(tokens, weight, bias)
-        return rearrange(projected, "images tokens (heads dim) -> images heads tokens dim", heads=self.heads)
+    def ragged(
+        self,
+        query: Float[Tensor, "1 queries width"],
+        key: Float[Tensor, "1 keys width"],
+        value: Float[Tensor, "1 keys width"],
+        query_lengths: Sequence[int],
+        key_lengths: Sequence[int],
+    ) -> Float[Tensor, "1 queries width"]:
+        """Attend within pictures of different lengths, packed one after the other; see `attend_ragged`."""
+        queries, keys, values = self._project(query, key, value)
+        attended = attend_ragged(queries, keys, values, query_lengths, key_lengths, dropout=self._dropout())
+        projected: Tensor = self.out_proj(rearrange(attended, "one tokens heads dim -> one tokens (heads dim)"))
+        return projected
+
+    def _project(self, *query_key_value: Tensor) -> list[Tensor]:
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return [
+            rearrange(F.linear(*parts), "images tokens (heads dim) -> images tokens heads dim", heads=self.heads)
+            for parts in zip(query_key_value, weights, biases, strict=True)
+        ]
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
 
 class EncoderLayer(nn.Module):
@@ -62,10 +85,16 @@ class EncoderLayer(nn.Module):
         tokens: Float[Tensor, "images tokens width"],
         position: Float[Tensor, "#images tokens width"],
         mask: Bool[Tensor, "images tokens"] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "images tokens width"]:
+        """With `lengths`, one per picture, the pictures' tokens are packed one after the other into one row."""
         placed = tokens + position
-        tokens = self.norm1(tokens + self.dropout(self.self_attn(placed, placed, tokens, mask)))
-        hidden = self.dropout(F.relu(self.linear1(tokens)))
+        if lengths is None:
+            attended = self.self_attn(placed, placed, tokens, mask)
+        else:
+            attended = self.self_attn.ragged(placed, placed, tokens, lengths, lengths)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
         normalised: Tensor = self.norm2(tokens + self.dropout(self.linear2(hidden)))
         return normalised
 
@@ -88,16 +117,25 @@ class DecoderLayer(nn.Module):
         self,
         queries: Float[Tensor, "images queries width"],
         query_position: Float[Tensor, "queries width"],
-        memory: Float[Tensor, "images tokens width"],
-        placed_memory: Float[Tensor, "images tokens width"],
+        memory: Float[Tensor, "rows tokens width"],
+        placed_memory: Float[Tensor, "rows tokens width"],
         mask: Bool[Tensor, "images tokens"] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "images queries width"]:
-        """`placed_memory` is the memory with its position added: the keys, while the memory itself gives the values."""
+        """`placed_memory` is the memory with its position added: the keys, while the memory itself gives the values.
+
+        With `lengths`, one per picture, the pictures' memories are packed one after the other into one row.
+        """
         placed = queries + query_position
         queries = self.norm1(queries + self.dropout(self.self_attn(placed, placed, queries)))
-        attended = self.multihead_attn(queries + query_position, placed_memory, memory, mask)
+        placed = queries + query_position
+        if lengths is None:
+            attended = self.multihead_attn(placed, placed_memory, memory, mask)
+        else:
+            packed, each = placed.flatten(0, 1)[None], [placed.shape[1]] * len(placed)
+            attended = self.multihead_attn.ragged(packed, placed_memory, memory, each, lengths).view_as(queries)
         queries = self.norm2(queries + self.dropout(attended))
-        hidden = self.dropout(F.relu(self.linear1(queries)))
+        hidden = self.dropout(F.relu(self.linear1(queries), inplace=True))
         normalised: Tensor = self.norm3(queries + self.dropout(self.linear2(hidden)))
         return normalised
 

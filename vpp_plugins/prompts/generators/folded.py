@@ -1,6 +1,10 @@
 """A ResNet made for inference: frozen norms folded into the convolutions, channels last, each fused with what follows.
 
-The results are those of the module it is made from, up to rounding: within 1e-5 of the largest number in float32.
+The results are those of the module it is made from, up to rounding: within 1e-5 of the largest number in float32. One
+thing differs: oneDNN's fused ReLU makes zero of a NaN.
+
+It costs memory: the folded weights once more, and four times over where Winograd's way is taken. For the 162 MB of a
+ResNet-101 that is 369 MB at 640 pixels in float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -45,13 +49,16 @@ class Convolution:
     """
 
     def __init__(self, source: nn.Conv2d, norm: FrozenBatchNorm2d, *, relu: bool) -> None:
-        self.source, self.norm, self.relu = source, norm, relu
-        scale = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
-        bias = norm.bias.float() - norm.running_mean.float() * scale
+        self.source, self.relu = source, relu
+        padding = [int(length) for length in source.padding]
+        self.geometry = padding, list(source.stride), list(source.dilation), source.groups
+        exact = torch.promote_types(source.weight.dtype, torch.float32)
+        scale = norm.weight.to(exact) * (norm.running_var.to(exact) + norm.eps).rsqrt()
+        bias = norm.bias.to(exact) - norm.running_mean.to(exact) * scale
         if source.bias is not None:
-            bias += source.bias.float() * scale
+            bias += source.bias.to(exact) * scale
         self.scale, self.bias = scale, bias.to(source.weight.dtype)
-        self._direct: Tensor | None = None
+        self._direct: tuple[tuple[int, ...], Tensor] | None = None
         self._winograd: Tensor | None = None
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -63,7 +70,7 @@ class Convolution:
         weight = self._direct_weight(features)
         if weight.is_mkldnn:
             fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                features, weight, self.bias, *self._geometry(), "relu" if self.relu else "none", [], ""
+                features, weight, self.bias, *self.geometry, "relu" if self.relu else "none", [], ""
             )
             return fused
         convolved = self._plainly(features, weight)
@@ -74,35 +81,32 @@ class Convolution:
         weight = self._direct_weight(features)
         if weight.is_mkldnn:
             summed: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-                residual, features, weight, self.bias, *self._geometry(), "add", 1.0, "relu", [], ""
+                residual, features, weight, self.bias, *self.geometry, "add", 1.0, "relu", [], ""
             )
             return summed
         return self._plainly(features, weight).add_(residual).relu_()
 
     def _plainly(self, features: Tensor, weight: Tensor) -> Tensor:
-        padding, stride, dilation, groups = self._geometry()
+        padding, stride, dilation, groups = self.geometry
         return F.conv2d(features, weight, self.bias, stride, padding, dilation, groups)
-
-    def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
-        source = self.source
-        return _pair(source.padding), list(source.stride), list(source.dilation), source.groups
 
     def _suits_winograd(self, features: Tensor) -> bool:
         source = self.source
-        plain_3x3 = source.kernel_size == (3, 3) and self._geometry() == ([1, 1], [1, 1], [1, 1], 1)
+        plain_3x3 = source.kernel_size == (3, 3) and self.geometry == ([1, 1], [1, 1], [1, 1], 1)
         wide = min(source.in_channels, source.out_channels) >= WINOGRAD_CHANNELS
         many = winograd.tiles(*features.shape[-2:]) * len(features) >= WINOGRAD_TILES
         return plain_3x3 and wide and many and features.dtype == torch.float32
 
     def _weight(self) -> Tensor:
-        folded = self.source.weight.float() * self.scale[:, None, None, None]
+        folded = self.source.weight.to(self.scale.dtype) * self.scale[:, None, None, None]
         return folded.to(self.source.weight.dtype).contiguous(memory_format=torch.channels_last)
 
     def _direct_weight(self, features: Tensor) -> Tensor:
-        if self._direct is None:
-            shape = list(features.shape)
-            self._direct = _outlasting(lambda: _reordered(self._weight(), self._geometry(), shape))
-        return self._direct
+        """Return the weight in the order that oneDNN wants for pictures of this size, where another one is slow."""
+        size, shape = tuple(features.shape[-2:]), list(features.shape)
+        if self._direct is None or self._direct[0] != size:
+            self._direct = size, _outlasting(lambda: _reordered(self._weight(), self.geometry, shape))
+        return self._direct[1]
 
 
 def fold_resnet(body: nn.Module) -> FoldedResNet | None:
@@ -168,17 +172,11 @@ def _run(steps: Iterable[Step], features: Tensor) -> Tensor:
     return features
 
 
-def _pair(padding: str | tuple[int, ...]) -> list[int]:
-    if isinstance(padding, str):  # "same" and the like are not folded
-        raise _NotPlainError
-    return list(padding)
-
-
 def _reordered(weight: Tensor, geometry: tuple[list[int], list[int], list[int], int], shape: list[int]) -> Tensor:
     """Return the weight in oneDNN's own order, where its fused convolutions run; else as it is."""
     enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     bfloat16 = weight.dtype == torch.bfloat16 and enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if weight.dtype != torch.float32 and not bfloat16 or not enabled:
+    if not enabled or not (weight.dtype == torch.float32 or bfloat16):
         return weight
     reordered: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
     return reordered

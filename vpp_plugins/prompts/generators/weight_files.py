@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -54,14 +55,31 @@ def _read_safetensors(files: list[Path], prefix: str) -> dict[str, Tensor]:
         raise VPPError(f"no whole safetensors file: {', '.join(map(str, files))} ({error}). Fetch it again.") from error
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
+def read_pickled(file: Path) -> Any:
+    """Return what `torch.save` wrote, if it is tensors in plain containers; raises VPPError for anything else.
+
+    Tensors of a file in torch's zip format are only read from the disk when they are used.
+    """
+    with file.open("rb") as start:
+        zipped = start.read(2) == b"PK"
+    if zipped and not zipfile.is_zipfile(file):  # its table of contents comes last
+        raise VPPError(f"'{file}' is truncated: download it again.")
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))  # the rest of torch's message tells how to run it all the same
+        named = f" ({found[1]})" if found else ""
         raise VPPError(
-            f"'{file}' is no file of tensors only, and nothing else is opened because it could run code. If you trust "
-            f"it, save its state dict by itself. {type(error).__name__}: {error}"
+            f"'{file}' holds something else than tensors{named}, or is no weight file; it is not opened, because it "
+            "could run code: if you trust it, save its state dict by itself."
         ) from error
+    except Exception as error:  # garbage makes unpickling raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise VPPError(f"'{file}' is truncated or no weight file ({reason}): download it again.") from error
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    content = read_pickled(file)
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise VPPError(f"'{file}' holds no state dict, neither as a whole nor under 'model'.")

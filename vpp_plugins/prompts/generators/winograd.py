@@ -23,15 +23,16 @@ _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, 
 
 
 def tiles(height: int, width: int) -> int:
-    """Return how many tiles a picture of this size has; with few of them, reading the kernels costs more than it saves."""
+    """Return how many tiles a picture has; with few of them, reading the kernels costs more than it saves."""
     return -(-height // TILE) * -(-width // TILE)
 
 
 def transform_kernel(weight: Float[Tensor, "outputs inputs 3 3"]) -> Float[Tensor, "36 inputs outputs"]:
     """Return what `convolve` takes for a kernel: four times as many numbers."""
-    kernel = torch.tensor(_KERNEL_24, dtype=torch.float64, device=weight.device) / 24
-    placed = torch.einsum("ia,ocab,jb->ijco", kernel, weight.double(), kernel)
-    return placed.flatten(0, 1).to(weight.dtype).contiguous()
+    one_way = torch.tensor(_KERNEL_24, dtype=torch.float64, device=weight.device) / 24
+    outputs, inputs = weight.shape[:2]
+    columns = weight.double().permute(2, 3, 1, 0).reshape(9, -1)
+    return (torch.kron(one_way, one_way) @ columns).view(PLACES, inputs, outputs).to(weight.dtype)
 
 
 def convolve(

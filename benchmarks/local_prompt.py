@@ -1,0 +1,245 @@
+"""The local prompt's detector against the same weights elsewhere, and how its cost grows.
+
+`rows()` gives the rows of `make bench`. `python -m benchmarks.local_prompt` measures the curves, writes them to
+docs/local-prompt.json and prints the tables of docs/performance.md.
+"""
+
+import copy
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DetrConfig, DetrModel
+
+from benchmarks.rows import Row, interleaved, median_row, ratios
+from vpp_plugins.data.photos import load_real_photos
+from vpp_plugins.images import letterbox
+from vpp_plugins.prompts.generators import DETR, build_detr, load_detr_weights
+from vpp_plugins.prompts.generators.detr_backbone import FrozenBatchNorm2d
+from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
+from vpp_plugins.prompts.generators.folded import WINOGRAD_CHANNELS, Convolution
+
+SIDE = 640
+TOLERANCE = 1e-4
+CURVES = Path("docs/local-prompt.json")
+FLOOR_NOTE = (
+    "All operations of the direct algorithm take {direct:.0f} ms at the best speed of this processor, {winograd:.0f} "
+    "ms with Winograd's way for the 3 x 3 convolutions that suit it: {most:.2f} times as fast as DetrModel's "
+    "{theirs:.0f} ms, if nothing else took any time."
+)
+
+
+def rows(rounds: int = 8, rounds_of_four: int = 4) -> list[Row]:
+    """Return the rows against DetrModel and against a plain DETR, and what packing saves on real photos."""
+    theirs, plain, ours = _same_weights()
+    half = copy.deepcopy(ours).bfloat16() if _has_bfloat16() else None
+    found = []
+    for images, times_round in ((1, rounds), (4, rounds_of_four)):
+        pixels = torch.randn(images, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(images))
+        variants: dict[str, Callable[[], Tensor]] = {
+            "DetrModel": lambda pixels=pixels: theirs(pixels).last_hidden_state,
+            "a plain DETR": lambda pixels=pixels: plain(pixels),
+            "ours": lambda pixels=pixels: ours(pixels),
+        }
+        if half is not None:
+            variants["bfloat16"] = lambda pixels=pixels: half(pixels)
+        _check_equal(variants)
+        times = interleaved(variants, rounds=times_round, warm_up=1)
+        note = _floor_note(images, statistics.median(times["DetrModel"]))
+        label = f"local prompt, {images} picture{'s' if images > 1 else ''}"
+        for other in ("DetrModel", "a plain DETR"):
+            name, samples = f"{label}, float32, speed against {other}", ratios(times[other], times["ours"])
+            found.append(median_row(name, samples, unit="x", bar=2.0, better="more", note=note))
+        name = f"{label}, bfloat16, speed against DetrModel in float32"
+        if half is None:
+            note = "this processor has no bfloat16 arithmetic"
+            found.append(Row(name=name, value=None, unit="x", bar=3.5, better="more", note=note))
+        else:
+            samples = ratios(times["DetrModel"], times["bfloat16"])
+            found.append(median_row(name, samples, unit="x", bar=3.5, better="more"))
+    return [*found, packing_row(ours)]
+
+
+def packing_row(detr: DETR, rounds: int = 15) -> Row:
+    """Return the time of encoder and decoder on packed photos, as a part of that on padded and masked ones."""
+    photos = load_real_photos()
+    pixels = torch.stack([letterbox(photo.image, SIDE) for photo in photos])
+    masks = (pixels != 0).any(1)
+    batch = masks[:4]
+    channels = detr.input_proj.in_channels
+    features = torch.randn(4, channels, SIDE // 32, SIDE // 32, generator=torch.Generator().manual_seed(0))
+
+    def padded() -> Tensor:
+        with mock.patch("vpp_plugins.prompts.generators.detr.ragged_pays", return_value=False):
+            return detr.queries(features, batch)
+
+    times = interleaved({"packed": lambda: detr.queries(features, batch), "padded": padded}, rounds=rounds)
+    content = float(masks[:, ::32, ::32].float().mean())
+    return median_row(
+        "encoder and decoder, photos packed against padded",
+        ratios(times["packed"], times["padded"]),
+        unit="x",
+        note=f"{len(photos)} photos, letterboxed: {content:.0%} of their tokens are picture; timed on the first 4.",
+    )
+
+
+def curves() -> dict[str, Any]:
+    """Measure how the cost grows with size, queries and batch; milliseconds are medians of a few runs."""
+    detr = build_detr().eval()
+    rate = best_rate()
+    points = [("size", side, (side, 1, 100)) for side in (320, 480, 640, 800)]
+    points += [("queries", queries, (SIDE, 1, queries)) for queries in (25, 300)]
+    points += [("pictures", images, (SIDE, images, 100)) for images in (2, 4)]
+    found = []
+    for curve, value, (side, images, queries) in points:
+        net = detr if queries == 100 else _with_queries(detr, queries)
+        pixels = torch.randn(images, 3, side, side)
+        times = interleaved({"forward": lambda net=net, pixels=pixels: net(pixels)}, rounds=3, warm_up=1)
+        work = arithmetic(side, images, queries)
+        milliseconds = 1000 * statistics.median(times["forward"])
+        floor = work["gflop_winograd"] / rate * 1000
+        found.append(
+            {"curve": curve, "value": value, "side": side, "pictures": images, "queries": queries}
+            | {"ms": round(milliseconds, 1), "floor_ms": round(floor, 1), **work}
+        )
+    return {"gflop_per_second": round(rate, 1), "torch": torch.__version__, "threads": 1, "points": found}
+
+
+def arithmetic(side: int, images: int, queries: int) -> dict[str, float]:
+    """Count one forward: its floating-point operations, and the bytes that its layers read and write in float32.
+
+    `gflop` is of the direct algorithm, `gflop_winograd` with a quarter of them in the convolutions that suit Winograd.
+    """
+    with torch.device("meta"):
+        detr, pixels = build_detr(num_queries=queries).eval(), torch.zeros(images, 3, side, side)
+    count = _Count()
+    for layer in detr.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        detr(pixels)
+    flop = counter.get_total_flops()
+    counted = {"gflop": flop, "gflop_winograd": flop - count.saved, "gbyte": count.bytes}
+    return {name: round(number / 1e9, 3) for name, number in counted.items()}
+
+
+class _Count:
+    """Forward hook that adds up what the layers read and write, and the operations that Winograd's way would save."""
+
+    def __init__(self) -> None:
+        self.bytes, self.saved = 0, 0.0
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weights = sum(parameter.numel() for parameter in layer.parameters())
+        self.bytes += 4 * (inputs[0].numel() + output.numel() + weights)
+        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride) == ((3, 3), (1, 1)):
+            suits = min(layer.in_channels, layer.out_channels) >= WINOGRAD_CHANNELS
+            self.saved += suits * 0.75 * 2 * 9 * layer.in_channels * output.numel()
+
+
+def best_rate() -> float:
+    """Return GFLOP a second, in float32 on these threads, of the quickest there is: a large product or convolution."""
+    side, places = 1024, 40 * 40
+    left, right, picture = torch.randn(places, side), torch.randn(side, side), torch.randn(1, side, 40, 40)
+    convolution = Convolution(nn.Conv2d(side, side, 1, bias=False), FrozenBatchNorm2d(side), relu=False)
+    last = picture.contiguous(memory_format=torch.channels_last)
+    times = interleaved({"product": lambda: left @ right, "convolution": lambda: convolution(last)}, rounds=15)
+    return 2 * places * side**2 / 1e9 / min(*times["product"], *times["convolution"])
+
+
+def _same_weights() -> tuple[DetrModel, DETR, DETR]:
+    """Return transformers' DETR, one as DETR's authors wrote it, and ours, with the same random weights."""
+    torch.manual_seed(0)
+    backbone = {"model_type": "timm_backbone", "backbone": "resnet101", "features_only": True, "out_indices": [4]}
+    theirs = DetrModel(DetrConfig(backbone_config=backbone)).eval()
+    ours = build_detr().eval()
+    load_detr_weights(ours, theirs.state_dict())
+    return theirs, _plain_detr(ours), ours
+
+
+def _plain_detr(detr: DETR) -> DETR:
+    """Return a DETR on torchvision's ResNet and frozen norms, with torch's own attention modules."""
+    from torchvision.models import resnet101
+    from torchvision.ops import FrozenBatchNorm2d
+
+    plain = copy.deepcopy(detr)
+    body = resnet101(norm_layer=FrozenBatchNorm2d)
+    stages = ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    features = nn.Sequential()
+    for name in stages:
+        features.add_module(name, body.get_submodule(name))
+    features.load_state_dict(detr.backbone.body.state_dict())
+    plain.backbone = features.eval()
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, MultiheadAttention):
+            plain.set_submodule(name, _TorchAttention(module))
+    return plain
+
+
+class _TorchAttention(nn.Module):
+    """torch's attention, called as DETR's authors call it; without the weights, which is quicker."""
+
+    def __init__(self, ours: MultiheadAttention) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(ours.out_proj.in_features, ours.heads, batch_first=True).eval()
+        self.attention.load_state_dict(ours.state_dict())
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        ignored = None if mask is None else ~mask
+        attended: Tensor = self.attention(query, key, value, key_padding_mask=ignored, need_weights=False)[0]
+        return attended
+
+
+def _check_equal(variants: dict[str, Callable[[], Tensor]]) -> None:
+    """Raise ValueError unless all give the same queries: a comparison of speed between different results is none."""
+    with torch.no_grad():
+        expected = variants["DetrModel"]()
+        for name, run in variants.items():
+            error = float((run() - expected).abs().max() / expected.abs().max())
+            if error > (0.05 if name == "bfloat16" else TOLERANCE):
+                raise ValueError(f"{name} differs from DetrModel by {error:.1e} of the largest number")
+
+
+def _floor_note(images: int, seconds: float) -> str:
+    work, rate = arithmetic(SIDE, images, 100), best_rate() / 1000
+    direct, winograd = work["gflop"] / rate, work["gflop_winograd"] / rate
+    theirs = 1000 * seconds
+    return FLOOR_NOTE.format(direct=direct, winograd=winograd, theirs=theirs, most=theirs / winograd)
+
+
+def _with_queries(detr: DETR, queries: int) -> DETR:
+    other = build_detr(num_queries=queries).eval()
+    state = {**detr.state_dict(), "query_embed.weight": other.query_embed.weight}
+    other.load_state_dict(state)
+    return other
+
+
+def _has_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _table(points: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| | | ms | GFLOP | with Winograd | GB moved | floor, ms | floor / measured |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for point in points:
+        work = f"{point['gflop']:.1f} | {point['gflop_winograd']:.1f} | {point['gbyte']:.2f}"
+        share = f"{point['floor_ms']:.0f} | {point['floor_ms'] / point['ms']:.2f}"
+        yield f"| {point['curve']} | {point['value']} | {point['ms']:.0f} | {work} | {share} |"
+
+
+def main() -> None:
+    """Measure the curves, write them, and print their table."""
+    torch.set_num_threads(1)
+    found = curves()
+    CURVES.write_text(json.dumps(found, indent=1) + "\n")
+    print("\n".join(_table(found["points"])))
+
+
+if __name__ == "__main__":
+    main()

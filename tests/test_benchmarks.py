@@ -1,0 +1,197 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as bench
+from benchmarks import attach_cost, cold_start, evaluation, gpu, host_time, preprocessing
+from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
+
+TINY_HOST = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("interval", "better", "status"),
+    [
+        ((0.8, 0.9), "less", "pass"),
+        ((0.8, 1.0), "less", "pass"),
+        ((0.9, 1.1), "less", "inconclusive"),
+        ((1.1, 1.2), "less", "fail"),
+        ((1.1, 1.2), "more", "pass"),
+        ((1.0, 1.2), "more", "pass"),
+        ((0.9, 1.1), "more", "inconclusive"),
+        ((0.8, 0.9), "more", "fail"),
+    ],
+)
+def test_a_row_passes_where_its_whole_interval_does(interval: tuple[float, float], better: str, status: str) -> None:
+    row = Row(name="", value=sum(interval) / 2, interval=interval, bar=1.0, better=better)  # type: ignore[arg-type]
+
+    assert row.status == status
+
+
+def test_a_counted_row_has_no_interval_and_a_row_without_bar_no_verdict() -> None:
+    assert Row(name="", value=1.0, bar=1.0).status == "pass"
+    assert Row(name="", value=1.1, bar=1.0).status == "fail"
+    assert Row(name="", value=1.0).status == "no bar"
+    assert Row(name="", value=None, bar=1.0).status == "not run"
+
+
+def test_the_interval_holds_the_median_and_shrinks_with_more_samples() -> None:
+    few, many = ([float(sample % 11) for sample in range(count)] for count in (11, 1100))
+
+    narrow, wide = median_row("", many), median_row("", few)
+
+    for row in (narrow, wide):
+        assert row.value == 5
+        assert row.interval is not None
+        assert row.interval[0] <= 5 <= row.interval[1]
+    assert narrow.interval[1] - narrow.interval[0] < wide.interval[1] - wide.interval[0]  # type: ignore[index]
+
+
+def test_every_round_runs_every_variant_once_in_changing_order() -> None:
+    ran: list[str] = []
+    ticks = iter(range(1000))
+
+    times = interleaved(
+        {name: lambda name=name: ran.append(name) for name in "abc"},  # type: ignore[misc]
+        rounds=20,
+        warm_up=3,
+        clock=lambda: float(next(ticks)),
+    )
+
+    rounds = [ran[start : start + 3] for start in range(0, len(ran), 3)]
+    assert len(rounds) == 23
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 1
+    assert times == {name: [1.0] * 20 for name in "abc"}
+
+
+def test_ratios_are_those_within_a_round() -> None:
+    assert ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+
+
+def test_the_command_writes_a_list_of_rows_and_says_how_they_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "BENCHMARKS", {"some": "tests.test_benchmarks:some_rows"})
+    out = tmp_path / "bench" / "results.json"
+
+    page = tmp_path / "page.md"
+
+    assert bench.main(["--out", str(out), "--page", str(page)]) == 1
+
+    written = json.loads(out.read_text())
+    assert [{key: row[key] for key in ("name", "value", "bar", "status")} for row in written] == [
+        {"name": "good", "value": 1.0, "bar": 2.0, "status": "pass"},
+        {"name": "bad", "value": 3.0, "bar": 2.0, "status": "fail"},
+        {"name": "elsewhere", "value": None, "bar": 1.1, "status": "not run"},
+    ]
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("good", "pass", "fail", "not run", "torch ", "python -m benchmarks.gpu"))
+    assert [file.name for file in out.parent.iterdir()] == ["results.json"]
+    assert "| good | 1 ms |  | at most 2 ms | pass |" in page.read_text()
+    assert "- elsewhere: python -m benchmarks.gpu" in page.read_text()
+
+
+def some_rows() -> list[Row]:
+    return [
+        Row(name="good", value=1.0, bar=2.0, unit="ms"),
+        Row(name="bad", value=3.0, bar=2.0),
+        Row(name="elsewhere", value=None, bar=1.1, note="python -m benchmarks.gpu"),
+    ]
+
+
+def test_an_unknown_benchmark_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["fast"])
+    assert "unknown: fast; known are attach-cost" in capsys.readouterr().err
+
+
+def test_every_benchmark_is_there() -> None:
+    from pkgutil import resolve_name
+
+    for place in bench.BENCHMARKS.values():
+        assert callable(resolve_name(place))
+
+
+def test_attaching_is_measured_against_the_same_work() -> None:
+    rows = attach_cost.measure(rounds=3)
+
+    assert [row.bar for row in rows] == [0.3, 1.0, 1.0]
+    assert all(row.value is not None and row.value < 50 for row in rows)
+
+
+def test_ratios_of_a_forward_are_near_one_and_no_memory_is_left() -> None:
+    rows = {row.name: row for row in host_time.measure(rounds=3, shortest=0.004, sizes=TINY_HOST)}
+
+    assert rows["memory left after a forward"].value == 0
+    assert rows["memory left after a forward"].status == "pass"
+    timed = [row for row in rows.values() if row.unit == "x"]
+    assert [row.bar for row in timed] == [1.03, 1.01, 1.01]
+    assert all(row.value is not None and 0.2 < row.value < 5 for row in timed)
+
+
+def test_what_a_run_allocates_is_counted_to_the_byte() -> None:
+    ones = torch.ones(1000, 1000)
+    kept = []
+
+    def keep() -> None:
+        kept[:] = [torch.empty(0), (ones + 1) * 2]  # two of 4 MB at the peak, and one stays
+
+    peak, left = host_time._allocated(keep)
+
+    assert peak >= 8_000_000
+    assert peak < 12_100_000
+    assert left in (0, 4_000_000)  # the first run's result may go as the second's comes
+
+
+def test_preprocessing_makes_the_reference_s_pixels() -> None:
+    picture = preprocessing.photograph((90, 50))
+
+    for theirs, ours in zip(preprocessing.reference_pixels(picture), preprocessing.our_pixels()(picture), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+
+
+def test_preprocessing_is_timed_for_pictures_of_every_shape() -> None:
+    rows = preprocessing.measure(rounds=1)
+
+    assert [row.bar for row in rows] == [2.0, 2.0, 2.0, None]
+    assert all(row.value is not None and row.value > 0.1 for row in rows)
+
+
+def test_the_pocket_model_is_timed_in_batches() -> None:
+    rows = evaluation.measure(rounds=1, batches=(1, 2), questions=2)
+
+    assert [row.unit for row in rows] == ["/s", "/s", "x"]
+    assert all(row.value is not None and row.value > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_door_opens_in_time() -> None:
+    rows = cold_start.measure(rounds=1)
+
+    assert all(row.status == "pass" for row in rows if row.bar is not None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_its_rows_are_there_with_the_command() -> None:
+    rows = gpu.measure()
+
+    assert {row.status for row in rows} == {"not run"}
+    assert all("python -m benchmarks.gpu" in row.note for row in rows)
+
+
+def test_the_gpu_s_rows_can_be_made_at_toy_size_on_the_cpu() -> None:
+    rows = gpu.run(gpu.TINY, torch.device("cpu"), torch.float32, rounds=1)
+
+    assert [row.name for row in rows] == list(gpu.NAMES)
+    assert [row.value is None for row in rows] == [False, False, False, True, False]
+
+
+def test_a_table_is_printed_for_any_row(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    show_rows(some_rows(), "a title")
+    write_rows([], tmp_path / "none.json")
+
+    assert "a title" in capsys.readouterr().out
+    assert json.loads((tmp_path / "none.json").read_text()) == []

@@ -1,0 +1,89 @@
+"""Every recipe in examples/recipes: it says what it costs, is valid, and trains a tiny model of its family."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.families import FAMILIES
+from tests.train.runs import SIZE, write_data
+from vpp_adapters.vicuna import VICUNA_V1, with_axis_sentence
+from vpp_plugins.attach import unwrap
+from vpp_plugins.boxes import ImageMeta
+from vpp_plugins.data.formats import Writing
+from vpp_plugins.data.formats.conversations import write_conversations
+from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.host import active_vpp
+from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.run import train
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+FOLDER = Path(__file__).parents[2] / "examples/recipes"
+RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+HERE = {"use_cpu": True, "disable_tqdm": True, "dataloader_num_workers": 0, "dataloader_pin_memory": False}
+ELSEWHERE = ("tf32", "fsdp")
+"""Keys for GPUs or for several processes."""
+TOY: dict[str, Any] = {"generator": "toy", "num_queries": 4, "image_size": 64, "projector_size": 16}
+
+
+def in_little(recipe: Recipe, data: Path, out: Path) -> Recipe:
+    """The recipe at toy size, for two steps."""
+    local = {name: value for name, value in dict(recipe.local_vpp).items() if name != "weights"}
+    trainer = {name: value for name, value in recipe.trainer.items() if name not in ELSEWHERE}
+    return replace(
+        recipe,
+        data=str(data),
+        images=None,
+        output_dir=str(out),
+        global_vpp={**dict(recipe.global_vpp), "size": 32, "border": 4},
+        local_vpp={**local, **TOY},
+        trainer={**trainer, **HERE, "max_steps": 2, "save_steps": 2, "gradient_accumulation_steps": 1},
+    )
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_trains_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parents[1])  # recipes name files from the repository's root
+    recipe = Recipe.load(RECIPES[name])
+    assert recipe.data_format == "vpp-sft"
+    samples = [
+        Sample(f"s{n}", f"{n % 4}.png", *SIZE, (Locate("the cup", ((1.0, 2.0, 30.0, 20.0),)), Talk("is it", "red cup")))
+        for n in range(16)
+    ]
+    write_data(tmp_path, samples)
+    write_conversations(samples, Writing(tmp_path / "data.json", family="llava"))
+    family = FAMILIES[str(recipe.family)]
+    model = family.model()
+
+    trained = train(
+        in_little(recipe, tmp_path / "data.json", tmp_path / "out"), model=model, processor=family.processor()
+    )
+
+    assert trained.steps == 2
+    assert not trained.skipped
+    assert (trained.folder / "vpp.safetensors").is_file()
+    assert all(parameter.isfinite().all() for parameter in active_vpp(unwrap(model)).parameters())
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_says_what_it_costs_in_its_first_lines(name: str) -> None:
+    head = [line for line in RECIPES[name].read_text().split("\n\n")[0].splitlines() if line.startswith("#")]
+    assert [word for word in ("Memory:", "Time:", "Result:") if word not in "\n".join(head)] == []
+
+
+def test_the_template_beside_them_is_vpp_llavas() -> None:
+    assert (FOLDER / "vicuna_v1.jinja").read_text() == VICUNA_V1
+
+
+def test_the_axis_sentence_is_where_the_reference_puts_it() -> None:
+    """Once, behind the first question, whatever it asks, also in text alone."""
+    turns = (Talk("is it red", "yes"), Locate("the cup", ((1.0, 2.0, 30.0, 20.0),)))
+    sample = Sample("s", "0.png", *SIZE, turns)
+    plain = ChatWriter("llava")(sample, ImageMeta((SIZE[1], SIZE[0])))
+
+    assert ChatWriter("vpp-llava")(sample, ImageMeta((SIZE[1], SIZE[0]))) == with_axis_sentence(plain)
+    alone = Sample("t", "", 0, 0, turns[:1])
+    assert ChatWriter("vpp-llava")(alone, None) == with_axis_sentence(ChatWriter("llava")(alone, None))

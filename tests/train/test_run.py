@@ -1,0 +1,253 @@
+"""A run from recipe to report, and everything that a user can get wrong on the way."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.families import FAMILIES, attached_family
+from tests.train.runs import SIZE, recipe, samples, toy_prompts, write_data
+from vpp_plugins import VPPError, VPPProcessor, attach_vpp, load_vpp
+from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.host import active_vpp
+from vpp_plugins.train import checkpoints
+from vpp_plugins.train.checkpoints import check_room
+from vpp_plugins.train.run import train
+from vpp_plugins.train.trainer import VPPTrainer
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_data(tmp_path / "data", samples(8))
+
+
+def run(data: Path, out: Path, **changes: Any) -> Any:
+    model, processor = attached_family("llava")
+    return train(recipe(data, out, **changes), model=model, processor=processor)
+
+
+def test_leaves_weights_that_load_a_record_and_a_page(data: Path, tmp_path: Path) -> None:
+    model, processor = attached_family("llava")
+
+    trained = train(recipe(data, tmp_path / "run"), model=model, processor=processor)
+
+    again = attach_vpp(type(model)._vpp_host_class.from_pretrained(trained.folder), toy_prompts())
+    VPPProcessor.from_pretrained(trained.folder, again)
+    load_vpp(again, trained.folder)
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+    assert not [name for name in load_file(trained.folder / "model.safetensors") if "vpp" in name]
+    about = json.loads((tmp_path / "run/run.json").read_text())
+    assert about["samples"] == 8
+    assert about["recipe"]["max_steps"] == 4
+    page = (tmp_path / "run/report.html").read_text()
+    assert all(word in page for word in ("Loss", "vpp.global", about["data_sha256"], about["versions"]["torch"]))
+
+
+def test_logs_every_groups_rate_and_the_speed(data: Path, tmp_path: Path) -> None:
+    rates = {"lr": {"llm": 1e-3, "vpp": {"global": 2e-3}}, "freeze": ["vision"]}
+
+    first = run(data, tmp_path / "run", lr_scheduler_type="constant", **rates).history[0]
+
+    assert first["lr/llm"] == 1e-3
+    assert first["lr/vpp.global"] == 2e-3
+    assert "lr/vision" not in first
+    assert first["samples_per_second"] > 0
+
+
+def test_a_host_that_is_frozen_stays_and_its_checkpoints_hold_prompts_alone(data: Path, tmp_path: Path) -> None:
+    model, processor = attached_family("llava")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    train(recipe(data, tmp_path / "run", freeze=["llm", "projector", "vision"]), model=model, processor=processor)
+
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {f"vpp.{name}" for name in active_vpp(model).state_dict()}
+    assert not (tmp_path / "run/checkpoint-4/model.safetensors").exists()
+
+
+def test_a_bare_host_gets_the_recipes_prompts(data: Path, tmp_path: Path) -> None:
+    family = FAMILIES["llava"]
+    prompts = {
+        "global_vpp": {"size": 32, "border": 4, "alpha": 0.8},
+        "local_vpp": {"generator": "toy", "num_queries": 2, "image_size": 64, "projector_size": 16},
+    }
+    model = family.model()
+
+    trained = train(recipe(data, tmp_path / "run", **prompts), model=model, processor=family.processor())
+
+    saved = json.loads((trained.folder / "vpp_config.json").read_text())
+    assert saved["global_vpp"]["alpha"] == 0.8
+    assert saved["local_vpp"]["num_queries"] == 2
+
+
+def test_prompts_that_were_gathered_from_several_devices_are_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP and ZeRO hand Trainer's _save the whole state; empty tensors, as when nobody gathered, are refused."""
+    model, processor = attached_family("llava")
+    made: list[VPPTrainer] = []
+    monkeypatch.setattr(VPPTrainer, "train", lambda self, **_: made.append(self))
+    train(recipe(data, tmp_path / "run", lora_scope="llm", lora_r=2), model=model, processor=processor)
+    state = {
+        name: value + 1 if value.is_floating_point() else value for name, value in made[0].model.state_dict().items()
+    }
+
+    made[0]._save(str(tmp_path / "gathered"), state_dict=state)
+
+    found = load_file(tmp_path / "gathered/vpp.safetensors")
+    expected = active_vpp(model).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value + 1) for name, value in expected.items())
+    empty = {name: value.new_empty(0) if "vpp." in name else value for name, value in state.items()}
+    with pytest.raises(VPPError, match="were saved empty"):
+        made[0]._save(str(tmp_path / "empty"), state_dict=empty)
+
+
+class TestExamination:
+    def test_asks_during_training(self, data: Path, tmp_path: Path) -> None:
+        questions = [Sample("q", "0.png", *SIZE, (Locate("the cup", ((1.0, 2.0, 30.0, 20.0),)),))]
+        asked = write_data(tmp_path / "asked", questions)
+        plain = run(data, tmp_path / "plain")
+
+        trained = run(
+            data, tmp_path / "run", eval_data=str(asked), eval_format="neutral", eval_steps=2, eval_protocol="default"
+        )
+
+        scores = [entry["eval_acc_50"] for entry in trained.history if "eval_acc_50" in entry]
+        assert len(scores) == 2
+        assert (tmp_path / "run/eval/step-2/report.html").is_file()
+        assert "mean IoU" in (tmp_path / "run/report.html").read_text()
+        expected = load_file(plain.folder / "vpp.safetensors")
+        assert all(torch.equal(v, expected[name]) for name, v in load_file(trained.folder / "vpp.safetensors").items())
+
+
+class TestMistakes:
+    def test_another_family(self, data: Path, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match=r"for the family 'internvl', but the model is a 'llava'"):
+            run(data, tmp_path / "run", family="internvl")
+
+    def test_no_samples(self, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", samples(1))
+        data.write_text("\n")
+        with pytest.raises(VPPError, match="is empty"):
+            run(data, tmp_path / "run")
+
+    def test_nothing_but_text(self, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", samples(4, text_only=range(4)))
+        with pytest.raises(VPPError, match="none of the 4 samples has a picture"):
+            run(data, tmp_path / "run")
+
+    def test_missing_pictures_are_listed_and_may_be_allowed(self, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", samples(8))
+        (tmp_path / "data/2.png").unlink()
+
+        with pytest.raises(VPPError, match=r"2 x picture missing or unreadable \(s2: 2\.png; s6: 2\.png\)"):
+            run(data, tmp_path / "run", max_skipped=1)
+        assert run(data, tmp_path / "other", max_skipped=2).steps == 4
+
+    def test_a_folder_that_cannot_be_written(self, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(VPPError, match=r"output_dir '.*' cannot be written"):
+            run(data, tmp_path / "file/run")
+
+    def test_a_disk_that_is_nearly_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda folder: usage)
+        with pytest.raises(VPPError, match="a checkpoint takes about"):
+            check_room(tmp_path, 11)
+
+    def test_boxes_outside_and_damaged_pictures_give_their_place_to_the_next(self, tmp_path: Path) -> None:
+        bad = Sample("bad", "1.png", *SIZE, (Locate("the cup", ((90.0, 2.0, 99.0, 20.0),)), Talk("is it", "red")))
+        other = Sample("other", "1.png", 20, 12, (Locate("the cup", ((1.0, 2.0, 9.0, 10.0),)),))
+        data = write_data(tmp_path / "data", [*samples(1), bad, other, *samples(8)[3:]])
+        (tmp_path / "data/3.png").write_bytes(b"no picture")
+
+        trained = run(data, tmp_path / "run")
+
+        about = json.loads((tmp_path / "run/run.json").read_text())
+        assert about["faults"] == {"box wholly outside its picture": 1}
+        assert {reason.partition(":")[0] for reason in trained.skipped} == {"other", "s3", "s7"}
+        assert any("40 x 24, but its boxes are for 20 x 12" in reason for reason in trained.skipped)
+        assert "3 samples were skipped" in (tmp_path / "run/report.html").read_text()
+
+    def test_more_skipped_than_allowed_stops(self, tmp_path: Path) -> None:
+        data = write_data(tmp_path / "data", samples(8))
+        (tmp_path / "data/3.png").write_bytes(b"no picture")
+        with pytest.raises(VPPError, match="samples were skipped, and max_skipped is 0"):
+            run(data, tmp_path / "run", max_skipped=0)
+
+    def test_a_loss_that_is_nan_names_the_batch_and_keeps_the_last_checkpoint(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = VPPTrainer.compute_loss
+
+        def compute_loss(self: VPPTrainer, *args: Any, **kwargs: Any) -> Any:
+            return real(self, *args, **kwargs) * (torch.nan if self.state.global_step == 3 else 1)
+
+        monkeypatch.setattr(VPPTrainer, "compute_loss", compute_loss)
+        with pytest.raises(VPPError, match=r"the loss is nan at step 4, in the batch of s\d, s\d"):
+            run(data, tmp_path / "run")
+
+        assert all(v.isfinite().all() for v in load_file(tmp_path / "run/checkpoint-2/vpp.safetensors").values())
+        monkeypatch.undo()
+        assert run(data, tmp_path / "run", resume_from_checkpoint="auto").steps == 4
+
+    def test_a_gradient_that_is_nan_does_too(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = VPPTrainer.compute_loss
+
+        def compute_loss(self: VPPTrainer, *args: Any, **kwargs: Any) -> Any:
+            loss = real(self, *args, **kwargs)
+            if self.state.global_step == 3:
+                loss.register_hook(lambda gradient: gradient * torch.nan)
+            return loss
+
+        monkeypatch.setattr(VPPTrainer, "compute_loss", compute_loss)
+        with pytest.raises(VPPError, match=r"the gradient is nan at step 4, in the batch of s\d, s\d"):
+            run(data, tmp_path / "run")
+
+
+class TestPreflight:
+    @pytest.mark.parametrize(
+        ("part", "said"),
+        [
+            ("vpp.global", "'vpp.global' is to be trained, but has no gradient"),
+            ("llm", "exactly zero"),
+            ("lora", "is nan"),
+        ],
+        ids=["none", "zero", "nan"],
+    )
+    def test_a_part_without_a_gradient_stops_the_run(
+        self, part: str, said: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, processor = attached_family("llava")
+        real = VPPTrainer._preflight
+
+        def spoil(self: VPPTrainer) -> None:
+            for group in self.groups:
+                for parameter in group["params"] if group["name"] == part else []:
+                    parameter.grad = {"vpp.global": None, "llm": torch.zeros_like(parameter)}.get(
+                        part, torch.full_like(parameter, torch.nan)
+                    )
+            real(self)
+
+        monkeypatch.setattr(VPPTrainer, "_preflight", spoil)
+        before = {name: value.clone() for name, value in active_vpp(model).state_dict().items()}
+        changes: dict[str, Any] = {"lora_scope": "llm", "lora_r": 2} if part == "lora" else {}
+        with pytest.raises(VPPError, match=said):
+            train(recipe(data, tmp_path / "run", **changes), model=model, processor=processor)
+
+        after = active_vpp(model).state_dict()
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+    def test_waits_for_a_batch_with_a_picture(self, tmp_path: Path) -> None:
+        """The grey picture of a batch of text alone has zero gradients, which is no fault."""
+        data = write_data(tmp_path / "data", samples(12, text_only=[0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]))
+
+        assert run(data, tmp_path / "run", max_steps=6, per_device_train_batch_size=1).steps == 6

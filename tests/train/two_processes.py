@@ -1,0 +1,30 @@
+"""What each of two processes does: `python -m tests.train.two_processes DATA OUT [key=value ...]`."""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.families import attached_family
+from tests.tiny import ToyPlugin
+from tests.train.runs import recipe
+from vpp_plugins.host import active_vpp
+from vpp_plugins.plugins import manager
+from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.run import train
+
+
+def main(data: Path, out: Path, changes: list[str]) -> None:
+    torch.set_num_threads(1)
+    manager().register(ToyPlugin(), "toy")
+    model, processor = attached_family("llava")
+    quiet = recipe(data, out, per_device_train_batch_size=1, ddp_backend="gloo", max_steps=6, save_steps=3)
+    values = {**quiet.to_dict(), **Recipe.load(changes=["model=m", "data=d", "output_dir=o", *changes]).to_dict()}
+    values |= {"model": "given", "data": str(data), "output_dir": str(out)}
+    train(Recipe.from_dict(values), model=model, processor=processor)
+    total = sum(float(value.double().abs().sum()) for value in active_vpp(model).state_dict().values())
+    sys.stdout.write(f"trained {total!r}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

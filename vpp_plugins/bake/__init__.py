@@ -1,0 +1,12 @@
+"""Serve a global prompt without this library: `bake` turns it into a step before the host's image processor.
+
+- `prompt.py`: writing the step, and holding it against the prompt; `readme.py`: the page beside it.
+- `apply_axes.py`: the step itself, a script that is copied as it is and needs numpy and Pillow only.
+- `score.py`: what it does to a model's answers.
+"""
+
+from vpp_plugins.bake.apply_axes import apply_axes, load_axes
+from vpp_plugins.bake.prompt import Baked, bake, drop_local_prompt
+from vpp_plugins.bake.score import BakedScores, score_baked
+
+__all__ = ["Baked", "BakedScores", "apply_axes", "bake", "drop_local_prompt", "load_axes", "score_baked"]

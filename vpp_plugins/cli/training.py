@@ -1,0 +1,58 @@
+"""`vpp train` and `vpp data preview`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipes = Annotated[
+    list[Path], typer.Argument(help="TOML; each file changes what those before it say.", show_default=False)
+]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.", show_default=False)]
+
+
+def train(
+    recipes: Recipes,
+    changes: Changes = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="auto: go on from the last checkpoint, if there is one. Or a checkpoint's folder."),
+    ] = None,
+) -> None:
+    """Train prompts, with or without their host, as a recipe says; examples/recipes holds some to begin with.
+
+    A recipe is flat TOML. Ours: model, processor, chat_template, family, dtype, load_in_4bit; vpp, global_vpp.alpha
+    (and all its settings; global_vpp = false leaves it out), local_vpp.num_queries (likewise); data, data_format,
+    data_family, images, split, mix, box_format, max_samples, max_length, max_skipped; learning_rates (reference or
+    paper), lr.vpp.global (and llm, lora, projector, vision, vpp.local, vpp.projector), freeze; lora_scope, lora_r,
+    lora_alpha, lora_dropout; detection_loss; eval_data, eval_format, eval_images, eval_protocol, eval_limit. All others
+    are transformers' TrainingArguments by their own names: output_dir, max_steps, save_steps, learning_rate, bf16, ...
+
+    A killed run goes on with --resume auto, and ends with the same weights. Several GPUs: torchrun --nproc_per_node 8
+    -m vpp_plugins.cli train RECIPE.toml
+
+    Example: vpp train examples/recipes/llava-1.5-lora.toml --set max_steps=100 --set output_dir=out/try
+    """
+    from vpp_plugins.train import Recipe
+    from vpp_plugins.train import train as run
+
+    resumed = [] if resume is None else [f"resume_from_checkpoint={resume}"]
+    trained = run(Recipe.load(*recipes, changes=[*(changes or []), *resumed]))
+    typer.echo(f"{trained.steps} steps; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")
+
+
+def preview(
+    recipes: Recipes,
+    changes: Changes = None,
+    index: Annotated[int, typer.Option(help="Which sample, counted from 0.", min=0)] = 0,
+) -> None:
+    """Show a training sample's exact tokens, what is learned between ⟦ and ⟧; loads the processor, but no weights.
+
+    Example: vpp data preview examples/recipes/llava-1.5-lora.toml --index 3
+    """
+    from rich.console import Console
+
+    from vpp_plugins.train import Recipe
+    from vpp_plugins.train.run import preview_sample
+
+    Console().print(preview_sample(Recipe.load(*recipes, changes=changes or []), index))

@@ -1,0 +1,131 @@
+"""Samples to a batch: pictures, text, placeholders and the labels of the answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.placeholders import image_marker
+from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.dataset import TrainingData
+from vpp_plugins.train.labels import IGNORED, RenderedChat, label_answers, render_chat
+
+TRIES = 100
+"""Samples in a row that may be unusable before it is no accident."""
+ABOUT = "vpp_about"
+"""Key of a batch's `About`, which is not for the model."""
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a batch comes from."""
+
+    samples: tuple[str, ...]
+    """The samples' ids."""
+    rows: tuple[int, ...]
+    """Their numbers in the data."""
+    pictures: int
+    """How many of them have a picture."""
+    skipped: tuple[str, ...]
+    """Which samples gave their place to the next one, and why."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample, ready for the processor."""
+
+    index: int
+    id: str
+    picture: Image.Image | None
+    chat: RenderedChat
+
+
+class Collator:
+    """Makes batches of a VPPProcessor's inputs.
+
+    A sample that cannot be used (damaged picture, box outside, longer than `max_length`) gives its place to the next
+    one, so batches keep their size and a resumed run meets the same ones. A batch of text alone gets a grey picture
+    that nothing is learned from: so vision encoder, projector and prompts have their place in every backward, with
+    zero gradients, and processes that share a model never wait for each other.
+    """
+
+    def __init__(
+        self,
+        data: TrainingData,
+        processor: VPPProcessor,
+        write: ChatWriter,
+        *,
+        image_token: str | None,
+        max_length: int | None = None,
+    ) -> None:
+        self.data, self.processor, self.write, self.max_length = data, processor, write, max_length
+        self.marker = image_marker(processor.processor, image_token) or None
+
+    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Return the inputs of a padded batch with `labels`, and under ABOUT where it comes from."""
+        skipped: dict[str, str] = {}
+        rows = [self.usable(index, skipped) for index in indices]
+        for _ in range(TRIES):
+            batch = self.batch(rows)
+            lengths = batch["attention_mask"].sum(1).tolist()
+            long = [n for n, length in enumerate(lengths[: len(rows)]) if length > (self.max_length or length)]
+            if not long:
+                pictures = sum(row.picture is not None for row in rows)
+                reasons = tuple(f"{sample}: {why}" for sample, why in skipped.items())
+                ids, numbers = tuple(row.id for row in rows), tuple(row.index for row in rows)
+                return {**batch, ABOUT: About(ids, numbers, pictures, reasons)}
+            for number in long:
+                row = rows[number]
+                skipped[row.id] = f"{lengths[number]} tokens are more than max_length = {self.max_length}"
+                rows[number] = self.usable(row.index + 1, skipped)
+        raise VPPError(f"{TRIES} samples in a row are longer than max_length = {self.max_length}: raise it.")
+
+    def usable(self, index: int, skipped: dict[str, str]) -> Row:
+        """Return the first sample from `index` on that can be used; says in `skipped` which cannot, and why."""
+        for number in range(index, index + TRIES):
+            sample = self.data.samples[number % len(self.data)]
+            try:
+                return self.row(number % len(self.data))
+            except VPPError as error:
+                skipped[sample.id] = str(error)
+        raise VPPError(f"{TRIES} samples in a row cannot be used; the last: {skipped[sample.id]}")
+
+    def row(self, index: int) -> Row:
+        """Return one sample, or raise VPPError where it cannot be used."""
+        sample = self.data.samples[index]
+        picture = self.data.picture(sample)
+        meta = None
+        if picture is not None:
+            (meta,) = self.processor.image_metas([picture])
+        return Row(index, sample.id, picture, render_chat(self.processor, self.write(sample, meta)))
+
+    def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """Return the padded inputs of the rows, with `labels`."""
+        added = [] if any(row.picture for row in rows) else [self._stand_in(rows[0])]
+        everything = [*rows, *added]
+        tokenizer = self.processor.tokenizer
+        begins = tokenizer.bos_token is not None and rows[0].chat.text.startswith(tokenizer.bos_token)
+        inputs = self.processor(
+            images=[[] if row.picture is None else [row.picture] for row in everything],
+            text=[row.chat.text for row in everything],
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            **({"add_special_tokens": False} if begins else {}),
+        )
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        labels = torch.full_like(ids, IGNORED)
+        for number, row in enumerate(rows):
+            learned = label_answers(ids[number][mask[number]], row.chat, tokenizer, image_token=self.marker)
+            labels[number][mask[number]] = learned.labels
+        return {**inputs, "labels": labels}
+
+    def _stand_in(self, row: Row) -> Row:
+        """Return a grey picture with a word."""
+        content = [{"type": "image"}, {"type": "text", "text": "."}]
+        chat = [{"role": "user", "content": content}]
+        return Row(row.index, "", Image.new("RGB", (64, 64), (127, 127, 127)), render_chat(self.processor, chat))

@@ -1,0 +1,74 @@
+"""VPPTrainer with the auxiliary detection loss: a recipe's `detection_loss`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection, named_objects
+from vpp_plugins.train.collate import ABOUT
+from vpp_plugins.train.detection_loss import Objects, stack_objects
+from vpp_plugins.train.trainer import VPPTrainer
+
+HEADS_RATE = 1e-4
+"""Learning rate of the heads: DETR's own."""
+
+
+class DetectionTrainer(VPPTrainer):
+    """VPPTrainer that adds a task's loss. Checkpoints hold its heads too; the final weights do not."""
+
+    def __init__(self, *args: Any, task: AuxiliaryDetection, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise VPPError(
+                "detection_loss has heads beside the model, which neither DeepSpeed nor Trainer's FSDP updates: train "
+                "with DDP, or without it."
+            )
+        self.task = task.to(self.args.device)
+        self._objects = stack_objects([], [])
+        self._stepped = False
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Add a group for the heads."""
+        if self.optimizer is None:
+            heads = {"params": list(self.task.parameters()), "lr": HEADS_RATE, "weight_decay": 0.0}
+            super().create_optimizer(model).add_param_group(heads)
+        optimizer: Any = self.optimizer
+        return optimizer  # type: ignore[no-any-return]
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Look up what the batch's pictures hold, and keep the heads of all processes equal."""
+        self._objects = self._named(inputs[ABOUT].rows)
+        if self._stepped:  # Trainer empties the gradients of the model alone
+            self.task.zero_grad()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._stepped = self.accelerator.sync_gradients
+        if self._stepped:
+            self.task.average_gradients()
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Add the detection loss of the forward's pictures."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        divided = not self.model_accepts_loss_kwargs or num_items_in_batch is None  # by Trainer, for accumulation
+        share = 1 if divided else self.current_gradient_accumulation_steps
+        loss = loss + self.task.loss(self._objects) / share
+        return (loss, outputs) if return_outputs else loss
+
+    def _named(self, rows: tuple[int, ...]) -> Objects:
+        data: Any = self.train_dataset
+        pictured = [sample for sample in (data.samples[row] for row in rows) if sample.image]
+        # a batch of text alone has a stand-in picture, in which there is nothing
+        return named_objects(pictured) if pictured else stack_objects([([], [])], [(1, 1)])
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._in_checkpoint and self.args.should_save:
+            self.task.save(output_dir or str(self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.task.load(resume_from_checkpoint)

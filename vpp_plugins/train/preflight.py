@@ -1,0 +1,102 @@
+"""Before a run learns anything: what is trained, what the first sample's tokens are, and whether gradients arrive."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.train.labels import IGNORED
+
+REASONS: Mapping[str, str] = {
+    "llm": "the labels are all -100, or gradient checkpointing is the re-entrant one",
+    "lora": "its layers are not on the way from the pictures to the loss, or the PEFT adapter is switched off",
+    "projector": "the batch's pictures did not reach the model, or their features came precomputed",
+    "vision": "something between it and the loss runs under no_grad, or is detached",
+    "vpp.global": "alpha is 1, or the vision encoder runs under no_grad",
+    "vpp.local": "the generator runs under no_grad, or its queries are detached",
+    "vpp.projector": "placeholders are not in input_ids, so that its features enter nowhere",
+}
+"""Why a part usually gets no gradient."""
+Groups = Sequence[Mapping[str, Any]]
+
+
+def trainable_table(groups: Groups) -> list[tuple[str, int, int, float, float]]:
+    """Return (group, tensors, numbers, learning rate, weight decay) for each group."""
+    return [
+        (
+            str(group["name"]),
+            len(group["params"]),
+            sum(parameter.numel() for parameter in group["params"]),
+            float(group["lr"]),
+            float(group["weight_decay"]),
+        )
+        for group in groups
+    ]
+
+
+def squared_norms(groups: Groups) -> Float64[Tensor, " groups"]:
+    """Return the squared gradient norm of each group, of this process' shards; -1 for a group without any gradient."""
+    norms = []
+    for group in groups:
+        gradients = [_local(parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+        norms.append(sum((float(g.double().square().sum()) for g in gradients), 0.0) if gradients else -1.0)
+    return torch.tensor(norms, dtype=torch.float64)
+
+
+def check_gradients(groups: Groups, squares: Float64[Tensor, " groups"]) -> None:
+    """Raise VPPError, with the reason that it usually has, where a group's gradient is missing, zero or NaN."""
+    for group, square in zip(groups, squares.tolist(), strict=True):
+        name = str(group["name"])
+        if math.isfinite(square) and square > 0:
+            continue
+        if not math.isfinite(square):
+            raise VPPError(
+                f"the first gradient of '{name}' is {square}: float16 without a scaler overflows so, and so do broken "
+                "weights. Set bf16=true instead of fp16, and check the host's weights."
+            )
+        what = "has no gradient" if square < 0 else "has a gradient of exactly zero"
+        raise VPPError(
+            f"'{name}' is to be trained, but {what} after the first batch. Usually {REASONS[name.split()[0]]}. Freeze "
+            f'it (freeze = ["{name.split()[0]}"]) if it is not meant to learn.'
+        )
+
+
+def _local(gradient: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def token_string(
+    ids: Int64[Tensor, " length"], labels: Int64[Tensor, " length"], tokenizer: Any
+) -> list[tuple[str, bool]]:
+    """Return a sample's exact tokens as pieces of text, and whether each is learned; runs of a token are counted.
+
+    `[("<s>USER: ", False), ("<image> x 576", False), ..., ("[0.1, 0.2]</s>", True)]`
+    """
+    pieces: list[tuple[str, bool]] = []
+    start = 0
+    while start < len(ids):
+        end = start + 1
+        while end < len(ids) and ids[end] == ids[start]:
+            end += 1
+        if end - start >= 4:
+            pieces.append((f"{tokenizer.convert_ids_to_tokens(int(ids[start]))} x {end - start}", False))
+            start = end
+            continue
+        learned = bool(labels[start] != IGNORED)
+        end = start + 1
+        while end < len(ids) and bool(labels[end] != IGNORED) is learned and not _begins_run(ids, end):
+            end += 1
+        pieces.append((tokenizer.decode(ids[start:end], skip_special_tokens=False), learned))
+        start = end
+    return pieces
+
+
+def _begins_run(ids: Int64[Tensor, " length"], start: int) -> bool:
+    run = ids[start : start + 4]
+    return len(run) == 4 and bool((run == run[0]).all())

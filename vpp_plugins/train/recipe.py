@@ -1,0 +1,237 @@
+"""A recipe: everything that a training run is, as flat TOML.
+
+Our own keys are the fields of `Recipe`. All others are those of transformers' `TrainingArguments`, by their own names.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Any, Self, Union, get_args, get_origin
+
+from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.train.groups import PARTS
+
+TABLES = ("lr", "global_vpp", "local_vpp")
+"""Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run.
+
+        recipe = Recipe.load("examples/recipes/llava-1.5-lora.toml", changes=["max_steps=100", "lr.vpp.local=1e-5"])
+
+    Paths are taken from the working directory.
+    """
+
+    model: str
+    """Folder or hub id of the host, an image-text-to-text model of transformers."""
+    data: str
+    """File with the samples."""
+    output_dir: str
+    """Folder of the run: checkpoints, the report, and at the end `final/`."""
+    family: str | None = None
+    """transformers' model_type that the recipe is for; any other model is refused. None takes all."""
+    processor: str | None = None
+    """Folder or hub id of the host's processor; None takes the model's."""
+    chat_template: str | None = None
+    """File with a Jinja chat template to train with instead of the processor's own."""
+    dtype: str = "auto"
+    """Weights of the host as loaded; what is trained becomes float32 where bf16 or fp16 is on."""
+    attn_implementation: str | None = None
+    """Attention of the host, such as sdpa or flash_attention_2; None takes transformers' choice."""
+    load_in_4bit: bool = False
+    """QLoRA: the host's linear layers in 4 bits (bitsandbytes). Prompts are never quantised."""
+
+    vpp: str | None = None
+    """Prompts to begin with, a folder or hub id that `save_vpp` wrote; None begins with drawn axes."""
+    global_vpp: Mapping[str, Any] | bool = field(default_factory=dict)
+    """Changes to the family's `GlobalVPPConfig`; false leaves the global prompt out."""
+    local_vpp: Mapping[str, Any] | bool = field(default_factory=dict)
+    """Changes to the family's `LocalVPPConfig`; false leaves the local prompt out."""
+
+    data_format: str = "neutral"
+    """Format of the data; `vpp data formats` lists them."""
+    data_family: str = "llava"
+    """Whose boxes stand in the text of the data, where the format has them there."""
+    images: str | None = None
+    """Folder of the pictures; None takes the data file's own."""
+    split: str = ""
+    """Which split of a file that has several."""
+    mix: tuple[Mapping[str, Any], ...] = ()
+    """Other data to mix in, such as chats that the model should not forget: tables of data, weight, and where they
+    differ data_format, data_family, images, split, max_samples. `weight` samples come for each one of `data`."""
+    max_samples: int | None = None
+    """Only the first so many samples."""
+    max_length: int | None = None
+    """Samples of more tokens are skipped, not cut: half a picture teaches nothing."""
+    max_skipped: int = 100
+    """Samples that may be lost (missing or damaged pictures, too long) before the run stops."""
+    box_format: str | None = None
+    """How answers write boxes; None is the host's own. vpp-llava adds the axis sentence."""
+
+    learning_rates: str = "reference"
+    """Rates of all parts: reference or paper. `learning_rate` gives one rate to all parts instead."""
+    lr: Mapping[str, float] = field(default_factory=dict)
+    """Rates of single parts: lr.llm, lr.lora, lr.projector, lr.vision, lr.vpp.global, lr.vpp.local, lr.vpp.projector.
+
+    A rate is for all of its part, vectors too."""
+    freeze: tuple[str, ...] = ()
+    """Parts that keep their weights, by the same names."""
+    lora_scope: str | None = None
+    """Where LoRA goes: llm, vision, projector or all; None trains without LoRA. The rest of the host is then frozen,
+    except a projector that is neither in the scope nor in `freeze`."""
+    lora_r: int = 64
+    lora_alpha: int = 128
+    lora_dropout: float = 0.05
+
+    detection_loss: float = 0.0
+    """Weight of an auxiliary loss that teaches the local prompt's queries where the named objects are; 0 is without."""
+
+    eval_data: str | None = None
+    """Data to ask during training, see `eval_steps`: photos, a folder of scenes, or a file."""
+    eval_format: str | None = None
+    eval_images: str | None = None
+    eval_protocol: str = "default"
+    eval_limit: int | None = 200
+    """Only the first so many rows."""
+
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """TrainingArguments by name; in TOML they stand beside the others."""
+
+    @classmethod
+    def load(cls, *paths: str | Path, changes: Iterable[str] = ()) -> Self:
+        """Read TOML files, each changing what those before say, then `key=value` changes."""
+        values: dict[str, Any] = {}
+        for path in paths:
+            _merge(values, _read(Path(path)))
+        for change in changes:
+            _merge(values, _parsed(change))
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from flat keys; raises VPPError for an unknown key, naming the nearest, and for a wrong type."""
+        kinds = key_types()
+        ours: dict[str, Any] = {}
+        trainer: dict[str, Any] = {}
+        own = {f.name for f in fields(cls)} - {"trainer"}
+        for key, value in values.items():
+            if key not in kinds:
+                raise VPPError(f"a recipe has no key '{key}'.{nearest(key, kinds)} `vpp train --help` lists them.")
+            if not _fits(value, kinds[key]):
+                raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {value!r}.")
+            (ours if key in own else trainer)[key] = value
+        for key in ("model", "data", "output_dir"):
+            if not ours.get(key):
+                raise VPPError(f'the recipe names no {key}: add the line {key} = "...", or --set {key}=...')
+        for key in ("freeze", "mix"):
+            ours[key] = tuple(ours.get(key, ()))
+        ours["lr"] = _flat(ours.get("lr", {}))
+        for part in (*ours["lr"], *ours["freeze"]):
+            if part not in PARTS:
+                raise VPPError(
+                    f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}."
+                )
+        return cls(**ours, trainer=trainer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the flat keys, without those that were not set."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        trainer = values.pop("trainer")
+        chosen = {name: value for name, value in values.items() if value not in (None, {}, ())}
+        return {**chosen, **trainer}
+
+
+@cache
+def key_types() -> Mapping[str, Any]:
+    """Return every key of a recipe with its type."""
+    from transformers import TrainingArguments
+
+    theirs = {f.name: f.type for f in fields(TrainingArguments) if f.init and f.name != "local_rank"}
+    ours = {f.name: f.type for f in fields(Recipe) if f.name != "trainer"}
+    return {**theirs, **ours}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise VPPError(f"there is no recipe '{path}': examples/recipes holds some to begin with.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise VPPError(f"'{path}' is not valid TOML ({error}).") from None
+
+
+def _parsed(change: str) -> dict[str, Any]:
+    """Read `key=value`; the value is TOML, or else text, which needs no quotes here."""
+    key, equals, text = change.partition("=")
+    key = key.strip()
+    if not equals or not key:
+        raise VPPError(f"a change of the recipe is written key=value, but is '{change}'.")
+    if key.partition(".")[0] not in key_types():
+        raise VPPError(f"a recipe has no key '{key}'.{nearest(key, key_types())} `vpp train --help` lists them.")
+    as_text = f"{key} = {json.dumps(text.strip())}"
+    kind = key_types().get(key)
+    try:
+        values = tomllib.loads(f"{key} = {text}")
+        if kind is not None and not _fits(values[key], kind) and _fits("", kind):  # output_dir=2026 is a name
+            return tomllib.loads(as_text)
+    except tomllib.TOMLDecodeError:
+        return tomllib.loads(as_text)
+    return values
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, change in changes.items():
+        if key in TABLES and isinstance(change, dict) and isinstance(values.get(key), dict):
+            values[key] = _deep(values[key], change)
+        else:
+            values[key] = change
+
+
+def _deep(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _deep(values[key], changes[key]) for key in values.keys() & changes.keys() if _tables(values, changes, key)
+    }
+    return {**values, **changes, **both}
+
+
+def _tables(values: Mapping[str, Any], changes: Mapping[str, Any], key: str) -> bool:
+    return isinstance(values[key], Mapping) and isinstance(changes[key], Mapping)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Turn `lr.vpp.global`, to TOML a table in a table, into one name."""
+    flat: dict[str, float] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[prefix + key] = float(value)
+        else:
+            raise VPPError(f"the learning rate lr.{prefix}{key} should be a number, but is {value!r}.")
+    return flat
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, option) for option in args)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, bool):  # to Python, True is a whole number
+        return kind is bool or value in args
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple) and all(_fits(one, args[0]) for one in value)
+    kind = origin or kind
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def _said(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind).replace("typing.", "")

@@ -1,0 +1,224 @@
+"""`train(recipe)`: from a recipe to trained prompts, and never from half a run to nothing."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import TrainingArguments, set_seed
+
+from vpp_plugins.attach import host_state, unwrap
+from vpp_plugins.data.stream import written_whole
+from vpp_plugins.errors import VPPError
+from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection
+from vpp_plugins.train.build import attach, check_family, empty_host, load_host, prepare_for_training
+from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.checkpoints import FINAL, check_room, open_run, whole_folder
+from vpp_plugins.train.collate import Collator
+from vpp_plugins.train.dataset import TrainingData
+from vpp_plugins.train.detection_trainer import DetectionTrainer
+from vpp_plugins.train.examine import examination
+from vpp_plugins.train.mixed_data import load_mixture
+from vpp_plugins.train.preflight import token_string, trainable_table
+from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.trainer import VPPTrainer
+from vpp_plugins.train.watch import write_page
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left."""
+
+    folder: Path
+    """The final weights: prompts and, where it learned, the host or its LoRA."""
+    steps: int
+    history: list[dict[str, float]]
+    """What was logged, step by step."""
+    skipped: tuple[str, ...]
+    """Samples that could not be used, and why."""
+
+
+def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Trained:
+    """Train what the recipe says, and return where it is.
+
+    `model` and `processor` are loaded by the recipe's names, unless they are given: a host or an attached model, and
+    the host's processor or a VPPProcessor. Launched by torchrun or accelerate, the processes share the work.
+
+    Killed at any moment, the same recipe with `resume_from_checkpoint="auto"` goes on from the last checkpoint, and on
+    a machine that computes deterministically ends with the same weights to the bit. Raises VPPError before anything is
+    trained for a recipe, data, model or folder that does not fit.
+    """
+    arguments = training_arguments(recipe)
+    set_seed(arguments.seed)  # LoRA's first weights are random, and a run may be killed before they are saved
+    resume = open_run(recipe.output_dir, recipe.trainer.get("resume_from_checkpoint"))
+    data = load_mixture(recipe)
+    if model is None or processor is None:
+        model, processor = load_host(recipe)
+    check_family(model, recipe)
+    model, wrapped = attach(model, processor, recipe)
+    model, groups = prepare_for_training(model, recipe)
+    _check_pictures(data, groups)
+    collator = _collator(recipe, data, model, wrapped)
+    exam = examination(recipe, arguments.per_device_eval_batch_size)
+    task = AuxiliaryDetection(model, weight=recipe.detection_loss) if recipe.detection_loss else None
+    trainer = (VPPTrainer if task is None else partial(DetectionTrainer, task=task))(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        eval_dataset=None if exam is None else exam.rows,
+        exam=exam,
+        data_collator=collator,
+        processing_class=wrapped,
+        groups=groups,
+        max_skipped=recipe.max_skipped,
+    )
+    run = Path(recipe.output_dir)
+    if arguments.should_save:
+        check_room(run, _checkpoint_bytes(trainer))
+        _record(run, recipe, data, resumed=resume is not None)
+        show(data, collator, groups)
+    trainer.accelerator.wait_for_everyone()
+    _run(trainer, resume)
+    if task is not None:
+        task.remove()
+    skipped = tuple(trainer.skipped)
+    with whole_folder(run / FINAL, writes=arguments.should_save) as written:
+        trainer.save_model(str(written))
+        trainer.accelerator.wait_for_everyone()
+    if arguments.should_save:
+        write_page(run / "report.html", json.loads((run / RUN).read_text()), trainer.state.log_history, skipped)
+    return Trained(run / FINAL, trainer.state.global_step, trainer.state.log_history, skipped)
+
+
+def training_arguments(recipe: Recipe) -> Any:
+    """Return transformers' TrainingArguments of the recipe; raises VPPError for values that they do not take."""
+    known = {f.name for f in fields(TrainingArguments)}
+    values: dict[str, Any] = {"logging_steps": 10, **recipe.trainer}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    asked = values.pop("gradient_checkpointing", None) or values.pop("activation_checkpointing", None)
+    chosen = values.pop("gradient_checkpointing_kwargs", None) or values.pop("activation_checkpointing_kwargs", None)
+    if asked:
+        # the re-entrant kind gives no gradient to what lies before a frozen layer: LoRA, the projector, prompts
+        values |= {checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": False, **(chosen or {})}}
+    values.pop("resume_from_checkpoint", None)
+    values |= {"output_dir": recipe.output_dir, "remove_unused_columns": False}
+    if recipe.eval_data is not None:
+        values.setdefault("eval_strategy", "steps")
+        if values.get("fsdp") or values.get("deepspeed"):
+            raise VPPError(
+                "eval_data cannot be asked while FSDP or DeepSpeed shard the model: leave it out, and run `vpp eval` "
+                "on the final weights."
+            )
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, TypeError, ImportError) as error:
+        raise VPPError(f"transformers does not take the recipe: {error}") from None
+
+
+def show(data: TrainingData, collator: Collator, groups: list[dict[str, Any]]) -> None:
+    """Print what is trained, the faults of the data, and the first sample's tokens."""
+    console = Console(stderr=True)
+    table = Table(title=f"{len(data)} samples; what is trained")
+    for column in ("part", "tensors", "parameters", "learning rate", "weight decay"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for name, tensors, numbers, rate, decay in trainable_table(groups):
+        table.add_row(name, str(tensors), f"{numbers:,}", f"{rate:g}", f"{decay:g}")
+    console.print(table)
+    for issue, count, examples in data.tally.rows():
+        console.print(f"{count} x {issue}: {examples}", highlight=False)
+    console.print("The first sample, what is learned in green:")
+    console.print(preview(collator, 0))
+
+
+def preview_sample(recipe: Recipe, index: int) -> Text:
+    """Return `preview` of one of a recipe's samples; the model is built without weights."""
+    data = load_mixture(recipe)
+    if index >= len(data):
+        raise VPPError(f"there is no sample {index}: the data hold {len(data)}, counted from 0.")
+    host, processor = empty_host(recipe)
+    check_family(host, recipe)
+    local = recipe.local_vpp
+    if isinstance(local, Mapping):
+        local = {name: value for name, value in local.items() if name != "weights"}
+    model, wrapped = attach(host, processor, replace(recipe, vpp=None, local_vpp=local))
+    return preview(_collator(recipe, data, model, wrapped), index)
+
+
+def preview(collator: Collator, index: int) -> Text:
+    """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
+    row = collator.usable(index, {})
+    batch = collator.batch([row])
+    mask = batch["attention_mask"][0].bool()
+    text = Text()
+    for piece, learned in token_string(
+        batch["input_ids"][0][mask], batch["labels"][0][mask], collator.processor.tokenizer
+    ):
+        text.append(f"⟦{piece}⟧" if learned else piece, style="green" if learned else "")
+    return text
+
+
+def _collator(recipe: Recipe, data: TrainingData, model: Any, processor: VPPProcessor) -> Collator:
+    backbone = host_state(model).backbone
+    write = ChatWriter(recipe.box_format or backbone.box_format)
+    return Collator(data, processor, write, image_token=backbone.image_token, max_length=recipe.max_length)
+
+
+def _run(trainer: VPPTrainer, resume: Path | None) -> None:
+    if resume is None:
+        trainer.train()
+        return
+    state = json.loads((resume / "trainer_state.json").read_text())
+    *_, max_steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    if state["global_step"] < max_steps:
+        trainer.train(resume_from_checkpoint=str(resume))
+    else:  # all steps are done, only the end is missing; Trainer would take one step too many
+        trainer._load_from_checkpoint(str(resume))
+        trainer.state.global_step, trainer.state.log_history = state["global_step"], state["log_history"]
+
+
+def _check_pictures(data: TrainingData, groups: list[dict[str, Any]]) -> None:
+    if not any(sample.image for sample in data.samples):
+        raise VPPError(
+            f"none of the {len(data)} samples has a picture, so the prompts would learn nothing: check `data`, and "
+            "`data_format`."
+        )
+
+
+def _checkpoint_bytes(trainer: VPPTrainer) -> int:
+    """Estimate a checkpoint: weights, and two numbers of AdamW for each that is trained."""
+    trained: int = sum(p.numel() * p.element_size() for group in trainer.groups for p in group["params"])
+    model: Any = trainer.model
+    host = unwrap(model)
+    whole = trainer.keeps_host or "peft_config" in vars(host)
+    weights: int = trained if whole else sum(p.numel() * p.element_size() for p in host.parameters())
+    return weights + 2 * trained
+
+
+def _record(run: Path, recipe: Recipe, data: TrainingData, *, resumed: bool) -> None:
+    """Write what the run is; a run that goes on must have the same data, in the same order."""
+    path, digest = run / RUN, data.fingerprint()
+    if resumed and path.is_file() and json.loads(path.read_text())["data_sha256"] != digest:
+        raise VPPError(
+            f"'{run}' was begun with other data than '{recipe.data}' holds now, so going on would repeat some samples "
+            "and miss others: give the same data, or another output_dir."
+        )
+    packages = ("vpp-plugins", "torch", "transformers", "accelerate", "peft", "tokenizers")
+    about = {
+        "recipe": recipe.to_dict(),
+        "samples": len(data),
+        "data_sha256": digest,
+        "faults": {issue: count for issue, count, _ in data.tally.rows()},
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+    }
+    with written_whole(path) as file:
+        file.write(json.dumps(about, indent=2, ensure_ascii=False, default=str).encode() + b"\n")

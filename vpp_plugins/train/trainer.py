@@ -1,0 +1,255 @@
+"""transformers' Trainer with the few things that prompts need: groups, checks, and checkpoints that hold them."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from vpp_plugins import vocabulary
+from vpp_plugins.attach import host_state, save_vpp, unwrap
+from vpp_plugins.checkpoint import read_into, write_vpp
+from vpp_plugins.errors import VPPError
+from vpp_plugins.host import active_vpp, every_vpp
+from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
+from vpp_plugins.train.collate import ABOUT, About
+from vpp_plugins.train.examine import Examination
+from vpp_plugins.train.preflight import check_gradients, squared_norms
+
+ROWS_FILE = "vpp_rows.safetensors"
+"""In a checkpoint, the rows that `<|vpp|>` added to the vocabulary: the host's own files are without them."""
+
+
+class VPPTrainer(Trainer):
+    """Trainer for an attached model.
+
+    `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `exam` is what `evaluate` asks.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        groups: list[dict[str, Any]],
+        max_skipped: int = 100,
+        exam: Examination | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups, self.max_skipped, self.exam = groups, max_skipped, exam
+        self.skipped: dict[str, None] = {}
+        self.gradients: list[float] | None = None
+        self._pictures, self._in_checkpoint = 0, False
+        self._rates: list[float] = []
+        self._batch: tuple[str, ...] = ()
+        self._clock, self._samples = time.perf_counter(), 0
+
+    @property
+    def keeps_host(self) -> bool:
+        """Whether the host has learned nothing, so that checkpoints hold the prompts alone."""
+        names = {str(group["name"]).split()[0] for group in self.groups}
+        return all(name.startswith("vpp.") for name in names)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give every group its own learning rate."""
+        if self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = kind(self.groups, **options)
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Run one forward and backward; before the first step, see that every group got a gradient."""
+        about: About = inputs.pop(ABOUT)
+        self._count(about)
+        self._rates = [float(group["lr"]) for group in self.create_optimizer().param_groups]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._batch = about.samples
+        self._check_finite(loss.mean(), "loss")
+        if self.gradients is None:
+            self._pictures += about.pictures
+            if self.accelerator.sync_gradients:
+                self._preflight()
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Return the gradient's norm; one that is no number would spoil every weight (fp16's scaler skips it)."""
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        if norm is not None and self.accelerator.scaler is None:
+            self._check_finite(torch.as_tensor(norm), "gradient")
+        return norm
+
+    def _check_finite(self, value: Tensor, what: str) -> None:
+        if not torch.isfinite(value).all():
+            raise VPPError(
+                f"the {what} is {float(value)} at step {self.state.global_step + 1}, in the batch of "
+                f"{', '.join(self._batch)}. No weight has taken it, and the last checkpoint is whole: look at them "
+                "(`vpp data preview`), lower the learning rate, and go on with --resume auto."
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every group's learning rate, and the speed since the last time."""
+        if "loss" in logs:
+            logs |= {f"lr/{group['name']}": rate for group, rate in zip(self.groups, self._rates, strict=False)}
+            now = time.perf_counter()
+            logs["samples_per_second"] = round(self._samples / (now - self._clock), 3)
+            self._clock, self._samples = now, 0
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Ask the examination's rows; without one, as Trainer does."""
+        if self.exam is None:
+            return dict(super().evaluate(*args, **kwargs))
+        with self.accelerator.autocast():
+            metrics = self.exam(self.model, self.processing_class, self.state.global_step)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _preflight(self) -> None:
+        """Check the gradients of the first step in which some process had a picture; all processes must agree."""
+        if self.is_deepspeed_enabled:  # its gradients are not in parameters' .grad
+            self.gradients = []
+            return
+        squares = squared_norms(self.groups)
+        scaler = self.accelerator.scaler
+        scale = 1.0 if scaler is None else float(scaler.get_scale())
+        told = torch.cat([squares, squares.new_tensor([self._pictures])]).float().to(self.args.device)
+        shared = self.accelerator.reduce(told, "sum").double().cpu()
+        if shared[-1] > 0:
+            squares = shared[:-1] / scale**2
+            check_gradients(self.groups, squares)
+            self.gradients = squares.sqrt().tolist()
+
+    def _count(self, about: About) -> None:
+        self._samples += len(about.samples) * self.args.world_size
+        self.skipped |= dict.fromkeys(about.skipped)
+        if len(self.skipped) > self.max_skipped:
+            shown = "; ".join(list(self.skipped)[:5])
+            raise VPPError(
+                f"{len(self.skipped)} samples were skipped, and max_skipped is {self.max_skipped}. The first: {shown}. "
+                "Mend the data, or raise max_skipped and go on with --resume auto."
+            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save as Trainer does, but give the folder its name only when all of it is there."""
+        step, limit = self.state.global_step, self.args.save_total_limit
+        run = Path(str(self.args.output_dir))
+        target = run / f"checkpoint-{step}"
+        with whole_folder(target, writes=self.args.should_save) as written:
+            self.accelerator.wait_for_everyone()
+            self.args.output_dir, self.args.save_total_limit, self._in_checkpoint = str(written.parent), None, True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.output_dir, self.args.save_total_limit, self._in_checkpoint = str(run), limit, False
+            if self.state.best_global_step == step:
+                self.state.best_model_checkpoint = str(target)
+            if self.args.should_save:
+                self.state.save_to_json(str(written / "trainer_state.json"))
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=False)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Write the host's part, if it has learned, and the prompts beside it: they are nowhere else."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        trained, processor = self._parts
+        host = unwrap(trained)
+        if not self.keeps_host:
+            # a checkpoint keeps the parameters' own names: load_state_dict would not find what has the published ones
+            names = {"save_original_format": False} if self._in_checkpoint and not self._has_lora else {}
+            trained.save_pretrained(folder, state_dict=state_dict, **names)
+        processor.save_pretrained(folder)
+        if state_dict is None:
+            save_vpp(host, folder)
+        else:  # gathered from the devices that share the model
+            write_vpp(active_vpp(host), folder, gathered_prompts(state_dict))
+        added = _added_rows(host) if self._in_checkpoint and state_dict is None else {}
+        if added:
+            save_file(added, folder / ROWS_FILE)
+        check_weights(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the host's part and the prompts; prompts that are missing are refused."""
+        folder, host = Path(resume_from_checkpoint), unwrap(self._parts[0])
+        check_checkpoint(folder)
+        if self._has_lora or self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif not self.keeps_host:
+            with vocabulary.narrowed(host, host_state(host).host_rows):
+                load_host(host, folder)
+        if self.is_fsdp_enabled:  # its shards hold the prompts too
+            return
+        for vpp in every_vpp(host):
+            read_into(vpp, folder)
+        if (folder / ROWS_FILE).is_file():
+            _put_rows(host, load_file(folder / ROWS_FILE))
+
+    @property
+    def _parts(self) -> tuple[Any, Any]:
+        """Return model and processor, of which Trainer says that they may be None."""
+        return self.model, self.processing_class
+
+    @property
+    def _has_lora(self) -> bool:
+        return isinstance(self.model, PeftModel)
+
+
+def load_host(host: nn.Module, folder: Path) -> None:
+    """Load a checkpoint's host, all of it: Trainer would only warn of names that do not match, and go on without."""
+    own = {name: value for name, value in host.state_dict().items() if not name.startswith("vpp.")}
+    loaded: set[int] = set()
+    for path in sorted(folder.glob("model*.safetensors")):
+        tensors = load_file(path)
+        unknown = sorted(tensors.keys() - own.keys())
+        if unknown:
+            raise VPPError(f"'{path}' holds {len(unknown)} tensors that the model has not, {unknown[0]} for one.")
+        host.load_state_dict(tensors, strict=False)
+        loaded |= {own[name].data_ptr() for name in tensors}
+    missing = [name for name, value in own.items() if value.data_ptr() not in loaded]  # a tied head is its embedding
+    if missing:
+        raise VPPError(f"'{folder}' lacks {len(missing)} of the host's tensors, {missing[0]} for one: it is not whole.")
+
+
+def gathered_prompts(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the prompts of a whole model's state, PEFT's wrapper looked through."""
+    found = ((re.fullmatch(r"(?:base_model\.model\.)?vpp\.(.+)", name), value) for name, value in state.items())
+    return {match[1]: value for match, value in found if match}
+
+
+def check_weights(folder: Path) -> None:
+    """Raise VPPError where prompts were saved empty, as they are where nobody gathered them from several devices."""
+    empty = [name for name, value in load_file(folder / "vpp.safetensors").items() if not value.numel()]
+    if empty:
+        raise VPPError(f"{len(empty)} tensors of the prompts were saved empty, {empty[0]} for one: gather them first.")
+
+
+def _tables(host: Any) -> dict[str, nn.Parameter]:
+    """Return the vocabulary's tables by a name each; a tied head is the embedding itself."""
+    head = host.get_output_embeddings()
+    tables = {"embedding": host.get_input_embeddings().weight}
+    return tables if head is None or head.weight is tables["embedding"] else {**tables, "head": head.weight}
+
+
+def _added_rows(host: Any) -> dict[str, Tensor]:
+    rows = host_state(host).host_rows
+    if rows is None:
+        return {}
+    return {name: table.detach()[rows:].cpu().clone() for name, table in _tables(host).items()}
+
+
+def _put_rows(host: Any, saved: dict[str, Tensor]) -> None:
+    rows = host_state(host).host_rows
+    with torch.no_grad():
+        for name, table in _tables(host).items():
+            table[rows:] = saved[name].to(table)
