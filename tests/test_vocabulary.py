@@ -140,15 +140,16 @@ class TestInAnAttachedHost:
         assert sizes(model) == {FULL + 1}
         assert sizes(detach_vpp(model)) == {FULL}
 
-    def test_a_larger_tokenizer_grows_it_further_and_all_of_it_comes_off(self) -> None:
+    def test_another_tokenizer_is_refused_and_all_of_it_comes_off(self) -> None:
         model, _ = attached(tiny_llava(vocabulary=FULL))
         larger = tiny_processor()
         larger.tokenizer.add_tokens(["cat", "dog"])
 
-        VPPProcessor(larger, model)
+        with pytest.raises(VPPError, match="another VPPProcessor has bound the model"):
+            VPPProcessor(larger, model)
 
-        assert model.vpp.token_id == FULL + 2
-        assert sizes(model) == {FULL + 3}
+        assert model.vpp.token_id == FULL
+        assert sizes(model) == {FULL + 1}
         assert sizes(detach_vpp(model)) == {FULL}
 
     def test_a_deep_copy_detaches_by_itself(self) -> None:

@@ -66,7 +66,7 @@ def test_a_broken_file_leaves_the_old_target_and_keeps_the_sizes_it_found(tmp_pa
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_conversion_leaves_no_half_target(tmp_path: Path, how: signal.Signals) -> None:
-    lines(tmp_path / "in.jsonl", *[EVALUATION] * 20_000)
+    lines(tmp_path / "in.jsonl", *[EVALUATION] * 100_000)  # takes longer than it takes to be killed
     code = textwrap.dedent("""
         from vpp_plugins.data.convert import convert
         convert("in.jsonl", "out.jsonl", source_format="eval-jsonl", target_format="neutral", progress=False)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpp_plugins.boxes import BOX_CODECS, BoxCodec
 from vpp_plugins.data.dialogue import IMAGE, Phrases
 from vpp_plugins.data.formats.fields import names_of, positive_size, text_of
 from vpp_plugins.data.formats.reading import Reading, Writing
@@ -17,7 +18,6 @@ from vpp_plugins.data.sample import Locate, Sample, Talk, Turn
 from vpp_plugins.data.stream import stream_records
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
-from vpp_plugins.plugins import box_codec
 
 _ASKS = frozenset({"human", "user"})
 _ANSWERS = frozenset({"gpt", "assistant"})
@@ -27,7 +27,7 @@ _REGION = re.compile(r"\[(\d+\.\d+(?:\s*,\s*\d+\.\d+)*)\]")
 
 def read_conversations(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per dialogue. Boxes are numbers of the family `reading.family`."""
-    phrases = Phrases(box_codec(reading.family))
+    phrases = Phrases(_codec(reading.family))
     for number, row in enumerate(stream_records(path, largest=reading.largest)):
         record = conversation_record(row, number, reading, phrases)
         if record is not None:
@@ -39,7 +39,7 @@ def read_llava_grounding(path: Path, reading: Reading) -> Iterator[Record]:
 
     The rule also matches lists that are not four numbers long; such lists stay text and are counted.
     """
-    phrases = Phrases(box_codec(reading.family))
+    phrases = Phrases(_codec(reading.family))
     for number, row in enumerate(stream_records(path, largest=reading.largest)):
         if not _holds_region(row):
             reading.tally.add(Issue.NOT_SELECTED, row_id(row, number))
@@ -106,7 +106,7 @@ def row_id(row: Any, number: int) -> str:
 
 def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:
     """Write one JSON array with a dialogue on each line, boxes as the family `writing.family` writes them."""
-    phrases = Phrases(box_codec(writing.family))
+    phrases = Phrases(_codec(writing.family))
     if phrases.codec.text is None:
         raise VPPError(f"the family '{writing.family}' writes points, not boxes: choose another one (--family).")
     writing.write_array(conversation(sample, phrases) for sample in samples)
@@ -137,3 +137,12 @@ def conversation(sample: Sample, phrases: Phrases, *, marks_like_reference: bool
 def _holds_region(row: Any) -> bool:
     messages = row.get("conversations") if isinstance(row, dict) else None
     return isinstance(messages, list) and any(_REGION.search(names_of(message)[1]) for message in messages)
+
+
+def _codec(family: str) -> BoxCodec:
+    """Return a family's codec, a plugin's too; only for that are plugins, and with them torch, loaded."""
+    if family in BOX_CODECS:
+        return BOX_CODECS[family]
+    from vpp_plugins.plugins import box_codec
+
+    return box_codec(family)
