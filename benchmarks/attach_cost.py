@@ -22,20 +22,9 @@ def measure(rounds: int = ROUNDS) -> list[Row]:
     plain, longer = plain_inputs(TEXT_TOKENS), plain_inputs(TEXT_TOKENS, QUERIES)
     prompted = prompted_inputs(TEXT_TOKENS, QUERIES)
     host_step, attached_step = DecodingStep(host, batch=1), DecodingStep(attached, batch=1)
-    with vpp_disabled(disabled):
-        times = interleaved(
-            {
-                "host": lambda: host(**plain),
-                "disabled": lambda: disabled(**plain),
-                "host, more tokens": lambda: host(**longer),
-                "attached": lambda: attached(**prompted),
-                "vpp alone": lambda: attached.vpp(prompted["vpp_pixel_values"]),
-                "host step": host_step,
-                "attached step": attached_step,
-            },
-            rounds=rounds,
-            warm_up=10,
-        )
+    times = timed_calls(
+        host, attached, disabled, plain, longer, prompted, host_step, attached_step, rounds=rounds, warm_up=10
+    )
     columns = zip(times["attached"], times["host, more tokens"], times["vpp alone"], strict=True)
     added = {
         "host time added to a forward, VPP disabled": (_less(times["disabled"], times["host"]), 0.3),
@@ -46,6 +35,34 @@ def measure(rounds: int = ROUNDS) -> list[Row]:
         median_row(name, [1000 * seconds for seconds in differences], unit="ms", bar=bar)
         for name, (differences, bar) in added.items()
     ]
+
+
+def timed_calls(
+    host: Any,
+    attached: Any,
+    disabled: Any,
+    plain: dict[str, Any],
+    longer: dict[str, Any],
+    prompted: dict[str, Any],
+    host_step: "DecodingStep",
+    attached_step: "DecodingStep",
+    **settings: Any,
+) -> dict[str, list[float]]:
+    """Time a forward and a decoding step of a host, and of two that VPP is attached to, interleaved.
+
+    `longer` are the bare host's inputs with as many tokens as `prompted` has; `settings` go to `interleaved`.
+    """
+    calls = {
+        "host": lambda: host(**plain),
+        "disabled": lambda: disabled(**plain),
+        "host, more tokens": lambda: host(**longer),
+        "attached": lambda: attached(**prompted),
+        "vpp alone": lambda: attached.vpp(prompted["vpp_pixel_values"]),
+        "host step": host_step,
+        "attached step": attached_step,
+    }
+    with vpp_disabled(disabled):
+        return interleaved(calls, **settings)
 
 
 class DecodingStep:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.attach_cost import DecodingStep
+from benchmarks.attach_cost import DecodingStep, timed_calls
 from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs
-from benchmarks.rows import Row, interleaved, median_row, ratios
-from vpp_plugins import vpp_disabled
+from benchmarks.rows import Row, median_row, ratios
 
 SHORTEST = 0.3
 QUERIES = 32
@@ -26,19 +25,8 @@ def measure(rounds: int = 30, shortest: float = SHORTEST, sizes: dict[str, int] 
     batch = _enough(lambda count: DecodingStep(host, count), shortest)
     plain, longer = plain_inputs(text_tokens), plain_inputs(text_tokens, QUERIES)
     prompted = prompted_inputs(text_tokens, QUERIES)
-    with vpp_disabled(disabled):
-        times = interleaved(
-            {
-                "host": lambda: host(**plain),
-                "disabled": lambda: disabled(**plain),
-                "host, more tokens": lambda: host(**longer),
-                "attached": lambda: attached(**prompted),
-                "vpp alone": lambda: attached.vpp(prompted["vpp_pixel_values"]),
-                "host step": DecodingStep(host, batch),
-                "attached step": DecodingStep(attached, batch),
-            },
-            rounds=rounds,
-        )
+    steps = DecodingStep(host, batch), DecodingStep(attached, batch)
+    times = timed_calls(host, attached, disabled, plain, longer, prompted, *steps, rounds=rounds)
     parts = [a + b for a, b in zip(times["host, more tokens"], times["vpp alone"], strict=True)]
     prefill, step = (f"{1000 * min(times[name]):.0f} ms" for name in ("host", "host step"))
     return [

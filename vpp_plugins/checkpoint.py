@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vpp_plugins.config import VPPConfig
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, few
 from vpp_plugins.prompts.vpp import VPP
 
 CONFIG_FILE = "vpp_config.json"
@@ -103,9 +103,9 @@ def _adopt_normalisation(vpp: VPP, saved: VPPConfig) -> None:
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
     """Raise VPPError for missing or foreign keys, wrong shapes, and values that are not numbers."""
     problems = [
-        *_few("missing", sorted(expected.keys() - found.keys())),
-        *_few("not expected", sorted(found.keys() - expected.keys())),
-        *_few(
+        *_group("missing", sorted(expected.keys() - found.keys())),
+        *_group("not expected", sorted(found.keys() - expected.keys())),
+        *_group(
             "of another shape",
             [
                 f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -113,7 +113,7 @@ def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], s
                 if found[name].shape != expected[name].shape
             ],
         ),
-        *_few("NaN or infinite", [name for name, value in sorted(found.items()) if not torch.isfinite(value).all()]),
+        *_group("NaN or infinite", [name for name, value in sorted(found.items()) if not torch.isfinite(value).all()]),
     ]
     if problems:
         raise VPPError(f"'{source}' does not fit: {'; '.join(problems)}. Nothing was loaded.")
@@ -146,8 +146,7 @@ def resolve(
         ) from None
 
 
-def _few(label: str, names: list[str]) -> list[str]:
+def _group(label: str, names: list[str]) -> list[str]:
     if not names:
         return []
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return [f"{len(names)} {label}: {shown}"]
+    return [f"{len(names)} {label}: {few(names)}"]

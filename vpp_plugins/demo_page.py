@@ -1,14 +1,12 @@
 """The demo's page: one file that opens without a server or a network."""
 
-import base64
 import html
-import io
 from pathlib import Path
 
 from PIL import Image
 
 from vpp_plugins.demo import Answer, DemoResult, Question
-from vpp_plugins.draw import draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
+from vpp_plugins.draw import draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity, jpeg_url
 from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 from vpp_plugins.prompts.vpp import VPP
 
@@ -141,7 +139,4 @@ def _inside(question: Question, vpp: VPP, detector: Detector | None) -> str:
 
 
 def _image(image: Image.Image, text: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(text)}" src="data:image/jpeg;base64,{data}">'
+    return f'<img alt="{html.escape(text)}" src="{jpeg_url(image)}">'

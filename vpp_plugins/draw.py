@@ -1,5 +1,7 @@
 """Pictures of boxes and of what the prompts put in."""
 
+import base64
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -109,6 +111,13 @@ def draw_prompt(prompt: GlobalVPP) -> Image.Image:
     mean, std = (np.array(value, dtype=np.float32) for value in (prompt.image_mean, prompt.image_std))
     shown = prompt.prompt.detach().float().cpu().permute(1, 2, 0).numpy() * std + mean
     return _to_image(shown)
+
+
+def jpeg_url(image: Image.Image) -> str:
+    """Return the picture as a `data:` address, for pages that stand alone."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _to_image(shown: np.ndarray) -> Image.Image:

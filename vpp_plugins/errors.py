@@ -1,7 +1,7 @@
 """The one error type that this library raises for a mistake its user can mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class VPPError(ValueError):
@@ -16,3 +16,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the option most like `name`, or "" when none is close."""
     match = difflib.get_close_matches(name, list(options), n=1)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Return the first names for a sentence, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

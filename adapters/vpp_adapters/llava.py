@@ -7,7 +7,7 @@ from torch import nn
 
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, hookimpl
 from vpp_plugins.backbone import Backbone
-from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
+from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB
 
 log = logging.getLogger("vpp_plugins")
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
@@ -25,7 +25,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     config: Any = model.config
     if VPP_LLAVA in config.to_dict():
         return None
-    siglip = config.vision_config.model_type == "siglip_vision_model"
+    mean, std = normalisation_of(config.vision_config)
     return Backbone(
         adapter="llava",
         hidden_size=config.text_config.hidden_size,
@@ -33,8 +33,8 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
         projectors=("model.multi_modal_projector",),
         box_format="llava",
         frame="square",
-        image_mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
-        image_std=SIGLIP_STD if siglip else CLIP_STD,
+        image_mean=mean,
+        image_std=std,
         plain_prompt="USER: {image}\n{question} ASSISTANT:",
         prepare_processor=pad_to_square,
         defaults=VPPConfig(
@@ -43,6 +43,12 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
             local_vpp=LocalVPPConfig(mask_padding=False),
         ),
     )
+
+
+def normalisation_of(vision_config: Any) -> tuple[RGB, RGB]:
+    """Return mean and standard deviation of the pixels of a LLaVA's vision encoder, CLIP or SigLIP."""
+    siglip = vision_config.model_type == "siglip_vision_model"
+    return (SIGLIP_MEAN, SIGLIP_STD) if siglip else (CLIP_MEAN, CLIP_STD)
 
 
 def pad_to_square(processor: Any) -> None:

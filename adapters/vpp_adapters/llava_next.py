@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vpp_adapters.llava import normalisation_of
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, hookimpl
 from vpp_plugins.backbone import Backbone, PixelLayout
 from vpp_plugins.layouts import planes
-from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, Overlay
+from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import Window
-
-SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)
 
 
 @hookimpl
@@ -73,7 +72,7 @@ class OneVisionViews:
 
 
 def _describe(config: Any, layout: PixelLayout) -> Backbone:
-    siglip = config.vision_config.model_type == "siglip_vision_model"
+    mean, std = normalisation_of(config.vision_config)
     return Backbone(
         adapter="llava_next",
         hidden_size=config.text_config.hidden_size,
@@ -83,8 +82,8 @@ def _describe(config: Any, layout: PixelLayout) -> Backbone:
         frame="square",
         pixel_layout=layout,
         tiled=True,
-        image_mean=SIGLIP_MEAN if siglip else CLIP_MEAN,
-        image_std=SIGLIP_STD if siglip else CLIP_STD,
+        image_mean=mean,
+        image_std=std,
         defaults=VPPConfig(
             global_vpp=GlobalVPPConfig(unit="0-1"),
             # boxes are measured on the padded square: the detector's positions must run over it, and its axes be seen

@@ -7,11 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from vpp_plugins.boxes import codec
+from vpp_plugins.boxes import AXIS_SENTENCE
 
 IMAGE = "<image>"
-AXIS_SENTENCE = codec("vpp-llava").question.removeprefix(codec("llava").question)
-"""What VPP-LLaVA appends to every question (arXiv 2503.15426), with the blank before it."""
 
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

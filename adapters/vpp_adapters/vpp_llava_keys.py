@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 
 from vpp_plugins import VPPError
+from vpp_plugins.errors import few
 from vpp_plugins.prompts.generators.detr_weights import VPP_LLAVA_PREFIX, our_name
 
 Shape = tuple[int, ...]
@@ -74,11 +75,7 @@ def match(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: str
             if name in expected and found[key] != expected[name]
         ],
     }
-    complaints = [f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys]
+    complaints = [f"{len(keys)} {kind}: {few(keys)}" for kind, keys in problems.items() if keys]
     if complaints:
         raise VPPError(f"{source} does not fit its config.json: {'; '.join(complaints)}. Nothing was written.")
     return names
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

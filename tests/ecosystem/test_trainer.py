@@ -39,21 +39,16 @@ def joined(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
 
 
+def settings_for(folder: Path, **arguments: Any) -> TrainingArguments:
+    two = {"max_steps": 2, "save_steps": 2, "per_device_train_batch_size": 2}
+    quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+    return TrainingArguments(output_dir=str(folder), learning_rate=1e-2, **{**two, **quiet, **arguments})
+
+
 def trainer_for(model: Any, processor: VPPProcessor, folder: Path, **arguments: Any) -> Trainer:
-    settings = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=2,
-        save_steps=2,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        **arguments,
-    )
     return Trainer(
         model=model,
-        args=settings,
+        args=settings_for(folder, **arguments),
         train_dataset=Samples(processor),
         data_collator=joined,
         processing_class=processor,  # type: ignore[arg-type]
@@ -132,20 +127,10 @@ class TestEveryFamily:
         model, processor = attached_family(family)
         before = {name: value.clone() for name, value in model.vpp.state_dict().items()}
         inputs = family_inputs(processor, [2, 1])
-        settings = TrainingArguments(
-            output_dir=str(tmp_path),
-            max_steps=1,
-            save_steps=1,
-            per_device_train_batch_size=1,
-            learning_rate=1e-2,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-        )
 
         Trainer(
             model=model.train(),
-            args=settings,
+            args=settings_for(tmp_path, max_steps=1, save_steps=1, per_device_train_batch_size=1),
             train_dataset=OneBatch({**inputs, "labels": labels_of(model, inputs)}),
             data_collator=lambda samples: dict(samples[0]),
             processing_class=processor,

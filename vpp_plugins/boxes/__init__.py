@@ -5,13 +5,14 @@ measures in, the unit, the rounding, the order, the brackets) is a row of the ta
 """
 
 from vpp_plugins.boxes.codecs import BoxCodec, BoxStatus, Decoded
-from vpp_plugins.boxes.families import BOX_CODECS, codec
+from vpp_plugins.boxes.families import AXIS_SENTENCE, BOX_CODECS, codec
 from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle, padded_square
 from vpp_plugins.boxes.iou import box_iou, generalized_box_iou
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
 from vpp_plugins.boxes.text import BoxText
 
 __all__ = [
+    "AXIS_SENTENCE",
     "BOX_CODECS",
     "Binned",
     "Box",

@@ -92,14 +92,14 @@ _PALIGEMMA = BoxText(
 )
 
 _REGION = "Please provide the bounding box coordinate of the region this sentence describes: {expr}"
-# The sentence that the VPP-LLaVA data and evaluation append (arXiv 2503.15426).
-_AXES = (
+AXIS_SENTENCE = (
     " Each image is accompanied by axes. If the question pertains to the bounding box coordinates, refer to the axes "
     "for the response."
 )
+"""What VPP-LLaVA appends to a question in training and in evaluation, with the blank before it (arXiv 2503.15426)."""
 _QUESTIONS = {
     "llava": _REGION + ".",
-    "vpp-llava": _REGION + "." + _AXES,
+    "vpp-llava": _REGION + "." + AXIS_SENTENCE,
     "shikra": "Where is {expr} in the image? answer in [x0,y0,x1,y1] format.",
     "ferret": "What is the location of {expr} in the image?",
     "kosmos-2": "<grounding><phrase> {expr}</phrase>",

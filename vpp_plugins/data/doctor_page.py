@@ -1,8 +1,6 @@
 """The doctor's report as one file that needs no server: findings, evidence, and boxes drawn as they may be meant."""
 
-import base64
 import html
-import io
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from vpp_plugins.data.frame_evidence import FrameVerdict
 from vpp_plugins.data.picture_sizes import picture_path
 from vpp_plugins.data.stream import written_whole
 from vpp_plugins.data.ward import Specimen
-from vpp_plugins.draw import draw_boxes
+from vpp_plugins.draw import draw_boxes, jpeg_url
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
 
@@ -100,11 +98,8 @@ def _figure(canvas: Image.Image, specimen: Specimen, candidate: Candidate) -> st
         boxes = [_drawable(box, canvas.size) for box in pixels.tolist()]
     drawn = draw_boxes(canvas, boxes)
     drawn.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    drawn.save(buffer, "JPEG", quality=85)
-    data = base64.b64encode(buffer.getvalue()).decode()
     caption = html.escape(f"as {candidate}: {[list(map(round, box)) for box in boxes]}")
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    return f'<figure><img alt="" src="{jpeg_url(drawn)}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _drawable(box: list[float], size_wh: tuple[int, int]) -> Box:

@@ -14,6 +14,7 @@ from vpp_plugins.data.assets import Assets
 from vpp_plugins.data.expressions import Expression, SceneObject
 from vpp_plugins.data.scenes import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.sources import SceneSource
+from vpp_plugins.data.stream import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
 
@@ -127,7 +128,7 @@ def _start_or_continue(work: Path, manifest: dict[str, Any]) -> None:
     if stored.exists():
         _check_same(stored, manifest)
     else:
-        _write_whole(stored, json.dumps(manifest, indent=1) + "\n")
+        write_whole(stored, json.dumps(manifest, indent=1) + "\n")
 
 
 def _check_same(stored: Path, manifest: dict[str, Any]) -> None:
@@ -146,13 +147,6 @@ def _check_same(stored: Path, manifest: dict[str, Any]) -> None:
 
 def _lines_file(work: Path, start: int) -> Path:
     return work / "lines" / f"{start:06d}.jsonl"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes beside the target and renames, so that a killed run leaves no half file."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _write_chunks(generator: SceneGenerator, work: Path, count: int, starts: list[int], workers: int) -> Iterator[int]:
@@ -189,13 +183,13 @@ def _write_chunk(generator: SceneGenerator, work: Path, count: int, start: int) 
         record["objects"] = [asdict(item) for item in scene.objects]
         record["expressions"] = [asdict(expression) for expression in scene.expressions]
         lines.append(json.dumps(record) + "\n")
-    _write_whole(_lines_file(work, start), "".join(lines))
+    write_whole(_lines_file(work, start), "".join(lines))
     return len(lines)
 
 
 def _finish(work: Path, out: Path, count: int) -> None:
     texts = [_lines_file(work, start).read_text(encoding="utf-8") for start in range(0, count, _CHUNK)]
-    _write_whole(work / "scenes" / "scenes.jsonl", "".join(texts))
+    write_whole(work / "scenes" / "scenes.jsonl", "".join(texts))
     if out.exists():
         out.rmdir()  # an empty folder, as checked above
     (work / "scenes").rename(out)

@@ -96,6 +96,13 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a text that is at hand; a killed run leaves no half file, and its leavings are overwritten by the next."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.boxes import Box, ImageMeta
+from vpp_plugins.data.stream import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.rows import Row, whole_characters
 
@@ -43,7 +44,7 @@ class Answer:
         """Join a row and its answer; `meta` is what the processor made of the picture, None where it was not read."""
         return cls(
             id=row.id,
-            image=str(row.image) if isinstance(row.image, Path) else "",
+            image=row.file,
             size_hw=row.size_hw,
             processed_size_hw=None if meta is None else meta.processed_size_hw,
             expression=row.expression,
@@ -88,10 +89,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """Write a file of answers; it appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
-    temporary.replace(path)
+    write_whole(path, "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers))
 
 
 class Ledger:

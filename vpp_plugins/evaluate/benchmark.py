@@ -9,6 +9,7 @@ from typing import Any
 
 from vpp_plugins.data.photos import load_real_photos
 from vpp_plugins.data.scene_folder import load_scenes
+from vpp_plugins.data.stream import write_whole
 from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
@@ -146,9 +147,7 @@ def _write_results(
         evaluation = load_evaluation(folder)
         results = {**settings, "figures": summarise(evaluation.judged, rules), "notes": _notes(settings, rules, rows)}
         write_report(evaluation, folder / REPORT, shown)
-    temporary = folder / f".{RESULTS}"
-    temporary.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / RESULTS)
+    write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 
 

@@ -19,7 +19,7 @@ def regions(rows: Sequence[Row]) -> list[Row]:
     """Return one row for every box; its expression holds the sentences that the data have for the box, a line each."""
     found: dict[tuple[str, Box], list[Row]] = defaultdict(list)
     for row in rows:
-        found[picture_id(row), row.box].append(row)
+        found[picture_id(row.file, row.id), row.box].append(row)
     return [replace(group[0], expression="\n".join(row.expression for row in group)) for group in found.values()]
 
 

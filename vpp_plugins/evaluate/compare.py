@@ -10,7 +10,8 @@ from vpp_plugins.boxes import BoxCodec, BoxStatus, Rounded
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
 from vpp_plugins.evaluate.protocol import Protocol, protocol, write_alike
-from vpp_plugins.evaluate.results import Judged, judge, picture_of
+from vpp_plugins.evaluate.results import Judged, judge
+from vpp_plugins.evaluate.rows import picture_id
 from vpp_plugins.evaluate.run import read_run
 from vpp_plugins.evaluate.statistics import Paired, paired
 from vpp_plugins.plugins import box_codec
@@ -77,7 +78,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             f"'{a.folder}' and '{b.folder}' evaluated different rows ({len(a.judged)} and {len(b.judged)}): evaluate "
             "both on the same data."
         )
-    pictures = [picture_of(one) for one in a.judged]
+    pictures = [picture_id(one.answer.image, one.answer.id) for one in a.judged]
     accuracy = paired([float(one.correct) for one in a.judged], [float(one.correct) for one in b.judged], pictures)
     mean_iou = paired([one.iou for one in a.judged], [one.iou for one in b.judged], pictures)
     return Comparison(a, b, accuracy, mean_iou, _by_kind(a, b), _reasons(a, b, accuracy))

@@ -1,8 +1,6 @@
 """One page per evaluation, and one for two of them side by side: a single file that opens without a network."""
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,8 @@ from typing import Any
 from PIL import Image
 
 from vpp_plugins.boxes import Box
-from vpp_plugins.draw import draw_boxes
+from vpp_plugins.data.stream import write_whole
+from vpp_plugins.draw import draw_boxes, jpeg_url
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.compare import Comparison, Evaluation
@@ -221,10 +220,7 @@ def _picture(pictures: Mapping[str, Row], answer: Answer, boxes: Sequence[tuple[
     drawn = [_drawable(box, picture.size) for box, _ in boxes]
     picture = draw_boxes(picture, drawn, colours=[colour for _, colour in boxes])
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    picture.save(data, "JPEG", quality=85)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    return f'<img alt="{_text(answer.expression)}" src="data:image/jpeg;base64,{encoded}">'
+    return f'<img alt="{_text(answer.expression)}" src="{jpeg_url(picture)}">'
 
 
 def _drawable(box: Box, size_wh: tuple[int, int]) -> Box:
@@ -260,9 +256,7 @@ def _said(value: Any) -> str:
 def _write(path: str | Path, title: str, body: Sequence[str]) -> Path:
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title><style>{STYLE}</style>'
     target = Path(path)
-    temporary = target.with_name(f".{target.name}")
-    temporary.write_text(head + "\n".join(body) + "</html>\n", encoding="utf-8")
-    temporary.replace(target)
+    write_whole(target, head + "\n".join(body) + "</html>\n")
     return target
 
 

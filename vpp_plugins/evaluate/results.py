@@ -11,6 +11,7 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.readers import Reading
+from vpp_plugins.evaluate.rows import picture_id
 from vpp_plugins.evaluate.statistics import interval
 
 THRESHOLDS = (0.5, 0.75, 0.9)
@@ -49,7 +50,7 @@ def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
     """
     if not judged:
         raise VPPError("there is nothing to score: the evaluation holds no answer.")
-    pictures = [picture_of(one) for one in judged]
+    pictures = [picture_id(one.answer.image, one.answer.id) for one in judged]
     accuracies = {
         f"acc_{round(100 * threshold)}": asdict(interval(_hits(judged, protocol, threshold), pictures))
         for threshold in THRESHOLDS
@@ -82,8 +83,3 @@ def _by(judged: Sequence[Judged], key: Callable[[Judged], str]) -> dict[str, dic
         for name in sorted({key(one) for one in judged} - {""})
         if (group := [one for one in judged if key(one) == name])
     }
-
-
-def picture_of(one: Judged) -> str:
-    """Name the picture that a row is about: its file, or what stands before the row's number in its id."""
-    return one.answer.image or one.answer.id.rpartition("/")[0] or one.answer.id

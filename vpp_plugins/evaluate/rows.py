@@ -13,7 +13,7 @@ from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.scene_folder import SceneFolder
 from vpp_plugins.data.scenes import Scene
 from vpp_plugins.data.tally import Issue, Tally
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, few
 from vpp_plugins.images import load_image
 
 
@@ -30,6 +30,11 @@ class Row:
     """What the true object is, where the data say."""
     kind: str = ""
     """How the expression picks it out, where the data say."""
+
+    @property
+    def file(self) -> str:
+        """The picture's file, or empty where it has none."""
+        return str(self.image) if isinstance(self.image, Path) else ""
 
     def picture(self) -> Image.Image:
         """Return the picture, upright RGB; raises VPPError where it cannot be read or has another size."""
@@ -106,9 +111,9 @@ def whole_characters(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def picture_id(row: Row) -> str:
+def picture_id(file: str, row_id: str) -> str:
     """Name the picture that a row is about: its file, or what stands before the row's number in its id."""
-    return str(row.image) if isinstance(row.image, Path) else row.id.rpartition("/")[0] or row.id
+    return file or row_id.rpartition("/")[0] or row_id
 
 
 def check_rows(rows: Sequence[Row]) -> None:
@@ -121,8 +126,7 @@ def check_rows(rows: Sequence[Row]) -> None:
         raise VPPError(f"rows must have ids of their own, but '{twice}' comes twice: number them.")
     missing = sorted({str(row.image) for row in rows if isinstance(row.image, Path) and not row.image.is_file()})
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise VPPError(f"{len(missing)} pictures are missing: {', '.join(missing[:3])}{more}. Give their folder.")
+        raise VPPError(f"{len(missing)} pictures are missing: {few(missing)}. Give their folder.")
 
 
 def fingerprint(rows: Iterable[Row]) -> str:

@@ -14,6 +14,7 @@ from typing import Protocol as Interface
 from PIL import Image
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.data.stream import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
 from vpp_plugins.evaluate.protocol import Protocol
@@ -95,6 +96,11 @@ def plan(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def write_run(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what a folder of `evaluate` says of itself."""
+    write_whole(folder / RUN, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
 def read_run(folder: str | Path) -> dict[str, Any]:
     """Return what a folder of `evaluate` says of itself; raises VPPError where it is none."""
     path = Path(folder) / RUN
@@ -162,9 +168,7 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(not file.name.startswith(".") for file in folder.iterdir()):
         raise VPPError(f"the folder '{folder}' holds other files: give a new or empty one.")
-    temporary = folder / f".{RUN}"
-    temporary.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(folder / RUN)
+    write_run(folder, settings)
 
 
 def _merge(ledger: Ledger, batches: Sequence[Sequence[int]], folder: Path) -> None:

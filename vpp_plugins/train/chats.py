@@ -3,13 +3,10 @@
 from typing import Any
 
 from vpp_plugins import plugins
-from vpp_plugins.boxes import ImageMeta, codec
+from vpp_plugins.boxes import AXIS_SENTENCE, ImageMeta, codec
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
-
-AXIS_SENTENCE = codec("vpp-llava").question.removeprefix(codec("llava").question)
-"""What VPP-LLaVA appends to a chat's first question (arXiv 2503.15426), whatever it asks, with the blank before it."""
 
 Chat = list[dict[str, Any]]
 

@@ -2,12 +2,12 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, few
 from vpp_plugins.prompts.generators.detr import DETR
 from vpp_plugins.prompts.generators.weight_files import read_weights
 
@@ -107,7 +107,7 @@ def _check(source: str, *, expected: Mapping[str, Tensor], found: Mapping[str, T
     if not both:
         raise VPPError(
             f"{source} holds no DETR weights in a known layout: the original DETR's, transformers', or VPP-LLaVA's. "
-            f"Its names: {_few(found) or 'none'}."
+            f"Its names: {few(sorted(found), 4) or 'none'}."
         )
     shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in both}
     problems = {
@@ -116,14 +116,9 @@ def _check(source: str, *, expected: Mapping[str, Tensor], found: Mapping[str, T
         "of another shape": [f"{name} {came} for {fits}" for name, (came, fits) in shapes.items() if came != fits],
         "NaN or infinite": [name for name in both if not found[name].isfinite().all()],
     }
-    complaints = [f"{kind}: {_few(names)}" for kind, names in problems.items() if names]
+    complaints = [f"{kind}: {few(sorted(names), 4)}" for kind, names in problems.items() if names]
     if complaints:
         raise VPPError(
             f"{source} does not fit this DETR. {'; '.join(complaints)}. Build the DETR with the sizes and the backbone "
             "of the weights. Nothing was loaded."
         )
-
-
-def _few(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
