@@ -15,16 +15,24 @@ class LlavaImageProcessorPil(TheirImageProcessor):
     An 8-bit value has one normalised number in each channel: it is looked up.
     """
 
-    def _preprocess(self, images: list[np.ndarray], **settings: Any) -> BatchFeature:  # type: ignore[override]
-        if not _usual(settings) or any(image.dtype != np.uint8 or image.shape[0] != 3 for image in images):
-            return super()._preprocess(images, **settings)
+    def process_image(self, image: Any, *args: Any, **settings: Any) -> Any:
+        """Leave Pillow's own pictures as they are: they would become arrays, and pictures again to be resized."""
+        if isinstance(image, Image.Image) and image.mode == "RGB":
+            return image
+        return super().process_image(image, *args, **settings)
+
+    def _preprocess(  # type: ignore[override]
+        self, images: list[np.ndarray | Image.Image], **settings: Any
+    ) -> BatchFeature:
+        if not _usual(settings) or not all(map(_is_8_bit_rgb, images)):
+            return super()._preprocess([_as_array(image) for image in images], **settings)
         side, background = settings["size"].shortest_edge, [int(value * 255) for value in settings["image_mean"]]
         levels = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (3, 1, 1))
         rescaled = self.rescale(levels, settings["rescale_factor"])
         table = self.normalize(rescaled, settings["image_mean"], settings["image_std"])[..., 0]
         pixels = []
         for image in images:
-            resized = _resized(np.moveaxis(image, 0, -1), side, settings["resample"], background)
+            resized = _resized(_as_picture(image), side, settings["resample"], background)
             pixels.append(np.stack([table[channel][resized[..., channel]] for channel in range(3)]))
         return BatchFeature(data={"pixel_values": pixels}, tensor_type=settings["return_tensors"])
 
@@ -36,10 +44,25 @@ def _usual(settings: dict[str, Any]) -> bool:
     return whole and isinstance(settings["resample"], int) and all(settings[step] for step in steps)
 
 
-def _resized(image: np.ndarray, side: int, resample: int, background: list[int]) -> np.ndarray:
-    """Return an 8-bit picture [height, width, 3], padded to a square, at `side` x `side`."""
-    height, width = image.shape[:2]
-    picture, longest = Image.fromarray(np.ascontiguousarray(image)), max(height, width)
+def _is_8_bit_rgb(image: np.ndarray | Image.Image) -> bool:
+    return isinstance(image, Image.Image) or (image.dtype == np.uint8 and image.shape[0] == 3)
+
+
+def _as_array(image: np.ndarray | Image.Image) -> np.ndarray:
+    """Return [3, height, width], as transformers has it."""
+    return np.moveaxis(np.array(image), -1, 0) if isinstance(image, Image.Image) else image
+
+
+def _as_picture(image: np.ndarray | Image.Image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+
+
+def _resized(picture: Image.Image, side: int, resample: int, background: list[int]) -> np.ndarray:
+    """Return an 8-bit picture, padded to a square, as [side, side, 3]."""
+    width, height = picture.size
+    longest = max(height, width)
     if width < longest:
         padded = Image.new("RGB", (longest, height), tuple(background))
         padded.paste(picture, ((longest - width) // 2, 0))

@@ -16,7 +16,7 @@ from vpp_plugins.backbone import Backbone, PixelLayout
 from vpp_plugins.layouts import Padded, PaddedPatches, Patches, blocks, patch_strip, planes, tiles
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import resample
-from vpp_plugins.tile_boxes import tile_boxes
+from vpp_plugins.tile_boxes import encoder_arguments, tile_boxes, to_windows
 
 SIZES = [(9, 13), (12, 8), (9, 13)]
 """Pictures of patches that need no resizing: rows and columns of merged patches."""
@@ -204,6 +204,8 @@ TILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], PixelLayout]] = {
     "Molmo 2": ("Molmo2", {"max_crops": 4}, {}, PaddedPatches()),
     "Inkling": ("Inkling", {}, {}, blocks),
     "Inkling 2": ("Inkling2", {}, {}, COLUMNS_LAST),
+    "Kimi K2.5": ("Kimi_K25", {}, {}, Patches("grid_thw")),
+    "Qwen2-VL": ("Qwen2VL", {}, {}, Patches("grid_thw", 2, frames=2)),
 }
 
 
@@ -263,9 +265,9 @@ def test_tiles(family: str, size: tuple[int, int]) -> None:
         processor([picture * 255], return_tensors="pt")
         for picture in (torch.rand(3, *size), resample(axes, size) * std + mean)
     )
-    windows = [tuple(box) for box in tile_boxes(processor, [size], backbone(layout)).tolist()]
+    windows = to_windows(tile_boxes(processor, [size], backbone(layout)))
 
-    found = layout(pixels_of(plain), opaque(axes), windows, plain)
+    found = layout(pixels_of(plain), opaque(axes), windows, encoder_arguments(plain))
 
     compare(found, pixels_of(expected))
 
@@ -298,7 +300,7 @@ def test_several_pictures_of_different_sizes_in_tiles() -> None:
             [resample(axes, size) * std + mean for size in sizes],
         )
     )
-    windows = [tuple(box) for box in tile_boxes(processor, sizes, backbone(planes)).tolist()]
+    windows = to_windows(tile_boxes(processor, sizes, backbone(planes)))
 
     found = planes(plain, opaque(axes), windows, {})
 

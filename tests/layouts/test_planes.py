@@ -1,7 +1,6 @@
 """Layouts of colour planes: what they touch, and what they leave."""
 
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ PARTS = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
 
 
 def axes(**changes: object) -> Overlay:
-    return replace(GlobalVPP(32, border=4).overlay(), **changes)
+    return GlobalVPP(32, border=4).overlay()._replace(**changes)
 
 
 class TestPlanes:

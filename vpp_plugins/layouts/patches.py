@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from vpp_plugins.compiling import outside_graphs
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import Window
@@ -131,7 +132,7 @@ def _asked(call: Mapping[str, Any], name: str) -> Tensor:
     return torch.as_tensor(call[name])
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # reading numbers off a tensor breaks the graph
+@outside_graphs
 def _numbers(call: Mapping[str, Any], name: str) -> list[Any]:
     numbers: list[Any] = _asked(call, name).tolist()
     return numbers

@@ -94,17 +94,28 @@ def test_the_twin_in_other_dtypes(body: str, dtype: torch.dtype) -> None:
     assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 1e-12 * exact.abs().max()
 
 
-def test_some_convolutions_take_winograds_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, called = backbone("Winograd"), []
-    convolve = folded.winograd.convolve
-    monkeypatch.setattr(folded.winograd, "convolve", lambda *args: called.append(args[0].shape) or convolve(*args))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_some_convolutions_take_winograds_way(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, called, convolve = backbone("Winograd").to(dtype), [], folded.winograd_convolve
 
+    def noted(features: Tensor, *args: Tensor, **options: bool) -> Tensor:
+        called.append(tuple(features.shape))
+        return convolve(features, *args, **options)
+
+    monkeypatch.setattr(folded, "winograd_convolve", noted)
     with torch.no_grad():
-        net(pictures(1, (160, 160)))
-        assert called == [(1, 128, 20, 20)]
-        net(pictures(1, (96, 96)))
+        net(pictures(1, (160, 160)).to(dtype))
+        assert called == 3 * [(1, 128, 20, 20)]
+        net(pictures(1, (96, 96)).to(dtype))
 
-    assert len(called) == 1
+    assert len(called) == 3
+
+
+def test_pictures_in_a_batch_go_one_by_one() -> None:
+    net, pixels = backbone("Winograd"), pictures(3, (160, 160))
+    with torch.no_grad():
+        together = net(pixels)
+        assert torch.equal(together, torch.cat([net(picture) for picture in pixels.split(1)]))
 
 
 class TestWhenItIsUsed:
@@ -136,7 +147,7 @@ class TestWhenItIsUsed:
         assert not runs
 
     def test_not_where_it_is_switched_off(self, runs: list[str]) -> None:
-        net, pixels = backbone(fold=False), pictures()
+        net, pixels = backbone(fold=False), pictures(1)
         with torch.no_grad():
             assert torch.equal(net(pixels), plain(net, pixels))
             assert not runs

@@ -1,6 +1,6 @@
 """DETR's convolutional backbone: any timm feature extractor, its batch norms frozen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -69,7 +69,7 @@ class TimmBackbone(nn.Module):
         folded = self._folded(pixel_values)
         if folded is not None:
             return folded(pixel_values)
-        features: Tensor = self.body(pixel_values)[-1]
+        features = torch.cat([self.body(pictures)[-1] for pictures in _apart(pixel_values)])
         if features.shape[1] != self.channels:  # timm's Swin and its like put them last
             features = features.movedim(-1, 1)
         return features
@@ -83,6 +83,13 @@ class TimmBackbone(nn.Module):
         from vpp_plugins.prompts.generators.folded import fold_resnet
 
         return self._twin.get(self.body, None, lambda: fold_resnet(self.body))
+
+
+def _apart(pixel_values: Float[Tensor, "images 3 height width"]) -> Sequence[Tensor]:
+    """Return the pictures one by one on a CPU without gradients: the maps of one fit its caches, a batch's do not."""
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or traced
+    return [pixel_values] if whole or not pixel_values.is_cpu else pixel_values.split(1)
 
 
 def freeze_batch_norms(module: nn.Module) -> None:

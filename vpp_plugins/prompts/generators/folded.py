@@ -4,18 +4,18 @@ The results are those of the module it is made from, up to rounding: within 1e-5
 thing differs: oneDNN's fused ReLU makes zero of a NaN.
 
 It costs memory: the folded weights once more, and four times over where Winograd's way is taken. For the 162 MB of a
-ResNet-101 that is 369 MB at 640 pixels in float32.
+ResNet-101 that is 387 MB at 640 pixels in float32.
 """
 
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vpp_plugins.prompts.generators import winograd
 from vpp_plugins.prompts.generators.detr_backbone import FrozenBatchNorm2d
+from vpp_plugins.prompts.generators.onednn import Geometry, convolve, convolve_add, reordered
+from vpp_plugins.prompts.generators.winograd import tiles, transform_bias, transform_kernel, winograd_convolve
 
 WINOGRAD_CHANNELS = 128
 """From how many channels on a 3x3 convolution is quicker in Winograd's way, if there are this many tiles:"""
@@ -35,7 +35,12 @@ class FoldedResNet:
     def __call__(
         self, pixel_values: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows columns"]:
-        features = _run(self.stem, pixel_values.contiguous(memory_format=torch.channels_last))
+        """Take the pictures one at a time: the maps of several do not fit a processor's caches."""
+        last = pixel_values.contiguous(memory_format=torch.channels_last)
+        return torch.cat([self._features(picture) for picture in last.split(1)])
+
+    def _features(self, picture: Tensor) -> Tensor:
+        features = _run(self.stem, picture)
         for convolutions, shortcut in self.blocks:
             branch = _run(convolutions[:-1], features)
             features = convolutions[-1].add(branch, _run(shortcut, features))
@@ -45,68 +50,58 @@ class FoldedResNet:
 class Convolution:
     """A convolution with the norm after it folded in, and after that a ReLU or nothing.
 
-    The weights are made when they are needed first, because the two ways of computing want them in two forms.
+    Weight and bias are made when they are needed first, and again for features of another size: the ways of computing
+    want them in different forms.
     """
 
     def __init__(self, source: nn.Conv2d, norm: FrozenBatchNorm2d, *, relu: bool) -> None:
         self.source, self.relu = source, relu
         padding = [int(length) for length in source.padding]
-        self.geometry = padding, list(source.stride), list(source.dilation), source.groups
+        self.geometry = Geometry(padding, list(source.stride), list(source.dilation), source.groups)
         exact = torch.promote_types(source.weight.dtype, torch.float32)
         scale = norm.weight.to(exact) * (norm.running_var.to(exact) + norm.eps).rsqrt()
         bias = norm.bias.to(exact) - norm.running_mean.to(exact) * scale
         if source.bias is not None:
             bias += source.bias.to(exact) * scale
         self.scale, self.bias = scale, bias.to(source.weight.dtype)
-        self._direct: tuple[tuple[int, ...], Tensor] | None = None
-        self._winograd: Tensor | None = None
+        self._size: tuple[int, int] | None = None
+        self._made: tuple[Tensor, Tensor]
 
     def __call__(self, features: Tensor) -> Tensor:
         if self._suits_winograd(features):
-            if self._winograd is None:
-                self._winograd = _outlasting(lambda: winograd.transform_kernel(self._weight()))
-            convolved = winograd.convolve(features, self._winograd, self.bias)
-            return convolved.relu_() if self.relu else convolved
-        weight = self._direct_weight(features)
-        if weight.is_mkldnn:
-            fused: Tensor = torch.ops.mkldnn._convolution_pointwise(
-                features, weight, self.bias, *self.geometry, "relu" if self.relu else "none", [], ""
-            )
-            return fused
-        convolved = self._plainly(features, weight)
-        return convolved.relu_() if self.relu else convolved
+            return winograd_convolve(features, *self._weights(features), relu=self.relu)
+        return convolve(features, *self._weights(features), self.geometry, relu=self.relu)
 
     def add(self, features: Tensor, residual: Tensor) -> Tensor:
         """Return relu(convolution + residual), in the residual's memory where that saves a pass."""
-        weight = self._direct_weight(features)
-        if weight.is_mkldnn:
-            summed: Tensor = torch.ops.mkldnn._convolution_pointwise_.binary(
-                residual, features, weight, self.bias, *self.geometry, "add", 1.0, "relu", [], ""
-            )
-            return summed
-        return self._plainly(features, weight).add_(residual).relu_()
-
-    def _plainly(self, features: Tensor, weight: Tensor) -> Tensor:
-        padding, stride, dilation, groups = self.geometry
-        return F.conv2d(features, weight, self.bias, stride, padding, dilation, groups)
+        if self._suits_winograd(features):
+            return winograd_convolve(features, *self._weights(features)).add_(residual).relu_()
+        return convolve_add(features, *self._weights(features), self.geometry, residual)
 
     def _suits_winograd(self, features: Tensor) -> bool:
         source = self.source
         plain_3x3 = source.kernel_size == (3, 3) and self.geometry == ([1, 1], [1, 1], [1, 1], 1)
         wide = min(source.in_channels, source.out_channels) >= WINOGRAD_CHANNELS
-        many = winograd.tiles(*features.shape[-2:]) * len(features) >= WINOGRAD_TILES
-        return plain_3x3 and wide and many and features.dtype == torch.float32
+        many = tiles(*features.shape[-2:]) >= WINOGRAD_TILES
+        return plain_3x3 and wide and many and features.dtype in (torch.float32, torch.bfloat16)
 
-    def _weight(self) -> Tensor:
-        folded = self.source.weight.to(self.scale.dtype) * self.scale[:, None, None, None]
-        return folded.to(self.source.weight.dtype).contiguous(memory_format=torch.channels_last)
+    def _weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weight and bias in the form that suits features of this size."""
+        height, width = features.shape[-2:]
+        if self._size != (height, width):
+            # What is kept must not be an inference tensor where the first call is under inference_mode.
+            with torch.inference_mode(False), torch.no_grad():
+                self._made = self._make(features)
+            self._size = height, width
+        return self._made
 
-    def _direct_weight(self, features: Tensor) -> Tensor:
-        """Return the weight in the order that oneDNN wants for pictures of this size, where another one is slow."""
-        size, shape = tuple(features.shape[-2:]), list(features.shape)
-        if self._direct is None or self._direct[0] != size:
-            self._direct = size, _outlasting(lambda: _reordered(self._weight(), self.geometry, shape))
-        return self._direct[1]
+    def _make(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self.source.weight.to(self.scale.dtype) * self.scale[:, None, None, None]
+        if self._suits_winograd(features):
+            kernel = transform_kernel(weight, *features.shape[-2:], dtype=features.dtype)
+            return kernel, transform_bias(self.bias)
+        direct = weight.to(features.dtype).contiguous(memory_format=torch.channels_last)
+        return reordered(direct, self.geometry, [1, *features.shape[1:]]), self.bias
 
 
 def fold_resnet(body: nn.Module) -> FoldedResNet | None:
@@ -170,19 +165,3 @@ def _run(steps: Iterable[Step], features: Tensor) -> Tensor:
     for step in steps:
         features = step(features)
     return features
-
-
-def _reordered(weight: Tensor, geometry: tuple[list[int], list[int], list[int], int], shape: list[int]) -> Tensor:
-    """Return the weight in oneDNN's own order, where its fused convolutions run; else as it is."""
-    enabled = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    bfloat16 = weight.dtype == torch.bfloat16 and enabled and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if not enabled or not (weight.dtype == torch.float32 or bfloat16):
-        return weight
-    reordered: Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
-    return reordered
-
-
-def _outlasting(make: Callable[[], Tensor]) -> Tensor:
-    """Make a weight that is kept, and must not be an inference tensor where the first call is under inference_mode."""
-    with torch.inference_mode(False), torch.no_grad():
-        return make()
