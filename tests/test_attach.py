@@ -157,6 +157,14 @@ class TestFailedAttach:
         with pytest.raises(VPPError, match=r"no adapter claims Linear: installed are .*llava.* pass adapter=Backbone"):
             attach_vpp(nn.Linear(2, 2))
 
+    def test_a_model_without_weights_yet(self) -> None:
+        model = tiny_llava().to("meta")
+
+        with pytest.raises(VPPError, match="weights are on the device 'meta', so there are none yet: load them before"):
+            attach_vpp(model, toy_config())
+        assert not is_attached(model)
+        assert "vpp" not in dict(model.named_children())
+
     @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize("model", ["llava-hf/llava-1.5-7b-hf", None])
     def test_what_is_no_model(self, model: Any) -> None:
@@ -242,6 +250,21 @@ class TestDetach:
             assert (model.lm_head.weight is model.get_input_embeddings().weight) is host.get("tied", False)
             detach_vpp(model)
             assert (model.lm_head.weight is model.get_input_embeddings().weight) is host.get("tied", False)
+
+    @pytest.mark.parametrize("pictures", [0, 1])
+    def test_is_refused_in_the_middle_of_generate(self, pictures: int) -> None:
+        """The next step found half of a host."""
+        model, processor = attached()
+        inputs = inputs_for(processor, [pictures])
+        expected = model.generate(**inputs, max_new_tokens=3)
+
+        def stop(*_: Any, **__: Any) -> Any:
+            return detach_vpp(model)
+
+        with pytest.raises(VPPError, match="cannot be detached while a forward or generate of the model runs: wait"):
+            model.generate(**inputs, max_new_tokens=3, stopping_criteria=[stop])
+        assert torch.equal(model.generate(**inputs, max_new_tokens=3), expected)
+        assert not is_attached(detach_vpp(model))
 
     def test_attach_again(self) -> None:
         model, processor = attached()

@@ -9,8 +9,11 @@ import torch
 from tests.tiny import attached, inputs_for, toy_config
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach import host_state
+from vpp_plugins.calls import check_call
+from vpp_plugins.tile_boxes import to_tile_boxes
 
-BOXES = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]])
+WINDOWS = [(0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
+BOXES = to_tile_boxes(WINDOWS)
 
 
 def tiled(**changes: Any) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -55,7 +58,7 @@ class TestTileBoxes:
 
         model(**inputs, vpp_tile_boxes=BOXES)
 
-        expected = model.vpp(None).overlay.blend(inputs["pixel_values"], [tuple(box) for box in BOXES.tolist()])
+        expected = model.vpp(None).overlay.blend(inputs["pixel_values"], WINDOWS)
         assert torch.equal(seen[0], expected)
         assert not torch.equal(expected, model.vpp(None).overlay.blend(inputs["pixel_values"]))
 
@@ -65,11 +68,70 @@ class TestTileBoxes:
         with pytest.raises(VPPError, match=r"must be \[inputs, 4\].*but are \[4, 3\]"):
             model(**inputs, vpp_tile_boxes=BOXES.T)
 
+    def test_may_be_written_as_fractions(self) -> None:
+        model, inputs = tiled()
+
+        whole = model(**inputs, vpp_tile_boxes=BOXES).logits
+        assert torch.equal(model(**inputs, vpp_tile_boxes=torch.tensor(WINDOWS)).logits, whole)
+
+    def test_are_not_in_half_precision(self) -> None:
+        """A cast to bfloat16 shifts the axes of tiles by 2 to 4 thousandths."""
+        model, inputs = tiled()
+
+        with pytest.raises(VPPError, match=r"in millionths .* but are \[3, 4\] of torch.bfloat16"):
+            model(**inputs, vpp_tile_boxes=torch.tensor(WINDOWS, dtype=torch.bfloat16))
+
     def test_must_be_one_for_each_tile(self) -> None:
         model, inputs = tiled()
 
         with pytest.raises(VPPError, match="2 came for 3 pictures"):
             model(**inputs, vpp_tile_boxes=BOXES[:2])
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_detectors_pictures_are_no_bytes() -> None:
+    model, processor = attached()
+    inputs = inputs_for(processor, [1])
+
+    with pytest.raises(VPPError, match=r"must be normalised floats .* but are \[1, 3, 64, 64\] of torch.uint8"):
+        model(**{**inputs, "vpp_pixel_values": inputs["vpp_pixel_values"].to(torch.uint8)})
+
+
+@pytest.mark.usefixtures("toy")
+class TestPicturesForTheHost:
+    @pytest.mark.parametrize("how", ["forward", "generate"])
+    def test_are_missed_where_only_the_detectors_came(self, how: str) -> None:
+        """The placeholders were filled, and the host answered without ever having seen the picture."""
+        model, processor = attached()
+        inputs = inputs_for(processor, [1])
+        del inputs["pixel_values"]
+
+        with pytest.raises(VPPError, match="vpp_pixel_values came without pixel_values, so the host would not see"):
+            model(**inputs) if how == "forward" else model.generate(**inputs, max_new_tokens=2)
+
+    def test_are_not_missed_where_they_are_encoded_already(self) -> None:
+        model, processor = attached(config=toy_config(global_vpp=None))
+        inputs = inputs_for(processor, [1])
+        state, call = host_state(model), {"mm_encoder_outputs": {"image": torch.zeros(1)}}
+        vpp, ids, pixels = model.vpp, inputs["input_ids"], inputs["vpp_pixel_values"]
+
+        check_call(state, vpp, call, ids, pixels, None)
+        check_call(state, vpp, {"image_embeds": torch.zeros(1)}, ids, pixels, None)
+
+    def test_are_not_missed_in_the_steps_of_decoding(self) -> None:
+        model, processor = attached()
+        inputs = inputs_for(processor, [1])
+        cache = model(**inputs, use_cache=True).past_key_values
+
+        assert model(input_ids=torch.tensor([[5]]), past_key_values=cache).logits.isfinite().all()
+
+    def test_encoded_already_they_bypass_the_global_prompt(self) -> None:
+        model, processor = attached()
+        inputs = inputs_for(processor, [1])
+        call = {"image_hidden_states": torch.zeros(1)}
+
+        with pytest.raises(VPPError, match="precomputed image features bypass the vision encoder"):
+            check_call(host_state(model), model.vpp, call, inputs["input_ids"], inputs["vpp_pixel_values"], None)
 
 
 @pytest.mark.usefixtures("toy")

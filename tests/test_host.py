@@ -15,8 +15,9 @@ from transformers.cache_utils import StaticCache
 
 from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
 from tests.twin import twin_of
-from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, vpp_disabled
-from vpp_plugins.host import NeverTokens, attached_class
+from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
+from vpp_plugins.host import attached_class
+from vpp_plugins.never_tokens import NeverTokens
 from vpp_plugins.plugins import describe
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -367,7 +368,7 @@ class TestWrongCalls:
         inputs = inputs_for(processor, [1]) | {"vpp_pixel_values": torch.ones(shape)}
 
         with pytest.raises(
-            VPPError, match=r"must be \[images, 3, height, width\] with sides in multiples of 32, but are"
+            VPPError, match=r"must be normalised floats \[images, 3, height, width\] with sides in multiples of 32, but"
         ):
             model(**inputs)
 
@@ -494,6 +495,45 @@ class TestCalls:
         model.vpp.trained = True
 
         model(**inputs_for(processor, [1]))  # a warning is an error here
+
+
+class TestResize:
+    def test_rows_that_the_user_added_are_the_hosts_own(self) -> None:
+        """They were cut away with the placeholder's row: in a disabled block, in what was saved, and at detaching."""
+        model, processor = attached(tiny_llava(vocabulary=FULL))
+        inputs = inputs_for(processor, [1])
+        expected = model(**inputs).logits
+
+        model.resize_token_embeddings(FULL + 9, mean_resizing=False)
+
+        torch.testing.assert_close(model(**inputs).logits[..., : FULL + 1], expected)
+        with vpp_disabled(model):
+            assert len(model.get_input_embeddings().weight) == FULL + 9
+        assert len(detach_vpp(model).get_input_embeddings().weight) == FULL + 9
+
+    def test_to_the_same_size_changes_nothing(self) -> None:
+        model, _ = attached(tiny_llava(vocabulary=FULL))
+
+        model.resize_token_embeddings(FULL + 1)
+        model.resize_token_embeddings()
+
+        assert len(detach_vpp(model).get_input_embeddings().weight) == FULL
+
+    @pytest.mark.parametrize("rows", [FULL, FULL + 19], ids=["grown", "spare row"])
+    def test_may_not_take_the_placeholders_row(self, rows: int) -> None:
+        model, processor = attached(tiny_llava(vocabulary=rows))
+        inputs = inputs_for(processor, [1])
+        expected = model(**inputs).logits
+
+        with pytest.raises(VPPError, match=rf"{FULL} rows has none for <\|vpp\|>, whose id is {FULL}: resize"):
+            model.resize_token_embeddings(new_num_tokens=FULL)
+        assert torch.equal(model(**inputs).logits, expected)
+
+    def test_is_refused_in_a_disabled_block(self) -> None:
+        model, _ = attached(tiny_llava(vocabulary=FULL))
+
+        with vpp_disabled(model), pytest.raises(VPPError, match="cannot be resized inside a vpp_disabled block"):
+            model.resize_token_embeddings(40)
 
 
 class TestCopies:

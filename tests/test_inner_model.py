@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,18 @@ pytestmark = pytest.mark.usefixtures("toy")
 def hidden(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the inner model says, asked directly."""
     return model.model(**inputs).last_hidden_state
+
+
+def called(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
+    return model(**inputs)
+
+
+def detached(model: Any, _: dict[str, torch.Tensor]) -> Any:
+    return detach_vpp(model)
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 class TestInnerModel:
@@ -72,13 +85,33 @@ class TestInnerModel:
         assert not host_state(model).inside()
         assert hidden(model, inputs).isfinite().all()
 
+    @pytest.mark.parametrize(
+        "then", [hidden, lambda model, inputs: model(**inputs), lambda model, _: detach_vpp(model)]
+    )
+    def test_an_interrupt_inside_does_not_outlive_it(self, then: Callable[[Any, Any], Any]) -> None:
+        """torch calls no hook after a KeyboardInterrupt, so the session stayed open, and every later call was refused
+        as a call within another.
+        """
+        model, processor = attached()
+        inputs = inputs_for(processor, [1])
+        expected = hidden(model, inputs)
+        stop = model.model.language_model.register_forward_pre_hook(interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            hidden(model, inputs)
+        stop.remove()
+        assert host_state(model).inside()
+
+        then(model, inputs)
+
+        assert not model.model.__dict__.get(HOST) or torch.equal(hidden(model, inputs), expected)
+
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
     def test_copies_lead_to_their_own_host(self, copied: Any) -> None:
         model, processor = attached()
 
         twin = copied(model)
 
-        assert twin.model.__dict__[HOST][0] is twin
+        assert twin.model.__dict__[HOST] is twin
         inputs = inputs_for(processor, [1])
         assert torch.equal(hidden(twin, inputs), hidden(model, inputs))
 

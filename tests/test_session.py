@@ -257,6 +257,24 @@ class Caller(threading.Thread):
 
 
 @pytest.mark.usefixtures("toy")
+def test_a_copy_made_in_the_middle_of_a_run_is_in_none() -> None:
+    """It kept the run's axes, and laid them over the pictures of its first call in a disabled block."""
+    model, processor = attached()
+    inputs = inputs_for(processor, [1])
+    copies: list[Any] = []
+    watch = model.model.language_model.register_forward_pre_hook(lambda *_: copies.append(copy.deepcopy(model)))
+    expected = model(**inputs).logits
+    watch.remove()
+
+    (twin,) = copies
+    twin.model.language_model._forward_pre_hooks.clear()
+
+    assert not host_state(twin).slot.in_use()
+    assert not host_state(twin).inside()
+    assert torch.equal(twin(**inputs).logits, expected)
+
+
+@pytest.mark.usefixtures("toy")
 class TestThreads:
     def test_a_second_forward_waits_for_the_first(self) -> None:
         model, processor = attached()

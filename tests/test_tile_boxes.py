@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.families import FAMILIES
 from vpp_plugins import VPPError
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.plugins import describe
-from vpp_plugins.tile_boxes import NOWHERE, tile_boxes
+from vpp_plugins.tile_boxes import NOWHERE, tile_boxes, to_tile_boxes, to_windows
 
 SIZE = (500, 800)
 WHOLE = [0.0, 0.0, 1.0, 1.0]
@@ -65,8 +66,12 @@ class Cutter:
         return {"pixel_values": torch.stack([F.interpolate(one[None], size, mode="bilinear")[0] for one in cut])}
 
 
-def boxes(processor: Any, sizes: Sequence[tuple[int, int]], described: Backbone | None = None, **settings: Any) -> Any:
-    return tile_boxes(processor, sizes, described or backbone(), **settings)
+def boxes(
+    processor: Any, sizes: Sequence[tuple[int, int]], described: Backbone | None = None, **settings: Any
+) -> Tensor:
+    """The boxes in units of the frame."""
+    found = tile_boxes(processor, sizes, described or backbone(), **settings)
+    return torch.tensor(to_windows(found)).reshape(found.shape)
 
 
 class TestRealProcessors:
@@ -120,6 +125,15 @@ class TestRealProcessors:
         exact, found = (boxes(Processor(kind(**settings)), [SIZE]) for kind in kinds)
 
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
+
+    @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+    def test_qwens_pictures_on_the_padded_square(self, family: str) -> None:
+        """The axes may span the square also where they usually span the picture; a picture repeated in time is one."""
+        described = replace(describe(FAMILIES[family].model(), None), frame="square")
+
+        found = boxes(FAMILIES[family].processor(), [(112, 224), (224, 224)], described)
+
+        torch.testing.assert_close(found, torch.tensor([[0, 0.25, 1, 0.75], WHOLE]), rtol=0, atol=1e-3)
 
     @pytest.mark.parametrize("family", ["internvl", "llava_next", "llava_onevision"])
     def test_whole_processors_of_the_named_families(self, family: str) -> None:
@@ -196,6 +210,25 @@ class TestReading:
 
         halves = [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
         torch.testing.assert_close(found, torch.tensor([WHOLE, WHOLE, WHOLE, *halves, *halves], dtype=torch.float32))
+
+
+class TestWholeNumbers:
+    def test_name_a_window_to_the_millionth(self) -> None:
+        windows = [(0.0, -0.25, 1.0, 1.5), (1 / 3, 2 / 3, 1e-7, -1 / 3)]
+
+        found = to_tile_boxes(windows)
+
+        assert found.dtype == torch.int64
+        torch.testing.assert_close(torch.tensor(to_windows(found)), torch.tensor(windows), rtol=0, atol=5.1e-7)
+        assert to_windows(found)[0] == windows[0]
+
+    def test_survive_a_cast_of_the_inputs(self) -> None:
+        """As floats they moved by up to 4 thousandths of the picture in bfloat16, and the axes with them."""
+        inputs = transformers.BatchFeature({"vpp_tile_boxes": to_tile_boxes([(1 / 3, 0.25, 2 / 3, 1 / 7)])})
+
+        cast = transformers.BatchFeature(dict(inputs)).to(torch.bfloat16)
+
+        assert torch.equal(cast["vpp_tile_boxes"], inputs["vpp_tile_boxes"])
 
 
 class TestAnswersAreKept:

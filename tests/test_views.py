@@ -6,6 +6,7 @@ from torch import nn
 
 from vpp_plugins import VPPError
 from vpp_plugins.prompts.resample import Window
+from vpp_plugins.tile_boxes import to_tile_boxes
 from vpp_plugins.views import Views, windows_of_calls
 
 ENCODER = nn.Identity()
@@ -38,7 +39,7 @@ def test_each_encoder_goes_through_the_views_by_itself() -> None:
 
 
 def test_windows_are_split_by_the_rows_of_the_image_arguments() -> None:
-    boxes = torch.tensor(windows(3))
+    boxes = to_tile_boxes(windows(3))
 
     assert windows_of_calls(boxes, [1, 2]) == [windows(3)[:1], windows(3)[1:]]
     assert windows_of_calls(boxes, [2, 2]) == [windows(3)]  # rows that are no inputs: all in one call

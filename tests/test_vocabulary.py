@@ -140,12 +140,48 @@ class TestInAnAttachedHost:
         assert sizes(model) == {FULL + 1}
         assert sizes(detach_vpp(model)) == {FULL}
 
+    def test_a_cast_in_a_disabled_block_holds_for_all_rows(self) -> None:
+        """The tables went back to what they were before the block, in the old type, and no forward ran any more."""
+        model, processor = attached(tiny_llava(vocabulary=FULL))
+        placeholder = model.get_input_embeddings().weight[FULL].detach().clone()
+
+        with vpp_disabled(model):
+            model.to(torch.float64)
+
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
+        assert torch.equal(model.get_input_embeddings().weight[FULL], placeholder.double())
+        assert sizes(model) == {FULL + 1}
+        model(**inputs_for(processor, [1], dtype=torch.float64))
+        assert sizes(detach_vpp(model)) == {FULL}
+
+    @either
+    def test_gradients_fit_before_in_and_after_a_disabled_block(self, tied: bool) -> None:
+        """One of the block had too few rows for the next backward, and one from before too many within the block."""
+        model, processor = attached(tiny_llava(vocabulary=FULL, tied=tied))
+        inputs = inputs_for(processor, [1])
+        model(**inputs).logits.sum().backward()
+        before = [table.grad.clone() for table in tables(model)]
+
+        with vpp_disabled(model):
+            assert all(table.grad.shape == table.shape for table in tables(model))
+            model(**inputs_for(processor, [1])).logits.sum().backward()
+            within = [table.grad.clone() for table in tables(model)]
+
+        for table, first, second in zip(tables(model), before, within, strict=True):
+            assert torch.equal(table.grad, torch.cat([second, first[FULL:]]))
+            assert not torch.equal(second, first[:FULL])
+        model.zero_grad()
+        with vpp_disabled(model):
+            model(**inputs_for(processor, [1])).logits.sum().backward()
+        assert all(table.grad.shape == table.shape and not table.grad[FULL:].any() for table in tables(model))
+        model(**inputs).logits.sum().backward()
+
     def test_another_tokenizer_is_refused_and_all_of_it_comes_off(self) -> None:
         model, _ = attached(tiny_llava(vocabulary=FULL))
         larger = tiny_processor()
         larger.tokenizer.add_tokens(["cat", "dog"])
 
-        with pytest.raises(VPPError, match="another VPPProcessor has bound the model"):
+        with pytest.raises(VPPError, match=r"is not the processor of this .*: its tokenizer has 'dog' at 14"):
             VPPProcessor(larger, model)
 
         assert model.vpp.token_id == FULL

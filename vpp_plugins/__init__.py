@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vpp_plugins.attach import attach_vpp, detach_vpp, is_attached, load_vpp, save_vpp, vpp_disabled
     from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
-    from vpp_plugins.errors import UntrainedVPPWarning, VPPError
+    from vpp_plugins.errors import HalfPrecisionVPPWarning, UntrainedVPPWarning, VPPError
     from vpp_plugins.ground import Grounder, Grounding
     from vpp_plugins.hookspecs import hookimpl
     from vpp_plugins.processor import VPPProcessor
@@ -22,6 +22,7 @@ __all__ = [
     "GlobalVPPConfig",
     "Grounder",
     "Grounding",
+    "HalfPrecisionVPPWarning",
     "LocalVPP",
     "LocalVPPConfig",
     "UntrainedVPPWarning",
@@ -40,7 +41,7 @@ __all__ = [
 _HOMES = {
     "attach": ("attach_vpp", "detach_vpp", "is_attached", "load_vpp", "save_vpp", "vpp_disabled"),
     "config": ("GlobalVPPConfig", "LocalVPPConfig", "VPPConfig"),
-    "errors": ("UntrainedVPPWarning", "VPPError"),
+    "errors": ("HalfPrecisionVPPWarning", "UntrainedVPPWarning", "VPPError"),
     "ground": ("Grounder", "Grounding"),
     "hookspecs": ("hookimpl",),
     "processor": ("VPPProcessor",),

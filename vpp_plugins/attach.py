@@ -6,7 +6,6 @@ import inspect
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +15,11 @@ from torch import nn
 from vpp_plugins import inner_model, plugins, session, vocabulary
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, read_into, resolve, write_vpp
-from vpp_plugins.config import LocalVPPConfig, VPPConfig
+from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
+from vpp_plugins.fresh_prompts import build_prompts, framed
 from vpp_plugins.host import AttachedHost, active_vpp, attached_class
 from vpp_plugins.lora import refuse_dropped_prompts
-from vpp_plugins.prompts.fusion import CrossAttention
-from vpp_plugins.prompts.global_vpp import GlobalVPP
-from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.vpp import VPP
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -50,13 +47,13 @@ def attach_vpp(
     backbone = plugins.describe(host, adapter)
     if config is None or isinstance(config, VPPConfig):
         config = config or backbone.defaults
-        backbone = _framed(backbone, config)
-        vpp = _build(config, backbone, pretrained=True)
+        backbone = framed(backbone, config)
+        vpp = build_prompts(config, backbone, pretrained=True)
     else:
         folder = resolve(config)
         config = read_config(folder)
-        backbone = _framed(backbone, config)
-        vpp = _build(config, backbone, pretrained=False)
+        backbone = framed(backbone, config)
+        vpp = build_prompts(config, backbone, pretrained=False)
         read_into(vpp, folder)
     _put_on(host, vpp, backbone)
     return model
@@ -66,16 +63,20 @@ def detach_vpp(model: Model) -> Model:
     """Take VPP off, in place, and return the model: weights, class and hooks are bit for bit what they were."""
     host = _attached_host(model)
     state = host._vpp_state
+    state.abandon()
     if state.disabled:
         raise VPPError("VPP cannot be detached inside a vpp_disabled block: leave the block first.")
-    if state.host_rows is not None:
-        vocabulary.shrink(host, state.host_rows)
-    session.remove(host)
-    inner_model.remove(host)
-    state.attached = False
-    _set_class(host, type(host)._vpp_host_class)
-    del host.vpp
-    del host._vpp_state
+    with state.lock:  # another thread's running session ends first
+        if state.callers:
+            raise VPPError("VPP cannot be detached while a forward or generate of the model runs: wait for its end.")
+        if state.host_rows is not None:
+            vocabulary.shrink(host, state.host_rows)
+        session.remove(host)
+        inner_model.remove(host)
+        state.attached = False
+        _set_class(host, type(host)._vpp_host_class)
+        del host.vpp
+        del host._vpp_state
     return model
 
 
@@ -170,87 +171,6 @@ def _check_types(model: Any, config: Any) -> None:
         )
 
 
-def _framed(backbone: Backbone, config: VPPConfig) -> Backbone:
-    """Return the host with its axes where the configuration wants them; each input's place must then be known."""
-    prompt = config.global_vpp
-    if prompt is None or prompt.frame == "boxes" or prompt.frame == backbone.frame:
-        return backbone
-    return replace(backbone, frame=prompt.frame, tiled=True)
-
-
-def _build(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> VPP:
-    """Build the prompts from the configuration's seed, leaving the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
-        config = _with_normalisation(config, backbone)
-        return VPP(
-            config,
-            global_vpp=_build_global(config, backbone),
-            local_vpp=_build_local(config, backbone, pretrained=pretrained),
-            frame=backbone.frame,
-        )
-
-
-def _with_normalisation(config: VPPConfig, backbone: Backbone) -> VPPConfig:
-    prompt = config.global_vpp
-    if prompt is None:
-        return config
-    mean, std = prompt.image_mean or backbone.image_mean, prompt.image_std or backbone.image_std
-    return replace(config, global_vpp=replace(prompt, image_mean=mean, image_std=std))
-
-
-def _build_global(config: VPPConfig, backbone: Backbone) -> GlobalVPP | None:
-    prompt = config.global_vpp
-    if prompt is None:
-        return None
-    if not backbone.vision_encoders:
-        raise VPPError(
-            f"the global prompt cannot act on '{backbone.adapter}' hosts: attach with VPPConfig(global_vpp=None)."
-        )
-    return GlobalVPP(
-        prompt.size,
-        alpha=prompt.alpha,
-        border=prompt.border,
-        style=prompt.style,
-        unit=prompt.unit,
-        interior=prompt.interior,
-        resample=prompt.resample,
-        font_size=prompt.font_size,
-        image_mean=prompt.image_mean or backbone.image_mean,
-        image_std=prompt.image_std or backbone.image_std,
-    )
-
-
-def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> LocalVPP | None:
-    local = config.local_vpp
-    if local is None:
-        return None
-    generator: Any = plugins.build_generator(local.generator, local.num_queries, local.generator_options)
-    if pretrained and local.weights is not None:
-        from vpp_plugins.prompts.generators import load_weights
-
-        load_weights(generator, local.weights)
-    return LocalVPP(
-        generator,
-        num_queries=local.num_queries,
-        query_width=generator.width,
-        hidden_size=backbone.hidden_size,
-        projector_size=local.projector_size,
-        fusion=_build_fusion(local, backbone, width=generator.width),
-    )
-
-
-def _build_fusion(local: LocalVPPConfig, backbone: Backbone, *, width: int) -> CrossAttention | None:
-    if local.fusion == "concatenate":
-        return None
-    if len(backbone.projectors) != 1:
-        raise VPPError(
-            f"local_vpp.fusion='{local.fusion}' needs a host whose pictures reach the language model through one "
-            f"projector, but '{backbone.adapter}' names {len(backbone.projectors)}: use 'concatenate'."
-        )
-    return CrossAttention(backbone.hidden_size, width, direction=local.fusion, num_queries=local.num_queries)
-
-
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     embedding = host.get_input_embeddings()
     fuses = vpp.local_vpp is not None and vpp.local_vpp.fusion is not None
@@ -279,7 +199,13 @@ def _device_of(embedding: Any) -> torch.device:
     device: torch.device = embedding.weight.device
     if device.type != "meta":
         return device
-    return torch.device(embedding._hf_hook.execution_device)  # accelerate keeps offloaded weights on "meta"
+    hook = vars(embedding).get("_hf_hook")
+    if hook is None:
+        raise VPPError(
+            "the model's weights are on the device 'meta', so there are none yet: load them before attach_vpp, as by "
+            "from_pretrained(...)."
+        )
+    return torch.device(hook.execution_device)  # accelerate keeps offloaded weights on "meta"
 
 
 def _set_class(host: Any, cls: type) -> None:

@@ -7,12 +7,27 @@ from torch import Tensor
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.vpp import TOKEN, VPP
-from vpp_plugins.session import HostState
+from vpp_plugins.session import HALF_PRECISION, HostState
+
+ENCODED = (
+    "image_embeds",
+    "image_hidden_states",
+    "image_encoder_embeddings",
+    "perceiver_embeddings",
+    "cross_attention_states",
+)
+"""transformers' names, beside `mm_encoder_outputs`, for pictures that are encoded already."""
 
 
 def has_images(state: HostState, call: dict[str, Any]) -> bool:
     """Return whether the call's arguments bring the host pictures."""
     return any(call.get(name) is not None for name in state.backbone.image_arguments)
+
+
+def has_features(call: dict[str, Any]) -> bool:
+    """Return whether the call brings the host pictures that are encoded already."""
+    outputs = call.get("mm_encoder_outputs") or {}
+    return outputs.get("image") is not None or any(call.get(name) is not None for name in ENCODED)
 
 
 def check_call(
@@ -93,10 +108,11 @@ def _check_pixels(state: HostState, vpp: VPP, pixels: Tensor) -> None:
         raise VPPError("vpp_pixel_values came while VPP is disabled: make the inputs inside the vpp_disabled block.")
     if vpp.local_vpp is None:
         raise VPPError("vpp_pixel_values came, but this model has no local prompt: leave them out.")
-    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % 32 or pixels.shape[3] % 32:
+    planes = pixels.ndim == 4 and pixels.shape[1] == 3 and not pixels.shape[2] % 32 and not pixels.shape[3] % 32
+    if not planes or not pixels.is_floating_point():
         raise VPPError(
-            "vpp_pixel_values must be [images, 3, height, width] with sides in multiples of 32, but are "
-            f"{list(pixels.shape)}."
+            "vpp_pixel_values must be normalised floats [images, 3, height, width] with sides in multiples of 32, but "
+            f"are {list(pixels.shape)} of {pixels.dtype}."
         )
 
 
@@ -107,10 +123,11 @@ def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: T
                 "images came without vpp_tile_boxes, which say what part of its picture each tile shows: make the "
                 "inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
             )
-    elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4:
+    elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4 or tile_boxes.dtype in HALF_PRECISION:
         raise VPPError(
             "vpp_tile_boxes must be [inputs, 4], the left, top, right and bottom of what each tile shows of its "
-            f"picture, but are {list(tile_boxes.shape)}."
+            "picture, in millionths of the frame that has the axes, or float32 fractions of it (half precision would "
+            f"shift them), but are {list(tile_boxes.shape)} of {tile_boxes.dtype}."
         )
 
 
@@ -120,8 +137,7 @@ def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tens
             "pixel_values_videos came, but VPP takes pictures only, videos not yet: pass single frames as images, or "
             "call within vpp_disabled(model)."
         )
-    features = call.get("mm_encoder_outputs") or {}
-    if features.get("image") is not None and vpp.global_vpp is not None:
+    if has_features(call) and vpp.global_vpp is not None:
         raise VPPError(
             "precomputed image features bypass the vision encoder, where the global prompt acts: pass the pixels."
         )
@@ -129,4 +145,9 @@ def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tens
         raise VPPError(
             f"images came without vpp_pixel_values, but this model has a local prompt of {vpp.tokens_per_image} tokens "
             "per image: make the inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
+        )
+    if pixels is not None and not has_images(state, call) and not has_features(call):
+        raise VPPError(
+            f"vpp_pixel_values came without {' or '.join(state.backbone.image_arguments)}, so the host would not see "
+            "the pictures: pass everything that one VPPProcessor call made."
         )

@@ -12,6 +12,10 @@ class UntrainedVPPWarning(UserWarning):
     """The attached prompts hold no trained weights yet, so answers are not better for them."""
 
 
+class HalfPrecisionVPPWarning(UserWarning):
+    """The attached prompts are trained in bfloat16 or float16, in which most of their steps are rounded away."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the option most like `name`, or "" when none is close."""
     match = difflib.get_close_matches(name, list(options), n=1)

@@ -4,20 +4,20 @@ import functools
 import inspect
 import os
 import types
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpp_plugins import session, vocabulary
+from vpp_plugins import notices, session, vocabulary
 from vpp_plugins.calls import check_call, embedded_ids, has_images, refuse_chunks, refuse_nested
 from vpp_plugins.checkpoint import write_vpp
-from vpp_plugins.errors import UntrainedVPPWarning, VPPError
+from vpp_plugins.errors import VPPError
 from vpp_plugins.lora import keep_prompts_whole
-from vpp_plugins.prompts.vpp import VPP
+from vpp_plugins.never_tokens import with_never
+from vpp_plugins.prompts.vpp import TOKEN, VPP
 from vpp_plugins.views import Views, windows_of_calls
 
 ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
@@ -37,8 +37,10 @@ class AttachedHost:
         """Run the host's forward with the prompts in place.
 
         `vpp_pixel_values [images, 3, height, width]` are the detector's pictures in reading order of the placeholders,
-        `vpp_tile_boxes [inputs, 4]` the part of its picture that each of the vision encoder's inputs shows.
+        `vpp_tile_boxes [inputs, 4]` the part of its picture that each of the vision encoder's inputs shows:
+        see `tile_boxes.tile_boxes`.
         """
+        self._vpp_state.abandon()
         if self._vpp_state.inside():
             refuse_nested(vpp_pixel_values)
             session.follow(self._vpp_state, kwargs)
@@ -54,6 +56,7 @@ class AttachedHost:
 
         The arguments are those of `forward`.
         """
+        self._vpp_state.abandon()
         if self._vpp_state.inside():
             refuse_nested(vpp_pixel_values)
             return super().generate(*args, **kwargs)  # type: ignore[misc]
@@ -61,19 +64,36 @@ class AttachedHost:
         call, rest = dict(zip(names, args, strict=False)) | kwargs, args[len(names) :]
         if vpp_pixel_values is not None:
             refuse_chunks(self, call)
-        never = _never_answered(self)
-        if never and not self._vpp_state.disabled:
-            call["logits_processor"] = _with_never(call.get("logits_processor"), never)
+        processors = with_never(call.get("logits_processor"), self._vpp_state, active_vpp(self))
+        if processors is not None:
+            call["logits_processor"] = processors
         with torch.no_grad(), open_session(self, call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
             return super().generate(*rest, **call)  # type: ignore[misc]
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         """Add what `generate` gave to the host's own processors where the host loses it on the way, as Janus does."""
         processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
-        never = _never_answered(self)
-        if self._vpp_state.disabled or not never or any(isinstance(one, NeverTokens) for one in processors):
-            return processors
-        return _with_never(processors, never)
+        return with_never(processors, self._vpp_state, active_vpp(self))
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the host's vocabulary; its rows are then the host's own, and stay when VPP is taken off.
+
+        Raises VPPError where the placeholder would lose its row, and in a `vpp_disabled` block.
+        """
+        state, token_id = self._vpp_state, active_vpp(self).token_id
+        if state.disabled:
+            raise VPPError("the vocabulary cannot be resized inside a vpp_disabled block: leave the block first.")
+        rows = vocabulary.rows_of(self)
+        asked = args[0] if args else kwargs.get("new_num_tokens")
+        if asked is not None and token_id is not None and asked <= token_id < rows:
+            raise VPPError(
+                f"a vocabulary of {asked} rows has none for {TOKEN}, whose id is {token_id}: resize to at least "
+                f"{token_id + 1}, the length of the VPPProcessor's tokenizer, or call detach_vpp first."
+            )
+        embedding = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        if vocabulary.rows_of(self) != rows:
+            state.host_rows = None
+        return embedding
 
     def save_pretrained(
         self,
@@ -200,7 +220,7 @@ def open_session(
         check_call(state, vpp, call, ids, pixels, tile_boxes)
         try:
             if not state.disabled:
-                _warn_untrained(host)
+                notices.warn(state, vpp, trained=host.vpp.trained)
                 _fill(host, call, ids, pixels, tile_boxes)
             yield
             session.check_fused(state.slot)
@@ -224,42 +244,6 @@ def _fill(
         images = [call.get(name) for name in state.backbone.image_arguments]
         given = [pixels for pixels in images if pixels is not None]
         state.slot.views = Views(windows_of_calls(tile_boxes, [len(pixels) for pixels in given]), given)
-
-
-class NeverTokens:
-    """A logits processor that makes tokens impossible; separate from `suppress_tokens`, which stays the user's."""
-
-    def __init__(self, token_ids: Sequence[int]) -> None:
-        self.token_ids = token_ids
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
-        scores[..., [i for i in self.token_ids if i < scores.shape[-1]]] = -torch.inf  # some hosts embed more than that
-        return scores
-
-
-def _never_answered(host: Any) -> list[int]:
-    token_id = active_vpp(host).token_id
-    return [*host._vpp_state.backbone.never_ids, *([] if token_id is None else [token_id])]
-
-
-def _with_never(given: Any, token_ids: Sequence[int]) -> Any:
-    from transformers import LogitsProcessorList
-
-    return LogitsProcessorList([*(given or []), NeverTokens(token_ids)])
-
-
-def _warn_untrained(host: Any) -> None:
-    state = host._vpp_state
-    if host.vpp.trained or state.warned:
-        return
-    state.warned = True
-    warnings.warn(
-        "the attached VPP is untrained, so it cannot help yet: load weights with load_vpp(model, folder) or "
-        "attach_vpp(model, folder), or train it and set model.vpp.trained = True.",
-        UntrainedVPPWarning,
-        stacklevel=5,
-    )
 
 
 def _cut(host: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,8 +21,9 @@ def open_late(
     inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Forward pre-hook on the inner model: open a session if none runs and the call has pictures."""
-    host, sessions = inner.__dict__[HOST]
+    host = inner.__dict__[HOST]
     state = host._vpp_state
+    state.abandon()
     ours = [kwargs.get(name) for name in ARGUMENTS]
     running = state.inside() or state.slot.in_use()  # a compiled forward does not enter
     if all(value is None for value in ours) and (running or not has_images(state, kwargs)):
@@ -30,14 +31,13 @@ def open_late(
     call = {name: value for name, value in kwargs.items() if name not in ARGUMENTS}
     stack = contextlib.ExitStack()
     stack.enter_context(open_session(host, call, call.get("input_ids"), *ours))
-    sessions[_caller()] = stack
+    state.late[_caller()] = stack
     return args, call
 
 
 def close(inner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook on the inner model, called after an error too: end the session."""
-    _, sessions = inner.__dict__[HOST]
-    stack = sessions.pop(_caller(), None)
+    stack = inner.__dict__[HOST]._vpp_state.late.pop(_caller(), None)
     if stack is not None:
         stack.close()
 
@@ -49,7 +49,7 @@ def install(host: Any) -> None:
         return
     inner.register_forward_pre_hook(open_late, with_kwargs=True)
     inner.register_forward_hook(close, always_call=True)
-    inner.__dict__[HOST] = (host, {})
+    inner.__dict__[HOST] = host
 
 
 def remove(host: nn.Module) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, Self
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,8 +16,9 @@ from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import active_vpp, every_vpp
 from vpp_plugins.image_metas import metas_of
-from vpp_plugins.images import flatten_images, letterbox
+from vpp_plugins.images import flatten_images, letterboxes
 from vpp_plugins.normalisation import match_normalisation
+from vpp_plugins.pairing import check_pair, check_processor
 from vpp_plugins.placeholders import Placement, check_marker, image_marker
 from vpp_plugins.prompts.vpp import TOKEN
 from vpp_plugins.tile_boxes import tile_boxes
@@ -37,11 +37,14 @@ class VPPProcessor:
     """
 
     def __init__(self, processor: Any, model: nn.Module) -> None:
-        _check_processor(processor)
+        if isinstance(processor, VPPProcessor):
+            raise VPPError("this processor is a VPPProcessor already: pass the host's own processor.")
+        check_processor(processor)
         host = unwrap(model)
         self._state = host_state(model)
         if self._state.disabled:
             raise VPPError("a VPPProcessor cannot be made inside a vpp_disabled block: leave the block first.")
+        check_pair(processor, host)
         vpp = active_vpp(host)
         self.processor = copy.deepcopy(processor)
         self._state.backbone.prepare_processor(self.processor)
@@ -178,7 +181,7 @@ class VPPProcessor:
         """Return what VPP takes beside the host's inputs; `options` are those of the call."""
         views = {}
         if self._tokens_per_image:
-            views["vpp_pixel_values"] = torch.stack([letterbox(picture, self._image_size) for picture in pictures])
+            views["vpp_pixel_values"] = letterboxes(pictures, self._image_size)
         if self._tiled:
             sizes = [(picture.height, picture.width) for picture in pictures]
             names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
@@ -194,18 +197,6 @@ class VPPProcessor:
                 f"{found} of {expected} {TOKEN} placeholders are left in the tokenised text: max_length cuts them off, "
                 "so raise it or turn truncation off."
             )
-
-
-def _check_processor(processor: Any) -> None:
-    from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
-
-    if isinstance(processor, VPPProcessor):
-        raise VPPError("this processor is a VPPProcessor already: pass the host's own processor.")
-    if processor is None or isinstance(processor, ImageProcessingMixin | PreTrainedTokenizerBase):
-        raise VPPError(
-            f"the host's whole processor is needed, tokenizer and image processor in one, but a "
-            f"{type(processor).__name__} came: load it with AutoProcessor.from_pretrained(...)."
-        )
 
 
 def _restored(state: dict[str, Any]) -> VPPProcessor:

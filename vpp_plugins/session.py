@@ -25,6 +25,8 @@ from vpp_plugins.vocabulary import Whole
 SLOT = "_vpp_slot"
 NAMES = "_vpp_argument_names"
 
+HALF_PRECISION = (torch.bfloat16, torch.float16)
+
 
 class Slot:
     """The prompts of the running forward or generate; empty between runs."""
@@ -46,6 +48,13 @@ class Slot:
         self.image_id = -1
         self.fused = False
         """Whether the language model's inputs went through the fusion."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layout": self.layout, "pixel_argument": self.pixel_argument}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.clear()  # a copy that is made in the middle of a run is in none
 
     def in_use(self) -> bool:
         """Whether prompts are there to be read."""
@@ -80,10 +89,20 @@ class HostState:
         """The grown vocabulary, while VPP is disabled and the host shows its first `host_rows` rows only."""
         self.disabled = 0
         self.attached = True
-        self.warned = False
+        self.warned: set[type[Warning]] = set()
+        """What has been warned of."""
         self.callers: set[int] = set()
         """Threads within a call that has been checked."""
         self.lock = threading.RLock()
+        self.late: dict[int, contextlib.ExitStack] = {}
+        """Sessions that `inner_model` opened, by thread."""
+
+    def abandon(self) -> None:
+        """End this thread's late session, if an interrupt has left it open: torch calls no hook after one."""
+        if self.late and not torch.compiler.is_compiling():
+            stack = self.late.pop(threading.get_ident(), None)
+            if stack is not None:
+                stack.close()
 
     def inside(self) -> bool:
         """Whether this thread is already within a call, as forward is when generate calls it."""
@@ -110,11 +129,11 @@ class HostState:
     def __getstate__(self) -> dict[str, Any]:
         if self.disabled:
             raise VPPError("a model cannot be copied or pickled inside a vpp_disabled block: leave the block first.")
-        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "callers")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("lock", "callers", "late")}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
         self.__dict__.update(values)
-        self.lock, self.callers = threading.RLock(), set()
+        self.lock, self.callers, self.late = threading.RLock(), set(), {}
 
 
 def inject(

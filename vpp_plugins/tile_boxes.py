@@ -5,23 +5,26 @@ colours are its own coordinates goes through the processor, and the colours that
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from vpp_plugins.backbone import Backbone
 from vpp_plugins.errors import VPPError
+from vpp_plugins.layouts import Patches
 from vpp_plugins.placeholders import image_marker
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import Window
 
 NOWHERE: Window = (2.0, 2.0, 3.0, 3.0)
 """The window of an input that is padding throughout."""
+
+PER_SIDE = 1_000_000
+"""Tile boxes count in millionths of the frame's side."""
 
 EDGE = 3
 """Resizing bends the coordinates near a picture's edge: pixels of the picture, and of the input, that are not asked."""
@@ -38,19 +41,17 @@ _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], Views]] = WeakKeyDictionary
 
 def tile_boxes(
     processor: Any, sizes_hw: Sequence[tuple[int, int]], backbone: Backbone, **settings: Any
-) -> Float[Tensor, "inputs 4"]:
-    """Return (left, top, right, bottom) of every encoder input, in units of the frame that carries the axes.
+) -> Int[Tensor, "inputs 4"]:
+    """Return (left, top, right, bottom) of every encoder input, in millionths of the frame that carries the axes.
 
     The pictures have the given heights and widths, in reading order; `settings` are the arguments of the processor's
     call that concern images. Inputs come in the order in which the encoder gets them, without padding tiles; where a
-    host has several image arguments, all of the first come before all of the second. (0, 0, 1, 1) is the whole frame,
-    and what lies beyond it is padding.
+    host has several image arguments, all of the first come before all of the second. (0, 0, 1000000, 1000000) is the
+    whole frame, and what lies beyond it is padding.
 
     One extra pass of the processor for each new size; answers are kept. Raises VPPError where the processor cannot take
     such a picture.
     """
-    if not sizes_hw:
-        return torch.zeros(0, 4)
     known = _KNOWN.setdefault(processor, {})
     setting = (processor.image_processor.to_json_string(), backbone.pixel_layout, backbone.frame, repr(settings))
     if len(known) > KEPT:
@@ -59,7 +60,19 @@ def tile_boxes(
         if (size_hw, *setting) not in known:
             known[size_hw, *setting] = _ask(processor, size_hw, backbone, settings)
     each = [known[size_hw, *setting] for size_hw in sizes_hw]
-    return torch.tensor([window for views in zip(*each, strict=True) for picture in views for window in picture])
+    return to_tile_boxes([window for views in zip(*each, strict=True) for picture in views for window in picture])
+
+
+def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
+    """Return windows as `vpp_tile_boxes`: whole numbers, which `inputs.to(torch.bfloat16)` leaves as they are."""
+    return torch.tensor(windows, dtype=torch.float64).reshape(-1, 4).mul(PER_SIDE).round().long()
+
+
+def to_windows(tile_boxes: Real[Tensor, "inputs 4"]) -> list[Window]:
+    """Return `vpp_tile_boxes` as windows, in units of the frame; floats, as written by hand, are in these units."""
+    per_side = 1 if tile_boxes.is_floating_point() else PER_SIDE
+    windows: list[Window] = [tuple(place / per_side for place in box) for box in tile_boxes.tolist()]
+    return windows
 
 
 def _ask(processor: Any, size_hw: tuple[int, int], backbone: Backbone, settings: Mapping[str, Any]) -> Views:
@@ -99,12 +112,18 @@ def _pictures(backbone: Backbone, inputs: Mapping[str, Any], name: str) -> list[
     if inputs.get(name) is None:
         return []
     nothing = torch.zeros(3, 1, 1)
-    seen = _Seen(nothing, nothing[0], 1.0, "kept", "bilinear", shrink=False, pictures=[])
-    backbone.pixel_layout(torch.as_tensor(inputs[name]), seen, None, inputs)
-    return seen.pictures
+    seen = _Seen(nothing, nothing[0], 1.0, "kept", "bilinear", shrink=False)
+    seen.pictures = []
+    backbone.pixel_layout(torch.as_tensor(inputs[name]), seen, None, encoder_arguments(inputs))
+    layout = backbone.pixel_layout
+    return seen.pictures[:: layout.frames if isinstance(layout, Patches) else 1]  # Qwen-VL repeats a picture in time
 
 
-@dataclass(frozen=True)
+def encoder_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a processor's inputs under the vision encoder's names too, which lack `image_`: `image_grid_thw`, ..."""
+    return {**inputs, **{name.removeprefix("image_"): value for name, value in inputs.items()}}
+
+
 class _Seen(Overlay):
     """An overlay that lays nothing over the pictures that a layout gives it, and remembers them."""
 

@@ -4,12 +4,13 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float
+from jaxtyping import Real
 from torch import Tensor, nn
 
+from vpp_plugins.compiling import outside_graphs
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.resample import Window
+from vpp_plugins.tile_boxes import to_windows
 
 
 class Views:
@@ -43,10 +44,10 @@ class Views:
         return _repeat(windows, self.images[view], self.repeats)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # reading numbers off a tensor breaks the graph
-def windows_of_calls(tile_boxes: Float[Tensor, "inputs 4"], rows: Sequence[int]) -> Sequence[Sequence[Window]]:
+@outside_graphs
+def windows_of_calls(tile_boxes: Real[Tensor, "inputs 4"], rows: Sequence[int]) -> Sequence[Sequence[Window]]:
     """Split the windows where a host has several image arguments, each row of which is an input; `rows` counts them."""
-    windows: list[Window] = [tuple(box) for box in tile_boxes.tolist()]
+    windows = to_windows(tile_boxes)
     if len(rows) < 2 or sum(rows) != len(windows):
         return [windows]
     rest = iter(windows)

@@ -9,18 +9,28 @@ from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
 
-Whole = tuple[nn.Parameter, Tensor]
-"""A table of the vocabulary and all of its rows."""
+SECOND = "additional_embedding"
+"""IDEFICS keeps its own tokens, the last ones, in a second table within its embedding."""
+
+Whole = tuple[nn.Parameter, Tensor, Tensor | None]
+"""A table of the vocabulary, all of its rows, and all of its gradient's."""
 
 
 def rows_of(host: Any) -> int:
     """Return how many token ids the host's input embedding holds."""
-    rows: int = host.get_input_embeddings().weight.shape[0]
-    return rows
+    embedding = host.get_input_embeddings()
+    rows: int = embedding.weight.shape[0]
+    return rows + sum(len(second.weight) for name, second in embedding.named_children() if name == SECOND)
 
 
 def grow(host: Any, rows: int) -> None:
     """Append zero rows to the vocabulary, up to `rows`; modules stay, Parameters are new, nothing random happens."""
+    if any(name == SECOND for name, _ in host.get_input_embeddings().named_children()):
+        raise VPPError(
+            "the vocabulary of this host cannot grow by the placeholder, because it ends in a second table of its own "
+            "tokens: use a tokenizer that leaves an id of the model free, or the global prompt alone, "
+            "VPPConfig(local_vpp=None)."
+        )
     missing = rows - rows_of(host)
     _replace(host, lambda table: torch.cat([table, table.new_zeros(missing, *table.shape[1:])]))
     _record(host, rows)
@@ -34,17 +44,18 @@ def shrink(host: Any, rows: int) -> None:
 
 def narrow(host: Any, rows: int) -> list[Whole]:
     """Show the host with its first `rows` rows only, as views, and return the whole tables for `widen`."""
-    tables = [(table, table.data) for table in _tables(host)]
-    for table, data in tables:
-        table.data = data[:rows]
+    tables = [(table, table.data, table.grad) for table in _tables(host)]
+    for table, data, grad in tables:
+        _fill(table, data[:rows], None if grad is None else grad[:rows])
     _record(host, rows)
     return tables
 
 
 def widen(host: Any, tables: list[Whole]) -> None:
-    """Undo `narrow`."""
-    for table, data in tables:
-        table.data = data
+    """Undo `narrow`; what was done to the rows meanwhile, such as training or moving them, stays."""
+    for table, data, grad in tables:
+        rest = torch.zeros_like(data) if grad is None else grad
+        _fill(table, _widened(table.data, data), None if table.grad is None else _widened(table.grad, rest))
     _record(host, rows_of(host))
 
 
@@ -59,6 +70,19 @@ def narrowed(host: Any, rows: int | None) -> Iterator[None]:
         yield
     finally:
         widen(host, tables)
+
+
+def _fill(table: nn.Parameter, data: Tensor, grad: Tensor | None) -> None:
+    table.grad = None  # torch wants it in the shape of the data
+    table.data = data
+    table.grad = grad
+
+
+def _widened(rows: Tensor, whole: Tensor) -> Tensor:
+    """Return `whole` where the rows are still its own, else the rows with what `whole` has beyond them."""
+    if (rows.data_ptr(), rows.dtype, rows.device) == (whole.data_ptr(), whole.dtype, whole.device):
+        return whole
+    return torch.cat([rows, whole[len(rows) :].to(rows)])
 
 
 def _replace(host: Any, change: Callable[[Tensor], Tensor]) -> None:

@@ -11,13 +11,15 @@ from vpp_adapters.generic_table import (
     INNER_PROJECTORS,
     LAYOUTS,
     NO_GLOBAL,
+    PADDED,
     PROJECTORS,
     REFUSED,
     WHOLE,
     qwen_order,
 )
-from vpp_plugins import GlobalVPPConfig, VPPConfig, VPPError, hookimpl
-from vpp_plugins.backbone import Backbone, PixelLayout
+from vpp_adapters.llava import pad_to_square
+from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, hookimpl
+from vpp_plugins.backbone import Backbone, PixelLayout, keep_processor
 from vpp_plugins.boxes import codec
 from vpp_plugins.layouts import planes
 
@@ -52,7 +54,9 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     encoders = vision_encoders(model, kind)
     box_format = BOX_FORMATS.get(kind, DEFAULT_BOX_FORMAT)
     family = codec(box_format)
+    padded = family.frame == "padded"
     axes = GlobalVPPConfig(unit="0-1" if family.unit == "0-1" else "0-1000") if encoders else None
+    local = LocalVPPConfig(mask_padding=not padded)  # on the padded square, positions must run over all of it
     layout, tiled = pixel_layout(model, kind, encoders)
     return Backbone(
         adapter="generic",
@@ -60,12 +64,13 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
         vision_encoders=encoders,
         projectors=projectors(model, encoders),
         box_format=box_format,
-        frame="square" if family.frame == "padded" else "image",
+        frame="square" if padded else "image",
         image_arguments=image_arguments(type(model)),
         pixel_layout=layout,
         tiled=tiled,
         fallback=True,
-        defaults=VPPConfig(global_vpp=axes),
+        prepare_processor=pad_pictures if padded else keep_processor,
+        defaults=VPPConfig(global_vpp=axes, local_vpp=local),
     )
 
 
@@ -112,7 +117,7 @@ def pixel_layout(model: Any, model_type: str, encoders: tuple[str, ...]) -> tupl
         return LAYOUTS[model_type](vision), model_type not in WHOLE
     arguments = inspect.signature(type(model.get_submodule(encoders[0])).forward).parameters
     if "grid_thw" in arguments:
-        return qwen_order(vision), False
+        return qwen_order(vision), model_type in PADDED
     return planes, True  # most processors of planes crop, tile or pad
 
 
@@ -123,6 +128,18 @@ def projectors(model: Any, encoders: tuple[str, ...]) -> tuple[str, ...]:
     within = {(path, name) for path in encoders for name in INNER_PROJECTORS}
     named = {f"{parent}.{name}" if parent else name for parent, name in beside | within}
     return tuple(sorted(named & paths - set(encoders)))
+
+
+def pad_pictures(processor: Any) -> None:
+    """Make the processor of a host that writes LLaVA's boxes pad pictures to a square instead of cropping them."""
+    from transformers import VideoLlavaProcessor
+
+    if isinstance(processor, VideoLlavaProcessor):
+        from vpp_adapters.generic_video_llava import padding
+
+        processor.image_processor = padding(processor.image_processor)
+    else:
+        pad_to_square(processor)
 
 
 def hidden_size(model: Any) -> int:

@@ -53,8 +53,12 @@ BOX_FORMATS: Mapping[str, str] = {
     "qwen2_5_omni_thinker": "qwen2.5-vl",
     "qwen3_omni_moe_thinker": "qwen3-vl",
     "unlimited_ocr": "deepseek-vl2",
+    **dict.fromkeys(["video_llava", "vipllava"], "llava"),
 }
-"""Codecs of the hosts that write boxes by a tradition of their own."""
+"""Codecs of the hosts that write boxes by a tradition of their own.
+
+Video-LLaVA and ViP-LLaVA learned boxes from LLaVA-1.5's instruction data, with pictures padded to a square.
+"""
 
 PROJECTORS = (
     "aligner",
@@ -149,10 +153,13 @@ LAYOUTS: Mapping[str, Callable[[Any], PixelLayout]] = {
 """Layouts, made from the vision configuration, of hosts whose pixels are neither planes nor in Qwen-VL's order."""
 
 WHOLE = frozenset(
-    """gemma4 gemma4_unified diffusion_gemma hunyuan_vl kimi_k25 paddleocr_vl idefics2 lighton_ocr mistral3
-    mistral_large4 muse_glimmer muse_spark cosmos3_edge inkling2 kosmos-2.5 nemotron_h_omni video_llama_3""".split()
+    """gemma4 gemma4_unified diffusion_gemma hunyuan_vl paddleocr_vl lighton_ocr mistral3 mistral_large4
+    muse_glimmer muse_spark cosmos3_edge kosmos-2.5 nemotron_h_omni video_llama_3""".split()
 )
 """Of these, the hosts whose every encoder input is one whole picture, neither cut nor padded to another shape."""
+
+PADDED = frozenset(["glm5_next"])
+"""Hosts with no row above, whose encoder takes `grid_thw`, and whose processor pads pictures to whole patches."""
 
 
 def qwen_order(vision: Any) -> Patches:

@@ -33,7 +33,7 @@ inputs = processor(
     images=image, text=processor.apply_chat_template(chat, add_generation_prompt=True), return_tensors="pt"
 )
 print("the whole view and the tiles, in units of the padded square:")
-for left, top, right, bottom in inputs["vpp_tile_boxes"].tolist():
+for left, top, right, bottom in (inputs["vpp_tile_boxes"] / 1e6).tolist():  # millionths
     print(f"  x {left:z.2f} to {right:z.2f}, y {top:z.2f} to {bottom:z.2f}")
 # --8<-- [end:tiles]
 

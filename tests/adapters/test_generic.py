@@ -1,23 +1,40 @@
 """The generic adapter: what it finds out by itself, what it takes from its table, and what it refuses."""
 
+import pickle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from einops import rearrange
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaModel
+from transformers import (
+    AutoImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaModel,
+    VideoLlavaImageProcessor,
+    VideoLlavaProcessor,
+    VideoLlavaVideoProcessor,
+)
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
 
-from tests.tiny import TOY_LOCAL, tiny_llava, toy_config
+from tests.families import tokenizer
+from tests.tiny import TOY_LOCAL, picture, tiny_llava, toy_config
 from tests.zoo.hosts import PLACEHOLDER, inputs_of, tiny_host
 from vpp_adapters.generic import vpp_adapter
 from vpp_adapters.generic_table import ENCODERS, LAYOUTS, NO_GLOBAL, REFUSED, WHOLE, loose_patches, single_patches
-from vpp_plugins import GlobalVPP, VPPConfig, VPPError, attach_vpp
+from vpp_adapters.generic_video_llava import padding
+from vpp_plugins import GlobalVPP, GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp
 from vpp_plugins.boxes import codec
 from vpp_plugins.layouts import Padded, PaddedPatches, Patches, planes
 from vpp_plugins.plugins import describe
 from vpp_plugins.testing import check_adapter
+from vpp_plugins.tile_boxes import tile_boxes, to_windows
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -42,6 +59,9 @@ def stranger(kind: str = "stranger", **names: str) -> Any:
         ("gemma4", ("model.vision_tower",), PaddedPatches("pixel_position_ids"), False),
         ("deepseek_vl_hybrid", ("model.vision_model", "model.high_res_vision_model"), planes, True),
         ("chameleon", (), planes, False),
+        # their processors pad pictures to whole patches, or cut them if so set
+        ("kimi_k25", ("model.vision_tower",), Patches("grid_thw"), True),
+        ("idefics2", ("model.vision_model",), Padded("pixel_attention_mask"), True),
     ],
 )
 def test_it_finds_the_vision_encoder_and_its_layout(
@@ -72,6 +92,47 @@ def test_boxes_are_the_familys_own_or_qwen3s(model_type: str, box_format: str, u
     assert claim.defaults.global_vpp is not None
     assert claim.defaults.global_vpp.unit == unit
     assert codec(claim.box_format).frame != "padded"
+
+
+@pytest.mark.parametrize("model_type", ["vipllava", "video_llava"])
+def test_hosts_that_learned_boxes_from_llavas_data_measure_them_on_the_padded_square(model_type: str) -> None:
+    claim = describe(tiny_host(model_type))
+
+    assert (claim.box_format, claim.frame, claim.tiled) == ("llava", "square", True)
+    assert claim.defaults.global_vpp == GlobalVPPConfig(unit="0-1")
+    assert claim.defaults.local_vpp == LocalVPPConfig(mask_padding=False)
+
+
+def video_llava_processor() -> Any:
+    images = VideoLlavaImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    words = tokenizer({"<image>": "image_token", "<video>": "video_token"})
+    return VideoLlavaProcessor(images, VideoLlavaVideoProcessor(), words, patch_size=8)
+
+
+@pytest.mark.parametrize("size_hw", [(40, 100), (90, 30), (32, 32)], ids=["wide", "high", "square"])
+def test_their_pictures_are_padded_and_not_cropped(size_hw: tuple[int, int]) -> None:
+    processor, claim = video_llava_processor(), describe(tiny_host("video_llava"))
+    claim.prepare_processor(processor)
+
+    windows = to_windows(tile_boxes(processor, [size_hw], claim))
+
+    assert np.allclose(windows, [(0, 0, 1, 1)], atol=0.02)
+
+
+def test_padding_survives_pickling_and_goes_on_after_saving(tmp_path: Path) -> None:
+    processor, claim = video_llava_processor(), describe(tiny_host("video_llava"))
+    claim.prepare_processor(processor)
+    image = [picture(size=(40, 24))]
+    expected = processor.image_processor(image)["pixel_values_images"]
+
+    pickled = pickle.loads(pickle.dumps(processor.image_processor))
+    processor.image_processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+
+    assert np.array_equal(pickled(image)["pixel_values_images"], expected)
+    assert type(loaded) is VideoLlavaImageProcessor
+    assert not np.array_equal(loaded(image)["pixel_values_images"], expected)
+    assert np.array_equal(padding(loaded)(image)["pixel_values_images"], expected)
 
 
 @pytest.mark.parametrize(

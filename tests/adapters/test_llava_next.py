@@ -11,6 +11,7 @@ from vpp_adapters.llava_next import OneVisionViews, vpp_adapter
 from vpp_plugins.attach import host_state
 from vpp_plugins.layouts import planes
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN
+from vpp_plugins.tile_boxes import to_windows
 
 HOSTS = ["llava_next", "llava_onevision"]
 
@@ -65,7 +66,7 @@ def test_pictures_of_one_text_are_their_whole_views(toy: None) -> None:
     assert len(laid) == 1 + 1 + 3
     axes, pixels = model.vpp.global_vpp.overlay(), inputs["pixel_values"].flatten(0, 1)
     shown = [0, 3, 6, 7, 8]
-    windows = [tuple(box) for box in boxes.tolist()]
+    windows = to_windows(boxes)
     assert len(sizes) == 3
     call = {"image_sizes": inputs["image_sizes"], "batch_num_images": torch.tensor([2, 1])}
     expected = axes.blend(pixels[shown], [windows[index] for index in shown])

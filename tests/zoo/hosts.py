@@ -12,10 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tests.zoo.pictures import pictures
 from tests.zoo.settings import SETTINGS
 from tests.zoo.shrink import shrunk_config
+from vpp_plugins.layouts import Patches
 from vpp_plugins.plugins import describe
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import Window
 from vpp_plugins.testing import sample_pixels
+from vpp_plugins.tile_boxes import encoder_arguments, to_tile_boxes
 
 ARCHITECTURES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """transformers' class of every model type that takes pictures and text and answers with text."""
@@ -97,12 +99,10 @@ def _places(model_type: str, ids: Tensor) -> dict[str, Tensor]:
 class Counting(Overlay):
     """An overlay that lays nothing over the inputs that a layout gives it, and counts them."""
 
-    def __init__(self) -> None:
-        super().__init__(torch.zeros(3, 1, 1), torch.zeros(1, 1), 1.0, "kept", "bilinear", shrink=False)
-        self.__dict__["inputs"] = 0
+    inputs = 0
 
     def blend(self, pixels: Tensor, windows: Sequence[Window] | None = None) -> Tensor:
-        self.__dict__["inputs"] += len(pixels)
+        self.inputs += len(pixels)
         return pixels
 
 
@@ -111,12 +111,14 @@ def tile_boxes(model: Any, call: dict[str, Any]) -> Tensor | None:
     backbone = describe(model)
     if not backbone.tiled:
         return None
-    counting = Counting()
+    counting = Counting(torch.zeros(3, 1, 1), torch.zeros(1, 1), 1.0, "kept", "bilinear", shrink=False)
     for name in backbone.image_arguments:
         if call.get(name) is not None:
-            backbone.pixel_layout(call[name], counting, None, call)
-    steps = torch.arange(counting.__dict__["inputs"]) / 50
-    return torch.stack([steps, -steps, 1 + steps, 1 - 2 * steps], dim=1)
+            backbone.pixel_layout(call[name], counting, None, encoder_arguments(call))
+    layout = backbone.pixel_layout
+    frames = layout.frames if isinstance(layout, Patches) else 1  # of a picture, which have one window
+    steps = [index / 50 for index in range(counting.inputs // frames)]
+    return to_tile_boxes([(step, -step, 1 + step, 1 - 2 * step) for step in steps])
 
 
 def tokens_of_images(model: Any, pixels: dict[str, Any], count: int) -> list[int]:

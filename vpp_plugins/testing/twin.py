@@ -19,6 +19,7 @@ from vpp_plugins.backbone import Backbone
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.resample import Window
 from vpp_plugins.prompts.vpp import Prompts
+from vpp_plugins.tile_boxes import to_windows
 
 
 class Twin:
@@ -61,10 +62,13 @@ class Twin:
     def _repeated(self, windows: Sequence[Window], view: int) -> Sequence[Window]:
         given = [name for name in self.backbone.image_arguments if self.inputs.get(name) is not None][view]
         rows, now = len(self.inputs[given]), len(self.call[given])
-        if self.inputs[given].ndim == 4 and rows == 1 < len(windows):  # a strip of all pictures, encoded once
+        if now == rows or (self.inputs[given].ndim == 4 and rows == 1 < len(windows)):  # a strip is encoded once
             return windows
-        per_row = torch.tensor(windows).reshape(rows, -1, 4).repeat_interleave(now // rows, dim=0)
-        return [tuple(window) for window in per_row.flatten(0, 1).tolist()]
+        each = len(windows) // rows
+        if not each:
+            raise VPPError("the windows of patches cannot be told apart where generate repeats the pictures.")
+        per_row = [windows[first : first + each] for first in range(0, len(windows), each)]
+        return [window for row in per_row for _ in range(now // rows) for window in row]
 
     def _lay(
         self, path: str, encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,7 +90,7 @@ def _windows(inputs: Mapping[str, Any], image_arguments: Sequence[str]) -> list[
     boxes = inputs.get("vpp_tile_boxes")
     if boxes is None:
         return [None]
-    windows: list[Window] = [tuple(box) for box in boxes.tolist()]
+    windows = to_windows(boxes)
     counts = [len(inputs[name]) for name in image_arguments if inputs.get(name) is not None]
     if sum(counts) != len(windows):
         return [windows]
