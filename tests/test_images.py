@@ -15,7 +15,15 @@ import torch
 from PIL import Image
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox, load_image
+from vpp_plugins.images import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    flatten_images,
+    letterbox,
+    letterboxes,
+    load_image,
+    load_images,
+)
 
 
 def noise(width: int = 40, height: int = 24, seed: int = 0) -> Image.Image:
@@ -293,6 +301,35 @@ class TestAddresses:
             load_image("data:image/png;base64,AAAA")
         with pytest.raises(VPPError, match="the picture is damaged"):
             load_image("data:image/png;base64,A")
+
+
+class TestPicturesThatComeSeveralTimes:
+    def test_are_read_once(self, tmp_path: Path) -> None:
+        path = tmp_path / "picture.png"
+        Image.new("RGB", (20, 30), "red").save(path)
+        other = Image.new("RGB", (20, 30), "blue")
+        again = str(path)
+
+        read = load_images([path, other, again, other, path])
+
+        assert read[0] is read[2] is read[4]
+        assert read[1] is read[3]
+        assert [picture.getpixel((3, 3)) for picture in read[:2]] == [(255, 0, 0), (0, 0, 255)]
+
+    def test_are_one_object_in_any_nesting(self) -> None:
+        red, blue = Image.new("RGB", (20, 30), "red"), Image.new("RGB", (20, 30), "blue")
+
+        flat = flatten_images([[red], [blue, red], red])
+
+        assert flat[0] is flat[2] is flat[3]
+        assert flat[1].getpixel((3, 3)) == (0, 0, 255)
+
+    def test_are_letterboxed_as_ever(self) -> None:
+        red, blue = Image.new("RGB", (20, 30), "red"), Image.new("RGB", (30, 20), "blue")
+
+        boxed = letterboxes([red, blue, red], 64)
+
+        assert torch.equal(boxed, torch.stack([letterbox(picture, 64) for picture in (red, blue, red)]))
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

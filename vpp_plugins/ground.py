@@ -16,10 +16,11 @@ from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta
 from vpp_plugins.draw import draw_boxes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.image_metas import metas_of
-from vpp_plugins.images import ImageSource, load_image
+from vpp_plugins.images import ImageSource, load_images
 from vpp_plugins.lora import refuse_dropped_prompts
 from vpp_plugins.placeholders import image_marker
 from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.shared_encodings import encoded_once, prepared_once
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Grounder:
             raise VPPError(f"{len(images)} pictures came with {count} expressions: give one expression per picture.")
         if not all(expression.strip() for expression in expressions):
             raise VPPError("the expression is empty: say what to look for.")
-        pictures = [load_image(image) for image in images]  # type: ignore[arg-type]
+        pictures = load_images(images)  # type: ignore[arg-type]
         batches = [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
         return [answer for batch in batches for answer in self._ground(pictures[batch], list(expressions[batch]))]
 
@@ -112,14 +113,19 @@ class Grounder:
         are greedy and at most `max_new_tokens` long unless it says otherwise.
         """
         texts = [self._prompt(question) for question in questions]
-        with _left_padding(self.processor.tokenizer):
+        images = self.processor.image_processor
+        with _left_padding(self.processor.tokenizer), prepared_once(images, self._backbone):
             inputs = self.processor(images=[[p] for p in pictures], text=texts, return_tensors="pt", padding=True)
         inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
         settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens, **generation}
-        with _evaluating(self.model), torch.no_grad():
+        with _evaluating(self.model), torch.no_grad(), encoded_once(unwrap(self.model), self._backbone):
             output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
         answers = self._decode(_without_prompt(output, inputs["input_ids"]))
-        return list(zip(answers, metas_of(pictures, self.codec, self.processor.image_processor), strict=True))
+        return list(zip(answers, self.metas(pictures), strict=True))
+
+    def metas(self, pictures: Sequence[Image.Image]) -> list[ImageMeta]:
+        """Return what the codec must know of pictures, as this model's processor will show them; nothing is run."""
+        return metas_of(pictures, self.codec, self.processor.image_processor)
 
     def _ground(self, pictures: list[Image.Image], expressions: list[str]) -> list[Grounding]:
         told = self.ask(pictures, [self.codec.prompt(expression) for expression in expressions])

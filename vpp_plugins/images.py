@@ -5,6 +5,7 @@ import io
 import urllib.error
 import urllib.request
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,41 @@ def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     return canvas
 
 
+def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "images 3 side side"]:
+    """Return every picture as `letterbox` does, in one batch; an object that comes several times is fitted once."""
+    fitted: dict[int, Tensor] = {}
+    for image in images:
+        if id(image) not in fitted:
+            fitted[id(image)] = letterbox(image, side)
+    return torch.stack([fitted[id(image)] for image in images])
+
+
+def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
+    """Return every picture as `load_image` does; one that comes several times is read once, and is one object."""
+    read: dict[int | str, Image.Image] = {}
+    names = [str(source) if isinstance(source, str | Path) else id(source) for source in sources]
+    for name, source in zip(names, sources, strict=True):
+        if name not in read:
+            read[name] = load_image(source)
+    return [read[name] for name in names]
+
+
 def flatten_images(images: Any) -> list[Image.Image]:
     """Return every picture of a picture, a list, or a list of lists, upright RGB, in reading order; None holds none.
 
-    Beside what `load_image` takes, pictures may be 8-bit arrays [height, width, 3] or tensors [3, height, width].
+    Beside what `load_image` takes, pictures may be 8-bit arrays [height, width, 3] or tensors [3, height, width]. An
+    object that comes several times is read once.
     """
-    if images is None:
-        return []
-    if isinstance(images, list | tuple):
-        lists = [flatten_images(part) if isinstance(part, list | tuple) else [_to_picture(part)] for part in images]
-        return [picture for part in lists for picture in part]
-    return [_to_picture(images)]
+    read: dict[int, Image.Image] = {}
+
+    def flat(part: Any) -> list[Image.Image]:
+        if isinstance(part, list | tuple):
+            return [picture for inner in part for picture in flat(inner)]
+        if id(part) not in read:
+            read[id(part)] = _to_picture(part)
+        return [read[id(part)]]
+
+    return [] if images is None else flat(images)
 
 
 def _to_picture(image: Any) -> Image.Image:

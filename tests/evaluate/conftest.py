@@ -21,10 +21,11 @@ class Stub:
     ) -> list[tuple[str, ImageMeta]]:
         self.batches.append(len(questions))
         self.generation = generation
-        return [
-            (self.say(question, picture), ImageMeta((picture.height, picture.width)))
-            for picture, question in zip(pictures, questions, strict=True)
-        ]
+        said = [self.say(question, picture) for picture, question in zip(pictures, questions, strict=True)]
+        return list(zip(said, self.metas(pictures), strict=True))
+
+    def metas(self, pictures: Sequence[Image.Image]) -> list[ImageMeta]:
+        return [ImageMeta((picture.height, picture.width)) for picture in pictures]
 
 
 def make_rows(count: int = 10) -> list[Row]:

@@ -13,13 +13,15 @@ from vpp_plugins import VPPError
 from vpp_plugins.boxes import BoxCodec, codec
 from vpp_plugins.cli import main
 from vpp_plugins.data.formats.lmms import write_lmms
+from vpp_plugins.data.formats.neutral import write_neutral
 from vpp_plugins.data.formats.reading import Writing
-from vpp_plugins.data.sample import Locate, Sample
+from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
 from vpp_plugins.data.scene_folder import load_scenes, write_scenes
 from vpp_plugins.data.shapes import Shapes
 from vpp_plugins.data.tally import Issue, Tally
-from vpp_plugins.evaluate import models
+from vpp_plugins.evaluate import captions, models
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore
+from vpp_plugins.evaluate.captions import regions
 from vpp_plugins.evaluate.compare import compare, load_evaluation
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.rows import Row, rows_of_samples, rows_of_scenes
@@ -75,6 +77,19 @@ class TestRows:
 
         assert [row.expression for row in rows] == ["the cup"]
         assert (tally.counts[Issue.AMBIGUOUS], tally.counts[Issue.NO_BOX]) == (1, 1)
+
+    def test_what_is_said_of_a_region_is_a_row_for_captions_alone(self, tmp_path: Path) -> None:
+        box = (1, 2, 30, 15)
+        turns = (Locate("the cup", (box,)), Describe((box,), "a cup\nof tea"), Talk("what is <bbox>?", "tea", (box,)))
+        sample = Sample("s", "a.png", 40, 20, turns)
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        path = tmp_path / "said.jsonl"
+        write_neutral([sample], Writing(path))
+
+        assert [row.expression for row in load_rows(str(path), data_format="neutral")] == ["the cup"]
+        rows = load_rows(str(path), data_format="neutral", task="caption")
+        assert [(row.id, row.expression) for row in rows] == [("s/0", "the cup"), ("s/1", "a cup\nof tea")]
+        assert [region.expression for region in regions(rows)] == ["the cup\na cup of tea"]
 
     def test_half_a_character_in_an_expression(self, tmp_path: Path) -> None:
         sample = Sample("s", "a.png", 40, 20, (Locate("cup \ud83d", ((1, 2, 30, 15),)),))
@@ -163,6 +178,23 @@ class TestMeasure:
         assert results["figures"]["regions"] == 10
         assert "10 regions" in (tmp_path / "out" / "report.html").read_text()
 
+    def test_captions_with_meteor(self, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stub, rules = Stub(lambda question, picture: "thing 1"), protocol("region-caption")
+        names = {"model": "m", "data": "d", "with_meteor": True}
+        with pytest.raises(VPPError, match="METEOR scores words, and the protocol 'default' asks for boxes"):
+            measure(stub, rows, protocol("default"), tmp_path / "out", **names)
+        monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+        with pytest.raises(VPPError, match="no `java` is on the path"):
+            measure(stub, rows, rules, tmp_path / "out", **names)
+        assert stub.batches == []  # said before the model is asked
+
+        monkeypatch.setattr(captions.shutil, "which", lambda name: "/bin/java")
+        monkeypatch.setattr(captions, "meteor", lambda told, right: 0.25)
+        assert measure(stub, rows, rules, tmp_path / "out", **names)["figures"]["meteor"] == 0.25
+        assert "METEOR <b>0.250</b>" in (tmp_path / "out" / "report.html").read_text()
+        again = rescore(tmp_path / "out", "region-caption", tmp_path / "again", with_meteor=True)
+        assert again["figures"]["meteor"] == 0.25
+
 
 class TestRescore:
     def test_under_another_protocol(self, rows: list[Row], tmp_path: Path) -> None:
@@ -237,6 +269,13 @@ class TestCommands:
         assert "B minus A" in said
         assert "The protocols differ." in said
         assert (tmp_path / "compare.html").is_file()
+
+    def test_captions_and_meteor(self, vpp: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(captions.shutil, "which", lambda name: "/bin/java")
+        monkeypatch.setattr(captions, "meteor", lambda told, right: 0.25)
+        said = vpp("eval", "--protocol", "region-caption", "--meteor", "--limit", "3", "--out", "words")
+        assert "METEOR 0.250 over 3 regions" in said
+        assert "leave METEOR out" in vpp("eval", "--meteor", "--limit", "3", "--out", "boxes")
 
     def test_protocols(self, vpp: Callable[..., str]) -> None:
         assert "eval_refcoco.py of WayneTomas/VPP-LLaVA" in vpp("eval", "protocols")

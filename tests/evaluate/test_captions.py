@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.evaluate.conftest import Stub, make_rows
-from vpp_plugins import VPPError
+from tests.families import attached_family
+from vpp_plugins import Grounder, VPPError
 from vpp_plugins.evaluate import captions
 from vpp_plugins.evaluate.captions import cider, meteor, regions, summarise_captions, words
 from vpp_plugins.evaluate.protocol import protocol
@@ -45,6 +47,24 @@ def test_an_evaluation_of_captions(tmp_path: Path) -> None:
     assert figures["cider"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR runs in Java")
+def test_meteor_itself() -> None:
+    right = {"a": "a red cup", "b": "two dogs in the snow", "c": "a tall green tree"}
+
+    assert meteor(right, REFERENCES) == pytest.approx(1)
+    assert 0 < meteor({"a": "", "b": "dogs", "c": "!!!"}, REFERENCES) < 0.1
+    assert meteor(dict.fromkeys("abc", ""), REFERENCES) == 0
+
+
+def test_a_java_that_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(VPPError, match="METEOR's Java program ended without a score"):
+        meteor({"a": "cup"}, {"a": ["cup"]})
+
+
 def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VPPError, match="one caption per region is expected, but 1 came for 3"):
         cider({"a": "cup"}, REFERENCES)
@@ -55,3 +75,17 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pictures_are_what_the_stub_sees() -> None:
     assert make_rows(3)[2].picture().getpixel((0, 0)) == Image.new("RGB", (1, 1), (2, 0, 0)).getpixel((0, 0))
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_family_that_counts_resized_pixels_is_given_its_boxes_in_them(tmp_path: Path) -> None:
+    model, processor = attached_family("qwen2_5_vl")
+    grounder = Grounder(model, processor)
+    (row,) = rows = regions([replace(make_rows(1)[0], box=(0.0, 0.0, 40.0, 20.0))])
+    (meta,) = grounder.metas([row.picture()])
+    answers = evaluate(grounder, rows, protocol("region-caption"), tmp_path)
+
+    assert meta.processed_size_hw not in (None, row.size_hw)
+    height, width = meta.processed_size_hw
+    assert f"[0, 0, {width}, {height}]" in protocol("region-caption").ask(row, grounder.codec, meta)
+    assert answers[0].processed_size_hw == meta.processed_size_hw

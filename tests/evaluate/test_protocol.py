@@ -61,6 +61,15 @@ class TestAsking:
             "Please provide a short description for this region: [0.05, 0.35, 0.3, 0.65]."
         )
 
+    def test_a_caption_s_box_in_pixels_of_the_resized_picture(self) -> None:
+        """It refused: the size was not known when the question was written."""
+        row, family = make_rows(1)[0], codec("qwen2.5-vl")
+        asked = protocol("region-caption").ask(row, family, ImageMeta(row.size_hw, (40, 80)))
+
+        assert asked == 'Please provide a short description for this region: [{"bbox_2d": [4, 8, 24, 32]}].'
+        with pytest.raises(VPPError, match="processed_size_hw is missing"):
+            protocol("region-caption").ask(row, family)
+
     def test_vpp_llava_asks_as_its_codec_does(self) -> None:
         row = make_rows(1)[0]
 

@@ -56,6 +56,13 @@ def test_the_worst_answers_are_shown_even_where_they_are_no_boxes(rows: list[Row
     assert len(page.pictures) == 10
 
 
+def test_an_interval_that_is_not_the_bootstrap_s_says_so(rows: list[Row], tmp_path: Path) -> None:
+    page = Page(write_report(measured(tmp_path / "out", rows, wrong="nothing"), tmp_path / "report.html", rows))
+
+    assert "0.0 to 43.4 (Wilson)" in page.text  # 0 of 5 pictures
+    assert "0.0 to 0.0 (" not in page.text
+
+
 def test_without_pictures_it_says_so(rows: list[Row], tmp_path: Path) -> None:
     page = Page(write_report(measured(tmp_path / "out", rows), tmp_path / "report.html"))
 

@@ -29,6 +29,14 @@ def test_a_perfect_predictor_reaches_the_ceiling(tmp_path: Path) -> None:
     assert (figures["rows"], figures["pictures"]) == (20, 10)
 
 
+def test_an_accuracy_of_nothing_or_all_is_not_said_to_be_certain(tmp_path: Path) -> None:
+    figures = summarise(judge(answers_of(*["no idea"] * 8), DEFAULT, LLAVA), DEFAULT)
+
+    assert (figures["acc_50"]["low"], figures["acc_50"]["method"]) == (0, "Wilson")
+    assert figures["acc_50"]["high"] == pytest.approx(0.49, abs=0.01)  # of four pictures
+    assert figures["mean_iou"]["method"] == "bootstrap"
+
+
 def test_each_kind_of_answer_is_counted() -> None:
     answers = answers_of("[0.1, 0.3, 0.2, 0.6]", "[0.5, 0.6, 0.1, 0.3]", "[0.1, 0.3, 1.4, 0.6]", "hm", "there is none")
     answers += [Answer.of(make_rows(6)[5], "", None, error="cannot be read")]

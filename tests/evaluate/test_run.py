@@ -18,9 +18,14 @@ from vpp_plugins import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.rows import Row
-from vpp_plugins.evaluate.run import evaluate, plan, read_run
+from vpp_plugins.evaluate.run import evaluate, read_run, write_run
 
 DEFAULT = protocol("default")
+
+
+def files_of(folder: Path) -> list[str]:
+    """What a user sees in a folder."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def test_every_row_is_answered_in_its_order(rows: list[Row], tmp_path: Path) -> None:
@@ -31,15 +36,23 @@ def test_every_row_is_answered_in_its_order(rows: list[Row], tmp_path: Path) -> 
     assert stub.batches == [4, 4, 2]
     assert stub.generation == {"max_new_tokens": 128, "num_beams": 1}
     assert read_answers(tmp_path / "out" / ANSWERS) == answers
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [ANSWERS, "run.json"]
+    assert files_of(tmp_path / "out") == [ANSWERS, "run.json"]
 
 
-def test_batches_hold_like_pictures_and_every_row_once() -> None:
-    rows = make_rows(30)
-    batches = plan(rows, 4)
+def test_rows_about_one_picture_get_the_very_same_object(rows: list[Row], tmp_path: Path) -> None:
+    """Whoever is asked can tell by it that a picture comes again."""
+    rows[0].image.save(tmp_path / "picture.png")  # type: ignore[union-attr]
+    rows = [replace(row, image=tmp_path / "picture.png", size_hw=(20, 40)) for row in rows[:4]]
+    seen: list[Image.Image] = []
 
-    assert sorted(row for batch in batches for row in batch) == list(range(30))
-    assert sum(len({rows[row].size_hw for row in batch}) > 1 for batch in batches) <= 2
+    def see(question: str, picture: Image.Image) -> str:
+        seen.append(picture)
+        return ""
+
+    evaluate(Stub(see), rows, DEFAULT, tmp_path / "out", batch_size=4)
+
+    assert len(seen) == 4
+    assert all(picture is seen[0] for picture in seen)
 
 
 def test_a_finished_evaluation_asks_nothing_again(rows: list[Row], tmp_path: Path) -> None:
@@ -125,7 +138,7 @@ def test_a_kill_just_before_the_ledger_is_cleared_leaves_nothing_behind(rows: li
     Ledger(tmp_path, 3).append(0, [Answer.of(rows[0], "text", None)])
     evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path)
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == [ANSWERS, "run.json"]
+    assert files_of(tmp_path) == [ANSWERS, "run.json"]
 
 
 def test_half_a_character_in_an_answer_is_written_as_a_question_mark(rows: list[Row], tmp_path: Path) -> None:
@@ -147,6 +160,41 @@ class TestBadInput:
 
         with pytest.raises(VPPError, match="holds another evaluation: its batch_size is 2, and now 3"):
             evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out", batch_size=3)
+
+    def begun_by_an_older_version(self, rows: list[Row], folder: Path) -> None:
+        evaluate(Stub(truthful(rows)), rows, DEFAULT, folder)
+        settings = read_run(folder)
+        del settings["batches_sha256"]
+        write_run(folder, settings)
+
+    def test_a_folder_begun_with_other_batches(self, rows: list[Row], tmp_path: Path) -> None:
+        """Its ledger says which batch was answered, by number: other batches would mix the answers up."""
+        self.begun_by_an_older_version(rows, tmp_path)
+        (tmp_path / ANSWERS).unlink()
+
+        with pytest.raises(VPPError, match="asks the rows in other batches: finish it with that version"):
+            evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path)
+
+    def test_a_folder_that_was_finished_with_other_batches_is_as_good(self, rows: list[Row], tmp_path: Path) -> None:
+        self.begun_by_an_older_version(rows, tmp_path)
+        stub = Stub(truthful(rows))
+
+        assert len(evaluate(stub, rows, DEFAULT, tmp_path)) == len(rows)
+        assert stub.batches == []
+
+    def test_a_folder_that_another_evaluation_is_writing(self, rows: list[Row], tmp_path: Path) -> None:
+        out = tmp_path / "out"
+
+        def start_another(question: str, picture: Image.Image) -> str:
+            with pytest.raises(VPPError, match=f"another evaluation is writing '{out}': wait for its end, or give"):
+                evaluate(Stub(truthful(rows)), rows, DEFAULT, out)
+            return truthful(rows)(question, picture)
+
+        answers = evaluate(Stub(start_another), rows, DEFAULT, out)
+
+        assert [answer.text for answer in evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "alone")] == [
+            answer.text for answer in answers
+        ]
 
     def test_a_folder_with_other_files(self, rows: list[Row], tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")

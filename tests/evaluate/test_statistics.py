@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vpp_plugins import VPPError
-from vpp_plugins.evaluate.statistics import interval, paired
+from vpp_plugins.evaluate.statistics import interval, paired, share_interval
 
 
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -29,6 +29,31 @@ def test_rows_of_one_picture_count_as_one() -> None:
 
 def test_the_seed_fixes_it() -> None:
     assert interval([0.0, 1.0, 1.0], "abc", seed=3) == interval([0.0, 1.0, 1.0], "abc", seed=3)
+
+
+class TestShares:
+    def test_nothing_of_n_and_all_of_n_have_room_for_doubt(self) -> None:
+        """The bootstrap gave 0 to 0: drawn again, the same pictures say the same."""
+        none, all_ = share_interval([0.0] * 10, range(10)), share_interval([1.0] * 10, range(10))
+
+        assert (none.mean, none.low, none.method) == (0, 0, "Wilson")
+        assert none.high == pytest.approx(0.2775, abs=1e-4)  # z^2 / (n + z^2)
+        assert (all_.mean, all_.low, all_.high) == (1, pytest.approx(1 - none.high), 1)
+
+    def test_a_picture_is_one_trial_however_many_rows_it_has(self) -> None:
+        assert share_interval([0.0] * 50, [row // 5 for row in range(50)]) == share_interval([0.0] * 10, range(10))
+
+    def test_one_picture_alone(self) -> None:
+        found = share_interval([0.0, 1.0], "aa")
+
+        assert (found.mean, found.method) == (0.5, "Wilson")
+        assert found.low < 0.1 < 0.9 < found.high
+
+    def test_all_else_is_the_bootstrap_s(self) -> None:
+        values = [0.0, 1.0, 1.0, 0.0, 1.0]
+
+        assert share_interval(values, range(5)) == interval(values, range(5))
+        assert interval(values, range(5)).method == "bootstrap"
 
 
 class TestPaired:

@@ -23,6 +23,7 @@ evaluation = typer.Typer(
     help="Measure grounding: `vpp eval --model pocket --data photos`. Its options: vpp eval run --help.",
 )
 
+Meteor = Annotated[bool, typer.Option("--meteor", help="Score region captions by METEOR too; needs Java.")]
 Format = Annotated[str | None, typer.Option("--format", help="Format of a data file, such as eval-jsonl.")]
 
 
@@ -39,6 +40,7 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Questions asked at a time.", min=1)] = 8,
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.", min=1)] = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    meteor: Meteor = False,
     out: Annotated[Path, typer.Option(help="Folder of answers, results and report.")] = Path("out/eval"),
 ) -> None:
     """Measure how well a model grounds: Acc@0.5, 0.75 and 0.9, mean IoU, intervals, and a page of the worst answers.
@@ -53,11 +55,20 @@ def run(
 
     rules = named(protocol)
     tally = Tally()
-    rows = load_rows(data, data_format=data_format, images=images, split=split, tally=tally)[:limit]
+    rows = load_rows(data, data_format=data_format, images=images, split=split, task=rules.task, tally=tally)[:limit]
     grounder = load_grounder(model, vpp=vpp, box_format=box_format, dtype=dtype)
     name = model if vpp is None else f"{model} with {vpp}"
     results = measure(
-        grounder, rows, rules, out, model=name, data=data, split=split, batch_size=batch_size, tally=tally
+        grounder,
+        rows,
+        rules,
+        out,
+        model=name,
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        tally=tally,
+        with_meteor=meteor,
     )
     if "figures" in results:
         _show(results, out)
@@ -69,6 +80,7 @@ def rescore(
     protocol: Annotated[str, typer.Option(help="The protocol to judge by.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
     box_format: Annotated[str | None, typer.Option(help="Read the answers as another family's.")] = None,
+    meteor: Meteor = False,
 ) -> None:
     """Judge the answers of an evaluation under another protocol, without the model.
 
@@ -76,7 +88,7 @@ def rescore(
     """
     from vpp_plugins.evaluate.benchmark import rescore as judge_again
 
-    _show(judge_again(folder, protocol, out, box_format), out)
+    _show(judge_again(folder, protocol, out, box_format, with_meteor=meteor), out)
 
 
 @evaluation.command()
@@ -121,11 +133,15 @@ def _show(results: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vpp_plugins.evaluate.tables import interval_text
+
     figures = results["figures"]
     console = Console()
     if "cider" in figures:
+        meteor = f", METEOR {figures['meteor']:.3f}" if "meteor" in figures else ""
         console.print(
-            f"CIDEr-D {figures['cider']:.3f} over {figures['regions']} regions, {figures['unreadable']} unreadable",
+            f"CIDEr-D {figures['cider']:.3f}{meteor} over {figures['regions']} regions, "
+            f"{figures['unreadable']} unreadable",
             highlight=False,
         )
         console.print(f"The page: {out / 'report.html'}", highlight=False, soft_wrap=True)
@@ -135,7 +151,7 @@ def _show(results: dict[str, Any], out: Path) -> None:
         table.add_column(column, justify="left" if column == "" else "right")
     for key, label in (("acc_50", "Acc@0.5"), ("acc_75", "Acc@0.75"), ("acc_90", "Acc@0.9"), ("mean_iou", "mean IoU")):
         value = figures[key]
-        table.add_row(label, f"{100 * value['mean']:.1f}", f"{100 * value['low']:.1f} to {100 * value['high']:.1f}")
+        table.add_row(label, f"{100 * value['mean']:.1f}", interval_text(value))
     console.print(table)
     statuses = ", ".join(f"{count} {name}" for name, count in figures["statuses"].items() if count)
     console.print(f"{figures['rows']} answers: {statuses}", highlight=False)

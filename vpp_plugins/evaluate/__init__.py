@@ -4,7 +4,8 @@
   ways that they choose among.
 - `rows.py`: what is asked; `run.py`: asking it, killable at any point; `answers.py`: what was said.
 - `results.py`, `statistics.py`: the figures and how sure they are; `compare.py`: why two evaluations differ.
-- `report.py`, `curve.py`: pages; `benchmark.py`: from names to pages, what `vpp eval` calls; `models.py`: the model.
+- `report.py`: pages, made of `page.py`, `tables.py`, `cards.py` and `curve.py`; `benchmark.py`: from names to pages,
+  what `vpp eval` calls; `models.py`: the model.
 - `captions.py`: words for a given box; `mistakes.py`: what reading boxes wrongly costs; `kits/`: bridges to other kits.
 - `score.py`: the bare scores of predicted boxes; `blind.py`: what is reached without reading the expression, or without
   looking at the picture.

@@ -78,12 +78,15 @@ def read_answers(path: Path) -> list[Answer]:
     if not path.is_file():
         raise VPPError(f"there are no answers at '{path}': give the folder of a finished `vpp eval`.")
     answers = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 answers.append(Answer.from_json(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
-                raise VPPError(f"line {number} of '{path}' is no answer ({error}): run the evaluation again.") from None
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise VPPError(
+                    f"line {number} of '{path}' is no answer ({error!r}): put a copy of the file back, or delete it "
+                    "and run the evaluation again."
+                ) from None
     return answers
 
 
@@ -103,7 +106,7 @@ class Ledger:
         self.file = folder / f"batches-{rank:04d}.jsonl"
 
     def read(self) -> dict[int, list[Answer]]:
-        """Return every batch that was finished, by number."""
+        """Return every batch that was finished, by number; raises VPPError that names a line which is no batch."""
         return {
             number: answers for file in sorted(self.folder.glob("batches-*.jsonl")) for number, answers in _whole(file)
         }
@@ -134,8 +137,15 @@ class Ledger:
 
 def _whole(file: Path) -> list[tuple[int, list[Answer]]]:
     batches = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
+    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):  # what a killed process left
+            continue
+        try:
             values = json.loads(line)
-            batches.append((values["batch"], [Answer.from_json(answer) for answer in values["answers"]]))
+            batches.append((int(values["batch"]), [Answer.from_json(answer) for answer in values["answers"]]))
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise VPPError(
+                f"line {number} of '{file}' is no batch of answers ({error!r}): delete that line and run the same "
+                "command again; it asks that batch anew, and all others stay as they are."
+            ) from None
     return batches

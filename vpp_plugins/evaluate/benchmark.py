@@ -13,13 +13,13 @@ from vpp_plugins.data.stream import write_whole
 from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
-from vpp_plugins.evaluate.captions import regions, summarise_captions
+from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions
 from vpp_plugins.evaluate.compare import load_evaluation
 from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import Protocol, protocol
 from vpp_plugins.evaluate.report import write_caption_report, write_report
 from vpp_plugins.evaluate.results import summarise
-from vpp_plugins.evaluate.rows import Row, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
+from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
 from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
@@ -33,14 +33,15 @@ def load_rows(
     data_format: str | None = None,
     images: str | None = None,
     split: str | None = None,
+    task: Task = "box",
     tally: Tally | None = None,
 ) -> list[Row]:
     """Return the rows of "photos" (the committed photographs), of a scene folder, or of a file in a known format.
 
     `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's pictures (default: the
     file's own); pictures inside an `lmms-parquet` file are written there. `split`, such as "refcoco/testA", chooses
-    among the splits of a file that has several. Faulty samples of a file are left out and counted in `tally`. Raises
-    VPPError where nothing of that name is there.
+    among the splits of a file that has several. For the task "caption" the regions that a file describes are rows too.
+    Faulty samples of a file are left out and counted in `tally`. Raises VPPError where nothing of that name is there.
     """
     if data == "photos":
         return rows_of_scenes(load_real_photos())
@@ -66,7 +67,7 @@ def load_rows(
         tally=tally or Tally(),
     )
     samples = read_samples(path, data_format, images=root, reading=reading)
-    return rows_of_samples(samples, root, reading.tally)
+    return rows_of_samples(samples, root, reading.tally, task=task)
 
 
 def measure(
@@ -80,13 +81,15 @@ def measure(
     split: str | None = None,
     batch_size: int = 8,
     tally: Tally | None = None,
+    with_meteor: bool = False,
 ) -> dict[str, Any]:
     """Evaluate, and write `answers.jsonl`, `results.json` and `report.html` into `out`; returns the results.
 
     `model` and `data` are what the pages call them; `split` is a name such as "refcoco/testA", whose published number
-    of rows the protocol knows; `tally` says what `load_rows` left out. Killed at any point, the same call continues,
-    and its results are the same.
+    of rows the protocol knows; `tally` says what `load_rows` left out; captions get METEOR `with_meteor`. Killed at any
+    point, the same call continues, and its results are the same.
     """
+    _check_scorers(rules, with_meteor=with_meteor)
     if rules.task == "caption":
         rows = regions(rows)
     left_out = {issue: count for issue, count, _ in (tally or Tally()).rows()}
@@ -96,13 +99,15 @@ def measure(
     answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
     if not processes().is_main_process:
         return read_run(out)
-    return _write_results(Path(out), rules, answers, rows)
+    return _write_results(Path(out), rules, answers, rows, with_meteor=with_meteor)
 
 
-def rescore(folder: str | Path, rules: str, out: str | Path, box_format: str | None = None) -> dict[str, Any]:
+def rescore(
+    folder: str | Path, rules: str, out: str | Path, box_format: str | None = None, *, with_meteor: bool = False
+) -> dict[str, Any]:
     """Judge the answers of a finished evaluation under another protocol, without the model; returns the results.
 
-    `out` becomes a folder like that of `measure`.
+    `out` becomes a folder like that of `measure`; captions get METEOR `with_meteor`.
     """
     import shutil
 
@@ -116,6 +121,7 @@ def rescore(folder: str | Path, rules: str, out: str | Path, box_format: str | N
             f"'{folder}' was asked under '{settings['protocol']}', and '{rules}' asks for something else (boxes or "
             "words): its answers cannot be judged by it; run the evaluation under it."
         )
+    _check_scorers(chosen, with_meteor=with_meteor)
     family = box_format or settings["box_format"]
     chosen.check_family(box_codec(family))
     changed = {
@@ -127,7 +133,7 @@ def rescore(folder: str | Path, rules: str, out: str | Path, box_format: str | N
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(folder) / ANSWERS, target / ANSWERS)
     (target / "run.json").write_text(json.dumps({**settings, **changed}, indent=2, ensure_ascii=False) + "\n")
-    return _write_results(target, chosen, answers, None)
+    return _write_results(target, chosen, answers, None, with_meteor=with_meteor)
 
 
 def rows_at_hand(settings: Mapping[str, object]) -> list[Row] | None:
@@ -135,13 +141,20 @@ def rows_at_hand(settings: Mapping[str, object]) -> list[Row] | None:
     return rows_of_scenes(load_real_photos()) if settings.get("data") == "photos" else None
 
 
+def _check_scorers(rules: Protocol, *, with_meteor: bool) -> None:
+    if rules.task == "caption":
+        check_scorers(with_meteor=with_meteor)
+    elif with_meteor:
+        raise VPPError(f"METEOR scores words, and the protocol '{rules.name}' asks for boxes: leave METEOR out.")
+
+
 def _write_results(
-    folder: Path, rules: Protocol, answers: Sequence[Answer], rows: Sequence[Row] | None
+    folder: Path, rules: Protocol, answers: Sequence[Answer], rows: Sequence[Row] | None, *, with_meteor: bool
 ) -> dict[str, Any]:
     settings = read_run(folder)
     shown = rows_at_hand(settings) if rows is None else rows
     if rules.task == "caption":
-        results = {**settings, "figures": summarise_captions(answers)}
+        results = {**settings, "figures": summarise_captions(answers, with_meteor=with_meteor)}
         write_caption_report(settings, results["figures"], answers, folder / REPORT, shown)
     else:
         evaluation = load_evaluation(folder)

@@ -1,5 +1,6 @@
 """Region captioning: the box is given, the words are asked for; scored by CIDEr-D against the people's own words."""
 
+import importlib.util
 import re
 import shutil
 from collections import defaultdict
@@ -20,15 +21,26 @@ def regions(rows: Sequence[Row]) -> list[Row]:
     found: dict[tuple[str, Box], list[Row]] = defaultdict(list)
     for row in rows:
         found[picture_id(row.file, row.id), row.box].append(row)
-    return [replace(group[0], expression="\n".join(row.expression for row in group)) for group in found.values()]
+    said = {region: "\n".join(" ".join(row.expression.split()) for row in group) for region, group in found.items()}
+    return [replace(group[0], expression=said[region]) for region, group in found.items()]
 
 
-def summarise_captions(answers: Sequence[Answer]) -> dict[str, Any]:
+def summarise_captions(answers: Sequence[Answer], *, with_meteor: bool = False) -> dict[str, Any]:
     """Return the figures of a captioning evaluation; an unreadable picture counts as an empty caption."""
     told = {answer.id: answer.text for answer in answers}
     right = {answer.id: answer.expression.split("\n") for answer in answers}
-    unreadable = sum(bool(answer.error) for answer in answers)
-    return {"regions": len(answers), "cider": cider(told, right), "unreadable": unreadable}
+    figures = {"regions": len(answers), "cider": cider(told, right)}
+    if with_meteor:
+        figures["meteor"] = meteor(told, right)
+    return {**figures, "unreadable": sum(bool(answer.error) for answer in answers)}
+
+
+def check_scorers(*, with_meteor: bool) -> None:
+    """Raise VPPError where what scores captions is not installed: better said before a model is asked."""
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise VPPError("captions are scored by pycocoevalcap, which is not installed: pip install 'vpp-plugins[eval]'.")
+    if with_meteor and shutil.which("java") is None:
+        raise VPPError("METEOR runs in Java, and no `java` is on the path: install one, or leave METEOR out.")
 
 
 def words(sentence: str) -> str:
@@ -57,11 +69,21 @@ def cider(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) -
 
 def meteor(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
     """Return METEOR, 0 to 1, by pycocoevalcap; raises VPPError where there is no Java to run it."""
-    if shutil.which("java") is None:
-        raise VPPError("METEOR runs in Java, and no `java` is on the path: install one, or leave METEOR out.")
+    check_scorers(with_meteor=True)
     from pycocoevalcap.meteor.meteor import Meteor
 
     told = {key: [words(answer)] for key, answer in answers.items()}
     right = {key: [words(sentence) for sentence in sentences] for key, sentences in references.items()}
-    value, _ = Meteor().compute_score(right, told)
+    scorer = Meteor()
+    try:
+        value, _ = scorer.compute_score(right, told)
+    except (OSError, ValueError) as error:
+        scorer.lock.release()  # taken again when the scorer goes
+        raise VPPError(
+            f"METEOR's Java program ended without a score ({error}): it needs Java 8 or newer and 2 GB; install "
+            "that, or leave METEOR out."
+        ) from None
+    finally:
+        scorer.meteor_p.kill()
+        scorer.meteor_p.communicate()  # pycocoevalcap would leave its pipes open
     return float(value)

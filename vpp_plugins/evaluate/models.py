@@ -43,6 +43,9 @@ def load_grounder(
         return Grounder(pocket, own, box_format=box_format)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    from vpp_plugins.pocket.vision import register_pocket
+
+    register_pocket()  # a pocket model that was trained anew lies in a folder like any other
     try:
         host: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
         processor: Any = AutoProcessor.from_pretrained(model)
@@ -73,5 +76,6 @@ def fingerprint_of_model(model: nn.Module) -> str:
             continue
         values = tensor.detach().reshape(-1)
         probed = values[:: max(1, len(values) // _PROBED)][:_PROBED]
-        digest.update(probed.contiguous().view(torch.uint8).cpu().numpy().tobytes())
+        own = probed.clone(memory_format=torch.contiguous_format)  # FSDP cannot free what numpy has looked at
+        digest.update(own.view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from vpp_plugins.boxes import Box, BoxCodec, ImageMeta
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate.overlaps import OVERLAPS
 from vpp_plugins.evaluate.readers import READERS, Reading
-from vpp_plugins.evaluate.rows import Row
+from vpp_plugins.evaluate.rows import Row, Task
 from vpp_plugins.plugins import box_codec
 
 
@@ -23,8 +23,7 @@ class Protocol:
     name: str
     source: str
     """Where its rules were read."""
-    task: Literal["box", "caption"] = "box"
-    """Whether a box is asked for, or words for a given box."""
+    task: Task = "box"
     question: str = ""
     """The request, with `{expr}` for the expression or `{box}` for the box's text; empty: the family's own."""
     family: str = ""
@@ -58,10 +57,13 @@ class Protocol:
                 f"(--box-format {self.family})."
             )
 
-    def ask(self, row: Row, codec: BoxCodec) -> str:
-        """Return the question about a row, in the protocol's words or else in the family's."""
+    def ask(self, row: Row, codec: BoxCodec, meta: ImageMeta | None = None) -> str:
+        """Return the question about a row, in the protocol's words or else in the family's.
+
+        Where a box is given in it, families that count the pixels of the resized picture need `meta`.
+        """
         if self.task == "caption":
-            return self.question.format(box=codec.encode([row.box], ImageMeta(row.size_hw)))
+            return self.question.format(box=codec.encode([row.box], meta or ImageMeta(row.size_hw)))
         return self.question.format(expr=row.expression) if self.question else codec.prompt(row.expression)
 
     def read(self, answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:

@@ -12,7 +12,7 @@ from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.readers import Reading
 from vpp_plugins.evaluate.rows import picture_id
-from vpp_plugins.evaluate.statistics import interval
+from vpp_plugins.evaluate.statistics import interval, share_interval
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 CURVE = tuple(step / 20 for step in range(1, 20))
@@ -45,14 +45,15 @@ def judge(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> lis
 def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
     """Return the figures of an evaluation as JSON values.
 
-    Accuracies and IoU are 0 to 1. Each has a 95 % interval, for which pictures are drawn again, not rows. The same
-    answers give the same figures, whatever their order of arrival.
+    Accuracies and IoU are 0 to 1. Each has a 95 % interval, for which pictures are drawn again, not rows; an accuracy
+    that is the same in every picture has Wilson's, and says so. The same answers give the same figures, whatever their
+    order of arrival.
     """
     if not judged:
         raise VPPError("there is nothing to score: the evaluation holds no answer.")
     pictures = [picture_id(one.answer.image, one.answer.id) for one in judged]
     accuracies = {
-        f"acc_{round(100 * threshold)}": asdict(interval(_hits(judged, protocol, threshold), pictures))
+        f"acc_{round(100 * threshold)}": asdict(share_interval(_hits(judged, protocol, threshold), pictures))
         for threshold in THRESHOLDS
     }
     statuses = Counter("unreadable" if one.answer.error else str(one.reading.status) for one in judged)

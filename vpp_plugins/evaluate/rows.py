@@ -2,19 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from PIL import Image
 
 from vpp_plugins.boxes import Box
-from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample
 from vpp_plugins.data.scene_folder import SceneFolder
 from vpp_plugins.data.scenes import Scene
 from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.errors import VPPError, few
 from vpp_plugins.images import load_image
+
+Task: TypeAlias = Literal["box", "caption"]
+"""Whether a box is asked for, or words for a given box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,29 +85,41 @@ def rows_of_folder(folder: SceneFolder) -> list[Row]:
     ]
 
 
-def rows_of_samples(samples: Iterable[Sample], root: str | Path, tally: Tally | None = None) -> list[Row]:
+def rows_of_samples(
+    samples: Iterable[Sample], root: str | Path, tally: Tally | None = None, *, task: Task = "box"
+) -> list[Row]:
     """Return a row for every expression that has exactly one box; pictures lie below `root`.
 
+    For captions what is said of a given region is a row too; to find that region by it may not be possible.
     Expressions with no box, or with several, have no one true box; they are left out and counted in `tally`.
     """
     rows = []
     for sample in samples:
-        for number, turn in enumerate(sample.located()):
-            if len(turn.boxes) == 1:
-                box: Box = turn.boxes[0]  # type: ignore[assignment]
+        for number, (expression, boxes) in enumerate(_sentences(sample, task)):
+            if len(boxes) == 1:
+                box: Box = boxes[0]  # type: ignore[assignment]
                 rows.append(
                     Row(
                         id=whole_characters(f"{sample.id}/{number}"),
                         image=Path(root) / whole_characters(sample.image),
                         size_hw=sample.meta.size_hw,
-                        expression=whole_characters(turn.expression),
+                        expression=whole_characters(expression),
                         box=box,
                         category=sample.category,
                     )
                 )
             elif tally is not None:
-                tally.add(Issue.AMBIGUOUS if turn.boxes else Issue.NO_BOX, sample.id, turn.expression)
+                tally.add(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, sample.id, expression)
     return rows
+
+
+def _sentences(sample: Sample, task: Task) -> Iterator[tuple[str, tuple[Numbers, ...]]]:
+    for turn in sample.turns:
+        match turn:
+            case Locate(expression, boxes):
+                yield expression, boxes
+            case Describe(boxes, description) if task == "caption":
+                yield description, boxes
 
 
 def whole_characters(text: str) -> str:

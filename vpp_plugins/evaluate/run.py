@@ -4,9 +4,10 @@ The batches are fixed before the first question, so a run that was killed, or sp
 very same ones and ends with the same answers.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
@@ -17,6 +18,8 @@ from vpp_plugins.boxes import BoxCodec, ImageMeta
 from vpp_plugins.data.stream import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
+from vpp_plugins.evaluate.batches import plan
+from vpp_plugins.evaluate.lock import only_one
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint
 
@@ -35,6 +38,10 @@ class Asker(Interface):
         """Answer one question per picture; return the raw texts and what the codec must know of the pictures."""
         ...
 
+    def metas(self, pictures: Sequence[Image.Image]) -> list[ImageMeta]:
+        """Return what the codec must know of the pictures before they are asked about: questions may hold boxes."""
+        ...
+
 
 def evaluate(
     asker: Asker,
@@ -49,20 +56,30 @@ def evaluate(
 
     `about` describes model and data; it is kept in `out/run.json`, and a folder is only continued by the same
     evaluation. Under `accelerate launch` or torchrun the batches are shared among the processes. A picture that cannot
-    be read becomes an answer with an `error`. Raises VPPError for a folder of another evaluation.
+    be read becomes an answer with an `error`. Raises VPPError for a folder of another evaluation, and for one that
+    another is writing.
     """
     check_rows(rows)
     protocol.check_family(asker.codec)
     batches = plan(rows, batch_size)
     folder, state = Path(out), processes()
-    if state.is_main_process:
-        _open(folder, _settings(rows, protocol, asker, batch_size, about or {}))
-    state.wait_for_everyone()
+    with only_one(folder) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            _open(folder, _settings(rows, protocol, asker, batches, batch_size, about or {}))
+        state.wait_for_everyone()
+        _ask_all(asker, rows, protocol, batches, folder, state)
+    return read_answers(folder / ANSWERS)
+
+
+def _ask_all(
+    asker: Asker, rows: Sequence[Row], protocol: Protocol, batches: Sequence[Sequence[int]], folder: Path, state: Any
+) -> None:
+    """Ask what is left, share it among the processes, and write the answers."""
     ledger = Ledger(folder, state.process_index)
     if (folder / ANSWERS).exists():
         if state.is_main_process:
             ledger.clear()  # what a process left that was killed just before it did so
-        return read_answers(folder / ANSWERS)
+        return
     ledger.mend()
     state.wait_for_everyone()
     done = ledger.read()
@@ -77,7 +94,6 @@ def evaluate(
     if state.is_main_process:
         _merge(ledger, batches, folder)
     state.wait_for_everyone()
-    return read_answers(folder / ANSWERS)
 
 
 def processes() -> Any:
@@ -86,14 +102,6 @@ def processes() -> Any:
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available())
-
-
-def plan(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
-    """Return the batches, as numbers of rows: neighbours are alike in picture and sentence, so little is padded."""
-    if batch_size < 1:
-        raise VPPError(f"batch_size must be at least 1, but is {batch_size}.")
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].size_hw, len(rows[i].expression), i), reverse=True)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def write_run(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -114,25 +122,16 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
-    pictures: list[Image.Image | str] = []
-    for row in rows:
-        try:
-            pictures.append(row.picture())
-        except VPPError as error:
-            pictures.append(str(error))
+    pictures = _pictures(rows)
     readable = [number for number, picture in enumerate(pictures) if not isinstance(picture, str)]
     generation = {"max_new_tokens": protocol.max_new_tokens, "num_beams": protocol.num_beams}
     if protocol.min_new_tokens:
         generation["min_new_tokens"] = protocol.min_new_tokens
-    told = (
-        asker.ask(
-            [picture for picture in pictures if not isinstance(picture, str)],
-            [protocol.ask(rows[number], asker.codec) for number in readable],
-            **generation,
-        )
-        if readable
-        else []
-    )
+    seen = [picture for picture in pictures if not isinstance(picture, str)]
+    asked = [
+        protocol.ask(rows[number], asker.codec, meta) for number, meta in zip(readable, asker.metas(seen), strict=True)
+    ]
+    told = asker.ask(seen, asked, **generation) if seen else []
     texts = dict(zip(readable, told, strict=True))
     return [
         Answer.of(row, *texts[number]) if number in texts else Answer.of(row, "", None, error=str(pictures[number]))
@@ -140,8 +139,26 @@ def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
     ]
 
 
+def _pictures(rows: Sequence[Row]) -> list[Image.Image | str]:
+    """Return the rows' pictures, or why one cannot be read; rows about one picture get the very same object."""
+    read: dict[tuple[object, tuple[int, int]], Image.Image | str] = {}
+    names = [(row.image if isinstance(row.image, Path) else id(row.image), row.size_hw) for row in rows]
+    for name, row in zip(names, rows, strict=True):
+        if name not in read:
+            try:
+                read[name] = row.picture()
+            except VPPError as error:
+                read[name] = str(error)
+    return [read[name] for name in names]
+
+
 def _settings(
-    rows: Sequence[Row], protocol: Protocol, asker: Asker, batch_size: int, about: Mapping[str, Any]
+    rows: Sequence[Row],
+    protocol: Protocol,
+    asker: Asker,
+    batches: Sequence[Sequence[int]],
+    batch_size: int,
+    about: Mapping[str, Any],
 ) -> dict[str, Any]:
     return {
         "protocol": protocol.name,
@@ -150,6 +167,7 @@ def _settings(
         "rows": len(rows),
         "rows_sha256": fingerprint(rows),
         "batch_size": batch_size,
+        "batches_sha256": hashlib.sha256(json.dumps(batches).encode()).hexdigest(),
         **about,
     }
 
@@ -158,8 +176,15 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
     if (folder / RUN).exists():
         known = read_run(folder)
         differing = [key for key in sorted(known.keys() | settings.keys()) if known.get(key) != settings.get(key)]
+        if differing == ["batches_sha256"]:
+            if (folder / ANSWERS).exists():
+                return
+            raise VPPError(
+                f"'{folder}' was begun by a version of this library that asks the rows in other batches: finish it "
+                "with that version, or give another folder."
+            )
         if differing:
-            key = differing[0]
+            key = next(key for key in differing if key != "batches_sha256")
             raise VPPError(
                 f"'{folder}' holds another evaluation: its {key} is {known.get(key)}, and now {settings.get(key)}. "
                 "Give another folder, or delete this one."

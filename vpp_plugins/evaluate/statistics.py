@@ -3,8 +3,10 @@
 Rows of one picture are not independent of each other, so pictures are what is drawn again, not rows.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,11 +18,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and the 95 % interval around it."""
+    """A mean, the 95 % interval around it, and how that was found."""
 
     mean: float
     low: float
     high: float
+    method: Literal["bootstrap", "Wilson"] = "bootstrap"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,21 @@ def interval(values: Sequence[float], groups: Sequence[Hashable], *, seed: int =
     means = _resampled_means(np.asarray(values, dtype=float), groups, seed)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def share_interval(hits: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0) -> Interval:
+    """Return the share of hits, each 0 or 1, and its interval.
+
+    Where all groups have the same share, as at 0 of n and n of n, drawing them again tells nothing: then it is Wilson's
+    score interval (doi 10.2307/2276774) with one trial per group, since the rows of a group may stand or fall together.
+    """
+    drawn = interval(hits, groups, seed=seed)
+    if drawn.low < drawn.high:
+        return drawn
+    share, trials, z = drawn.mean, len(set(groups)), 1.96
+    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    reach = z / (1 + z**2 / trials) * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
+    return Interval(share, max(0.0, middle - reach), min(1.0, middle + reach), "Wilson")
 
 
 def paired(a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0) -> Paired:
