@@ -14,6 +14,7 @@ META = ImageMeta((480, 640))
         (PIXELS, (64, 96, 320, 384)),
         (PIXELS_XYWH, (64, 96, 256, 288)),
         (BoxUnit(order="yxyx"), (96, 64, 384, 320)),
+        (BoxUnit(order="cxcywh"), (192, 240, 256, 288)),
         (RELATIVE, (0.1, 0.2, 0.5, 0.8)),
         (BoxUnit("padded"), (64, 176, 320, 464)),
         (BoxUnit("padded", 100.0), (10, 27.5, 50, 72.5)),

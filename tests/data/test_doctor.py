@@ -139,6 +139,7 @@ def test_dialogues_in_another_frame_or_unit(
     [
         (lambda x1, y1, x2, y2: [x1, y1, x2 - x1, y2 - y1], Fault.XYWH_AS_XYXY),
         (lambda x1, y1, x2, y2: [y1, x1, y2, x2], Fault.WRONG_ORDER),
+        (lambda x1, y1, x2, y2: [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], Fault.CENTRE_AS_CORNER),
     ],
 )
 def test_rows_in_another_order(tmp_path: Path, pictures: Path, change: Any, fault: Fault) -> None:
@@ -168,6 +169,7 @@ def _change(rows: Rows, **fields: Any) -> Rows:
         (_change(healthy_rows(), bbox=[30, 20, 40, 30, 50]), Fault.BROKEN_BOX, 3),
         (_change(healthy_rows(), bbox=[30, 20, float("nan"), 40]), Fault.BROKEN_BOX, 3),
         (_change(healthy_rows(), bbox=[30, 20, 1e30, 40]), Fault.BROKEN_BOX, 3),
+        (_change(healthy_rows(), bbox=[0.1, 0.2, 0.5, 0.75]), Fault.WRONG_UNIT, 3),
         (_change(healthy_rows(), bbox="[1, 2, 3, 4]"), Fault.BAD_ROW, 3),
         (_change(healthy_rows(), sent=" "), Fault.EMPTY_TEXT, 3),
         (_change(healthy_rows(), image="missing.png"), Fault.UNREADABLE, 1),
@@ -210,6 +212,14 @@ def test_pictures_that_break_in_the_middle(tmp_path: Path, pictures: Path) -> No
     only_headers = examine(tmp_path / "set.jsonl", "eval-jsonl", images=folder, decode=0, progress=False)
     assert only_headers.healthy
     assert "0 of 30 pictures were decoded whole." in only_headers.notes
+
+
+def test_what_pillow_warns_of_is_not_printed(tmp_path: Path, pictures: Path) -> None:
+    """A truncated TIFF and a picture of many pixels put Pillow's warnings between the findings."""
+    folder = shutil.copytree(pictures, tmp_path / "pictures")
+    Image.new("RGB", (64, 48)).save(folder / "whole.tif")
+    (folder / "5.png").write_bytes((folder / "whole.tif").read_bytes()[:50])
+    assert named(eval_rows(tmp_path, healthy_rows(), folder)) == [Fault.UNREADABLE]
 
 
 def test_sizes_that_are_not_the_pictures(tmp_path: Path, pictures: Path) -> None:
@@ -263,6 +273,9 @@ class TestPage:
         found = dialogues(tmp_path, answers(_whole_0_1), pictures)
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "wrong frame" in text
+        assert "how likely beside the first" in text
+        assert "less than 1 to a million" in text
+        assert "log" not in text.partition("<h2>How the boxes")[0].partition("</style>")[2]
         assert "xyxy in 0-1 of the padded square (declared)" in text
         assert text.count("data:image/jpeg;base64,") == 36
         assert "http://" not in text
@@ -274,6 +287,14 @@ class TestPage:
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "<script>" not in text
         assert text.count("<img") == 6
+
+    def test_a_picture_that_is_said_to_be_enormous_is_drawn_small(self, tmp_path: Path) -> None:
+        """The grey canvas had the stated size: a million pixels a side ended the page for want of memory."""
+        row = {"image": "none.png", "sent": "x", "bbox": [10, 10, 900_000, 900_000], "width": 10**6, "height": 10**6}
+        found = examine(lines(tmp_path / "set.jsonl", row), "eval-jsonl", progress=False)
+        text = write_doctor_page(found, tmp_path / "page.html").read_text()
+        assert "[10, 10, 900000, 900000]" in text
+        assert len(text) < 100_000
 
     def test_needs_no_boxes(self, tmp_path: Path) -> None:
         found = examine(lines(tmp_path / "set.jsonl", {"image": "a"}), "eval-jsonl", progress=False)

@@ -27,6 +27,8 @@ def written(candidate: Candidate, pixels: np.ndarray, sizes: np.ndarray) -> np.n
     numbers = pixels * np.tile(region[:, 2:] / sizes, 2) + np.tile(region[:, :2], 2)
     if candidate.unit.order == "xywh":
         numbers = np.concatenate([numbers[:, :2], numbers[:, 2:] - numbers[:, :2]], axis=1)
+    if candidate.unit.order == "cxcywh":
+        numbers = np.concatenate([(numbers[:, :2] + numbers[:, 2:]) / 2, numbers[:, 2:] - numbers[:, :2]], axis=1)
     if candidate.unit.order == "yxyx":
         numbers = numbers[:, [1, 0, 3, 2]]
     return np.round(numbers, DECIMALS[candidate.unit.full])
@@ -76,6 +78,28 @@ def test_square_pictures_do_not_tell_padded_from_whole() -> None:
         verdict = judge(numbers, sizes, declared)
         assert verdict.decided
         assert not verdict.contradicts
+
+
+def test_things_in_the_middle_are_no_evidence_of_a_smaller_frame() -> None:
+    """A healthy set in pixels was taken for one in pixels of pictures resized to 512, as its boxes fit these too."""
+    rng = np.random.default_rng(0)
+    for sizes in (SIZES[rng.integers(0, 5, 300)], np.full((300, 2), (640.0, 480.0)), np.full((300, 2), 448.0)):
+        lengths = sizes * rng.uniform(0.1, 0.4, (300, 2))
+        corners = sizes * rng.normal(0.5, 0.05, (300, 2)) - lengths / 2
+        verdict = judge(np.concatenate([corners, corners + lengths], axis=1).round(1), sizes, PIXELS)
+        assert verdict.best == PIXELS
+        assert not verdict.contradicts
+
+
+def test_where_only_the_frame_is_open_the_unit_still_is_wrong() -> None:
+    pixels, _ = boxes(12, 5)
+    sizes = np.full((12, 2), (640.0, 600.0))  # hardly padded
+    numbers = written(Candidate(BoxUnit("padded", 1000.0)), pixels * sizes[0].min() / 1024, sizes)
+    verdict = judge(numbers, sizes, LLAVA)
+
+    assert not verdict.decided
+    assert verdict.contradicts
+    assert "do not decide" in str(verdict)
 
 
 def test_one_box_decides_little() -> None:

@@ -87,65 +87,74 @@ class BoxCodec:
 
         The unit is the family's, whatever the size of the numbers.
         """
-        self._geometry(meta)  # a size that is missing is missing for every answer
+        geometry = self._geometry(meta)  # also where there is no box: a missing size is missing for every answer
         found = self.text.read(text, self.scale.per_box) if self.text else []
         if not found:
             return Decoded((), (), (BoxStatus.NONE if _NOTHING.search(text) else BoxStatus.UNPARSABLE,))
-        boxes, statuses = zip(*(self.to_pixels(numbers, meta) for numbers, _ in found), strict=True)
+        boxes, statuses = zip(*(self._placed(numbers, geometry, meta.size_hw) for numbers, _ in found), strict=True)
         return Decoded(boxes, tuple(label for _, label in found), statuses)
 
     def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
         """Turn one box's numbers, as the family writes them, into a box and say what became of it."""
-        left, top, unit_x, unit_y = self._geometry(meta)
-        x1, y1, x2, y2 = self.scale.from_numbers(numbers)
-        box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
-        # Rounding alone can carry an edge half a step over the border: that is not clipping.
-        half = 0.5 * self.scale.step * (1 + 1e-6)
-        return inside_image(box, meta.size_hw, (half * unit_x, half * unit_y))
+        return self._placed(numbers, self._geometry(meta), meta.size_hw)
 
     def step_px(self, meta: ImageMeta) -> tuple[float, float]:
         """Return, in pixels of the original image, how far apart in x and in y two neighbouring numbers lie."""
         _, _, unit_x, unit_y = self._geometry(meta)
         return self.scale.step * unit_x, self.scale.step * unit_y
 
+    def _placed(
+        self, numbers: Sequence[float], geometry: tuple[float, float, float, float], size_hw: tuple[int, int]
+    ) -> tuple[Box, BoxStatus]:
+        left, top, unit_x, unit_y = geometry
+        x1, y1, x2, y2 = self.scale.from_numbers(numbers)
+        box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
+        # Rounding alone can carry an edge half a step over the border: that is not clipping.
+        half = 0.5 * self.scale.step * (1 + 1e-6)
+        return inside_image(box, size_hw, (half * unit_x, half * unit_y))
+
     def _geometry(self, meta: ImageMeta) -> tuple[float, float, float, float]:
         """Where the frame begins, x and y, and how long one unit is along each; pixels of the original image."""
-        left, top, width, height = map(float, frame_rectangle(self.frame, meta.size_hw))
+        left, top, width, height = frame_rectangle(self.frame, meta.size_hw)
         if self.scale.full is not None:
-            return left, top, width / self.scale.full, height / self.scale.full
+            return float(left), float(top), width / self.scale.full, height / self.scale.full
         if meta.processed_size_hw is None:
             raise VPPError(
                 f"The family '{self.family}' writes boxes in pixels of the picture as its processor resized it, and "
                 "the image's processed_size_hw is missing. Pass ImageMeta(size_hw, processed_size_hw)."
             )
         processed_height, processed_width = meta.processed_size_hw
-        return left, top, width / processed_width, height / processed_height
+        return float(left), float(top), width / processed_width, height / processed_height
 
 
 def inside_image(box: Box, size_hw: tuple[int, int], slack_xy: tuple[float, float]) -> tuple[Box, BoxStatus]:
     """Reorder a box's corners and cut it to its image; what exceeds it by up to the slack does not count as clipped."""
     if 0 <= box[0] <= box[2] <= size_hw[1] and 0 <= box[1] <= box[3] <= size_hw[0]:
         return box, BoxStatus.OK
-    ordered = (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
-    kept = _clip(ordered, size_hw)
-    if ordered != box:
-        return kept, BoxStatus.INVERTED
-    cut_x1, cut_y1, cut_x2, cut_y2 = (abs(whole - rest) for whole, rest in zip(ordered, kept, strict=True))
-    if max(cut_x1, cut_x2) > slack_xy[0] or max(cut_y1, cut_y2) > slack_xy[1]:
-        return kept, BoxStatus.CLIPPED
-    return kept, BoxStatus.OK
+    x1, y1, x2, y2 = box
+    if x2 < x1 or y2 < y1:
+        return _clip((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), size_hw), BoxStatus.INVERTED
+    kept = _clip(box, size_hw)
+    cut_x, cut_y = max(abs(x1 - kept[0]), abs(x2 - kept[2])), max(abs(y1 - kept[1]), abs(y2 - kept[3]))
+    return kept, BoxStatus.CLIPPED if cut_x > slack_xy[0] or cut_y > slack_xy[1] else BoxStatus.OK
 
 
 def _clip(box: Box, size_hw: tuple[int, int]) -> Box:
-    height, width = size_hw
-    x1, x2 = (min(max(0.0, x), float(width)) for x in (box[0], box[2]))
-    y1, y2 = (min(max(0.0, y), float(height)) for y in (box[1], box[3]))
-    return x1, y1, x2, y2
+    x1, y1, x2, y2 = box
+    bottom, right = float(size_hw[0]), float(size_hw[1])
+    return (
+        min(max(0.0, x1), right),
+        min(max(0.0, y1), bottom),
+        min(max(0.0, x2), right),
+        min(max(0.0, y2), bottom),
+    )
 
 
 def _inside(box: tuple[float, ...], meta: ImageMeta) -> Box:
     """Check a box given by the user, and cut it to its image."""
     height, width = meta.size_hw
+    if len(box) == 4 and 0 < box[0] <= box[2] <= width and 0 < box[1] <= box[3] <= height:  # -0.0 would be written so
+        return box
     if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
         raise VPPError(
             f"A box must be four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, and is {box}. "

@@ -74,12 +74,14 @@ class BoxText:
         )
         return self.whole.format(self.between_groups.join(groups))
 
-    def read(self, text: str, per_box: int) -> list[tuple[list[float], str | None]]:
+    def read(self, text: str, per_box: int) -> list[tuple[tuple[float, ...], str | None]]:
         """Return the numbers of each box in the text, in order, and its label."""
-        boxes: list[list[float]] = []
+        boxes: list[tuple[float, ...]] = []
         labels: list[str | None] = []
         scope_start, label = 0, None
         for match in self.find.finditer(text):
+            if match.lastgroup is None:
+                continue
             part = match.groupdict()
             if part.get("scope") is not None:
                 scope_start, label = len(boxes), None
@@ -87,10 +89,9 @@ class BoxText:
                 label = _unquoted(part["label"]) if self.json_labels else part["label"].strip() or None
                 labels[scope_start:] = [label] * (len(boxes) - scope_start)
             if part.get("box") is not None:
-                numbers = [float(number) for number in re.findall(NUMBER, part["box"])]
-                if len(numbers) % per_box == 0:
-                    boxes += [numbers[i : i + per_box] for i in range(0, len(numbers), per_box)]
-                    labels += [label] * (len(boxes) - len(labels))
+                found = _boxes_of(part["box"], per_box)
+                boxes += found
+                labels += [label] * len(found)
         return list(zip(boxes, labels, strict=True))
 
     def spans(self, text: str, per_box: int) -> Iterator[tuple[int, int, list[tuple[float, ...]]]]:
@@ -100,9 +101,7 @@ class BoxText:
         for match in self.find.finditer(text):
             if match.lastgroup is None or (piece := match.groupdict().get("box")) is None:
                 continue
-            numbers = [float(number) for number in _NUMBER.findall(piece)]
-            if len(numbers) % per_box == 0:
-                boxes = [tuple(numbers[i : i + per_box]) for i in range(0, len(numbers), per_box)]
+            if boxes := _boxes_of(piece, per_box):
                 yield match.start("box"), match.start("box") + len(piece.rstrip()), boxes
 
     def _label(self, label: str) -> str:
@@ -114,6 +113,16 @@ class BoxText:
                 f"itself, and is {label!r}. Rename it, or encode the boxes without labels."
             )
         return self.label.format(label.strip())
+
+
+def _boxes_of(piece: str, per_box: int) -> list[tuple[float, ...]]:
+    """Return the numbers of each box in a piece of text; no box where numbers would be left over."""
+    numbers = tuple(map(float, _NUMBER.findall(piece)))
+    if len(numbers) == per_box:
+        return [numbers]
+    if len(numbers) % per_box:
+        return []
+    return [numbers[start : start + per_box] for start in range(0, len(numbers), per_box)]
 
 
 def _unquoted(label: str) -> str:

@@ -74,7 +74,8 @@ def convert(
     to_family: Annotated[str, typer.Option(help="Whose boxes to write into text; the same unless named.")] = "",
     split: Annotated[str, typer.Option(help="Only this split, where the file holds several.")] = "",
     strip_prefix: Annotated[str, typer.Option(help="Cut this from the beginning of pictures' paths.")] = "",
-    pictures_to: Annotated[Path | None, typer.Option(help="Write the pictures of lmms-parquet here.")] = None,
+    pictures_to: Annotated[Path | None, typer.Option(help="Write the pictures that lie in the source here.")] = None,
+    shard_mb: Annotated[int, typer.Option(help="How large a shard of webdataset gets, about.", min=1)] = 1000,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing target.")] = False,
 ) -> None:
     """Convert a data set; what is faulty is left out, counted, and named.
@@ -94,6 +95,7 @@ def convert(
         family=family,
         target_family=to_family,
         reading=Reading(split=split, strip_prefix=strip_prefix, pictures_to=pictures_to),
+        shard_bytes=shard_mb * 1_000_000,
         overwrite=overwrite,
     )
     typer.echo(f"{done.samples:,} samples, {done.turns:,} turns, {done.boxes:,} boxes in {target}")

@@ -7,6 +7,8 @@ Other people's data:
 - `record.py` makes samples of what files say: `picture_sizes.py` finds sizes, `box_unit.py` and the codecs bring boxes
   to pixels, `dialogue.py` reads and writes boxes in text, and `tally.py` counts what is faulty.
 - `stream.py` reads JSON of any size and writes files whole or not at all; `refer.py` reads pickles, and runs nothing.
+- `stored.py` leaves samples in their files and reads each by its number, through an index (`sample_index.py`), so that
+  data need not fit into memory; `shards.py` walks through WebDataset's tar files.
 - `vpp_sft.py` assembles VPP-SFT; `hf.py` gives the scene benchmark as a Hugging Face dataset.
 - `doctor.py` examines a set (`findings.py`, `ward.py`, `box_columns.py`, `repeats.py`, `picture_check.py`) and judges
   frame and unit of its boxes (`frame_candidates.py`, `frame_evidence.py`); `doctor_page.py` shows it.

@@ -53,16 +53,30 @@ class BoxColumns:
         """Name what is wrong with frame and unit, and count the boxes that are wrong under the likeliest of them."""
         candidate, found = self.declared, []
         if verdict is not None and verdict.contradicts:
-            candidate = verdict.best
-            meaning = f"Declared as {self.declared}, the boxes fit {candidate}."
-            found = [Finding(fault, len(self), len(self), meaning) for fault in _differences(self.declared, candidate)]
+            fit = " or ".join(map(str, (verdict.best, *verdict.rivals[:1])))
+            shared = [set(_differences(self.declared, rival)) for rival in verdict.rivals]
+            found = [
+                Finding(fault, len(self), len(self), f"Declared as {self.declared}, the boxes fit {fit}.")
+                for fault in _differences(self.declared, verdict.best)
+                if all(fault in differences for differences in shared)
+            ]
+            candidate = verdict.best if found else self.declared
         if len(self):
+            fractions = f"They lie within 0 to 1, among others that fit {candidate}."
+            found += self._counted(Fault.WRONG_UNIT, self._fractions(candidate), ids, fractions)
             ordered, inside = map(np.concatenate, zip(*self._agreements(candidate), strict=True))
             outside = f"As {candidate}, they reach beyond their pictures."
             backwards = "The second corner lies before the first."
             found += self._counted(Fault.OUT_OF_RANGE, ordered & ~inside, ids, outside)
             found += self._counted(Fault.INVERTED, ~ordered, ids, backwards)
         return found
+
+    def _fractions(self, candidate: Candidate) -> Bool[np.ndarray, " n"]:
+        """Say of each box whether it is written in 0-1 where the candidate's numbers are far larger."""
+        if candidate.unit.full == 1:
+            return np.zeros(len(self), dtype=bool)
+        broken = (self.numbers != np.round(self.numbers)).any(axis=1)
+        return np.asarray((np.abs(self.numbers) <= 1).all(axis=1) & broken)
 
     def _agreements(self, candidate: Candidate) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield `agreement` block by block, for the memory; boxes without a picture's size count as in order."""
@@ -86,5 +100,6 @@ def _differences(declared: Candidate, best: Candidate) -> list[Fault]:
         faults.append(Fault.WRONG_FRAME)
     orders = {declared.unit.order, best.unit.order}
     if len(orders) == 2:
-        faults.append(Fault.WRONG_ORDER if "yxyx" in orders else Fault.XYWH_AS_XYXY)
+        named = {"yxyx": Fault.WRONG_ORDER, "cxcywh": Fault.CENTRE_AS_CORNER}
+        faults.append(next((named[order] for order in named if order in orders), Fault.XYWH_AS_XYXY))
     return faults

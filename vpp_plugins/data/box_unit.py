@@ -7,7 +7,8 @@ from typing import ClassVar, Literal, TypeAlias
 from vpp_plugins.boxes import Box, BoxStatus, Frame, ImageMeta, frame_rectangle
 from vpp_plugins.boxes.codecs import inside_image
 
-Order: TypeAlias = Literal["xyxy", "xywh", "yxyx"]
+Order: TypeAlias = Literal["xyxy", "xywh", "yxyx", "cxcywh"]
+"""Two corners; a corner, width and height; two corners, y first; the middle, width and height, as in YOLO's files."""
 
 _SLACK_PX = 0.5  # annotation tools round to the pixel
 
@@ -36,6 +37,8 @@ class BoxUnit:
             x2, y2 = x1 + x2, y1 + y2
         elif self.order == "yxyx":
             x1, y1, x2, y2 = y1, x1, y2, x2
+        elif self.order == "cxcywh":
+            x1, y1, x2, y2 = x1 - x2 / 2, y1 - y2 / 2, x1 + x2 / 2, y1 + y2 / 2
         if self.frame != "original" or self.full is not None:
             left, top, width, height = frame_rectangle(self.frame, meta.size_hw)
             across, down = (1.0, 1.0) if self.full is None else (width / self.full, height / self.full)

@@ -37,6 +37,7 @@ def convert(
     family: str = "llava",
     target_family: str = "",
     reading: Reading | None = None,
+    shard_bytes: int = 1 << 30,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Conversion:
@@ -44,8 +45,9 @@ def convert(
 
     `images` is the folder of the pictures, and `sizes` a file of their sizes, read first and added to: an interrupted
     run need not open the pictures again. `family` names whose boxes stand in the source's text, `target_family` whose
-    are written (the same unless named). Faults are counted in the result; see `data.tally.Issue`. Raises VPPError where
-    the source is no such format, a size cannot be found, or the target exists and `overwrite` is not set.
+    are written (the same unless named). `shard_bytes` is about how large each of several files is. Faults are counted
+    in the result; see `data.tally.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
+    or the target exists and `overwrite` is not set.
     """
     source, target = Path(source), Path(target)
     reader, writer = data_format(source_format), data_format(target_format).write
@@ -58,7 +60,7 @@ def convert(
     count = Count()
     with _kept(known), progress_bar(f"Converting {source.name}", shown=progress) as advance:
         found = count(samples(reader.read(source, reading), known, reading.tally), advance)
-        writer(found, Writing(target, reading.tally, target_family or family, pictures))
+        writer(found, Writing(target, reading.tally, target_family or family, pictures, shard_bytes))
     return Conversion(count.samples, count.turns, count.boxes, reading.tally)
 
 

@@ -1,6 +1,7 @@
 """The doctor's report as one file that needs no server: findings, evidence, and boxes drawn as they may be meant."""
 
 import html
+import math
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from vpp_plugins.boxes import Box
 from vpp_plugins.data.doctor import Examination
 from vpp_plugins.data.frame_candidates import Candidate
-from vpp_plugins.data.frame_evidence import FrameVerdict
+from vpp_plugins.data.frame_evidence import ENOUGH, FrameVerdict
 from vpp_plugins.data.picture_sizes import picture_path
 from vpp_plugins.data.stream import written_whole
 from vpp_plugins.data.ward import Specimen
@@ -65,14 +66,23 @@ def _evidence(verdict: FrameVerdict) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(str(fit.candidate))}{' (declared)' if fit.candidate == verdict.declared else ''}</td>"
         f"<td>{fit.fits:.1%}</td><td>{fit.inverted:.1%}</td><td>{fit.beyond:.1%}</td>"
-        f"<td>{fit.score - verdict.fits[0].score:,.1f}</td></tr>"
+        f"<td>{_odds(fit.score - verdict.fits[0].score)}</td></tr>"
         for fit in verdict.shown()
     )
-    titles = ("candidate", "boxes that fit", "inverted", "beyond the edge", "log-likelihood")
+    titles = ("read as", "boxes that fit", "inverted", "beyond the edge", "how likely beside the first")
     return (
         f"<h2>Frame and unit</h2><p>{html.escape(str(verdict))}</p>"
         f"<table><tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>{rows}</table>"
     )
+
+
+def _odds(difference: float) -> str:
+    """Say in words how a difference of two logarithms of likelihoods weighs, with odds of 20 to 1 as the line."""
+    if abs(difference) < ENOUGH:
+        return "about as likely"
+    if difference > 0:
+        return "fits a smaller frame, which the boxes do not fill"
+    return f"1 to {math.exp(-difference):,.0f}" if difference > -14 else "less than 1 to a million"
 
 
 def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) -> str:
@@ -84,20 +94,23 @@ def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) 
     size = picture.size if picture is not None else size
     if size is None:
         return ""
-    canvas = picture or Image.new("RGB", size, "#d0d4da")
+    shrink = min(1.0, _SIDE / max(size))
+    shown = (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
+    canvas = picture.resize(shown) if picture is not None else Image.new("RGB", shown, "#d0d4da")
     candidates = [fit.candidate for fit in verdict.shown()][:_COLUMNS]
-    figures = "".join(_figure(canvas, specimen, candidate) for candidate in candidates)
+    figures = "".join(_figure(canvas, size, specimen, candidate) for candidate in candidates)
     return f"<p><b>{html.escape(specimen.id)}</b> {html.escape(specimen.text[:200])}</p><div class=row>{figures}</div>"
 
 
-def _figure(canvas: Image.Image, specimen: Specimen, candidate: Candidate) -> str:
+def _figure(canvas: Image.Image, size_wh: tuple[int, int], specimen: Specimen, candidate: Candidate) -> str:
+    """Draw a specimen's boxes on its picture as it is shown, whatever size the picture has or is said to have."""
     numbers = np.array([box for box in specimen.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
     boxes: list[Box] = []
     if len(numbers):
-        pixels = candidate.pixels(numbers, np.tile(np.array(canvas.size, dtype=float), (len(numbers), 1)))
-        boxes = [_drawable(box, canvas.size) for box in pixels.tolist()]
-    drawn = draw_boxes(canvas, boxes)
-    drawn.thumbnail((_SIDE, _SIDE))
+        pixels = candidate.pixels(numbers, np.tile(np.array(size_wh, dtype=float), (len(numbers), 1)))
+        boxes = [_drawable(box, size_wh) for box in pixels.tolist()]
+    across, down = canvas.width / size_wh[0], canvas.height / size_wh[1]
+    drawn = draw_boxes(canvas, [(x1 * across, y1 * down, x2 * across, y2 * down) for x1, y1, x2, y2 in boxes])
     caption = html.escape(f"as {candidate}: {[list(map(round, box)) for box in boxes]}")
     return f'<figure><img alt="" src="{jpeg_url(drawn)}"><figcaption>{caption}</figcaption></figure>'
 

@@ -10,6 +10,7 @@ class Fault(StrEnum):
     WRONG_UNIT = "wrong unit"
     WRONG_FRAME = "wrong frame"
     XYWH_AS_XYXY = "xywh taken for xyxy"
+    CENTRE_AS_CORNER = "middle and size of a box taken for corners"
     WRONG_ORDER = "x and y in the wrong order"
     OUT_OF_RANGE = "boxes out of range"
     INVERTED = "inverted boxes"

@@ -61,7 +61,8 @@ class Candidate:
     @property
     def prior(self) -> float:
         """The logarithm of how rare the convention is, before any number is seen."""
-        return -8.0 * (self.resize is not None) - 8.0 * (self.unit.order == "yxyx") - 2.0 * (self.unit.order == "xywh")
+        order = {"xyxy": 0.0, "xywh": -2.0, "cxcywh": -6.0, "yxyx": -8.0}[self.unit.order]
+        return order - 8.0 * (self.resize is not None)
 
     def region(self, sizes_wh: Sizes) -> Columns:
         """Return where each picture lies in the numbers: left, top, width, height."""
@@ -81,6 +82,9 @@ class Candidate:
             return numbers[:, [1, 0, 3, 2]]
         if self.unit.order == "xywh":
             return np.concatenate([numbers[:, :2], numbers[:, :2] + numbers[:, 2:]], axis=1)
+        if self.unit.order == "cxcywh":
+            half = numbers[:, 2:] / 2
+            return np.concatenate([numbers[:, :2] - half, numbers[:, :2] + half], axis=1)
         return numbers
 
     def pixels(self, numbers: Columns, sizes_wh: Sizes) -> Columns:
@@ -106,7 +110,7 @@ def declared_candidate(unit: BoxUnit | BoxCodec) -> Candidate | None:
 
 def all_candidates() -> list[Candidate]:
     """Return every convention that public data are known to use."""
-    orders: tuple[Order, ...] = ("xyxy", "xywh", "yxyx")
+    orders: tuple[Order, ...] = ("xyxy", "xywh", "yxyx", "cxcywh")
     plain = [BoxUnit("original", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
     padded = [BoxUnit("padded", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
     sides = (224, 336, 384, 448, 512, 640, 768, 896, 1024, 1344)

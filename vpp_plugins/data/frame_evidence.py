@@ -5,6 +5,9 @@ frame that holds the boxes wins; a box that does not could have lain anywhere, a
 small fractions, the padded square beats the whole picture when no box reaches into the padding, and xywh beats xyxy
 when second corners would lie before first ones. In units that are the same along both sides of the picture, x and y
 swapped fit as well as not: there the numbers cannot tell, and the usual order is taken.
+
+Photographers put things in the middle, so that boxes which leave the edges free are no evidence of a smaller frame:
+where the boxes fit what the file is said to be, a candidate must hold them too, and they must fill it.
 """
 
 import math
@@ -16,8 +19,12 @@ from jaxtyping import Bool, Float
 from vpp_plugins.boxes import box_iou
 from vpp_plugins.data.frame_candidates import Candidate, Columns, Sizes, all_candidates
 
-_ENOUGH = 3.0
+ENOUGH = 3.0
 """Logarithm of the odds, 20 to 1, from which one candidate is preferred to another."""
+_HELD = 0.995
+"""The share of the boxes that fit what the file says which another candidate must hold to be preferred."""
+_REACHED = 0.9
+"""How far some boxes must reach towards each of a frame's four edges, from the opposite one, for them to fill it."""
 _TELLABLE = 0.1
 """A resized picture must differ so much from the original: closer, nothing in the numbers could tell the two."""
 _SAME_IOU = 0.9
@@ -25,12 +32,16 @@ _SAME_IOU = 0.9
 
 @dataclass(frozen=True)
 class Fit:
-    """How the numbers agree with a candidate: shares of all boxes, and the logarithm of its likelihood."""
+    """How the numbers agree with a candidate: shares of all boxes, and the logarithm of its likelihood.
+
+    `reach` is how far the boxes that fit go towards the edge that they leave the freest, 0 to 1.
+    """
 
     candidate: Candidate
     fits: float
     inverted: float
     beyond: float
+    reach: float
     score: float
 
 
@@ -38,12 +49,17 @@ class Fit:
 class FrameVerdict:
     """What the file is said to be, and the candidates as they fit, best first.
 
-    `decided` is False where a candidate that would put the boxes elsewhere is about as likely as the best.
+    `rivals` are candidates that are about as likely as the best, and would put the boxes elsewhere.
     """
 
     declared: Candidate
     fits: tuple[Fit, ...]
-    decided: bool
+    rivals: tuple[Candidate, ...]
+
+    @property
+    def decided(self) -> bool:
+        """Whether the numbers tell where the boxes are."""
+        return not self.rivals
 
     @property
     def best(self) -> Candidate:
@@ -52,8 +68,8 @@ class FrameVerdict:
 
     @property
     def contradicts(self) -> bool:
-        """Whether the numbers speak clearly for something else than what the file is said to be."""
-        return self.decided and self.best != self.declared
+        """Whether the numbers speak clearly against what the file is said to be, also where not for one thing alone."""
+        return self.declared not in (self.best, *self.rivals)
 
     def shown(self) -> list[Fit]:
         """Return the declared candidate and the four likeliest others."""
@@ -64,7 +80,7 @@ class FrameVerdict:
         best = self.fits[0]
         fits = f"{best.fits:.1%} of the boxes fit"
         if not self.decided:
-            close = next(fit for fit in self.fits[1:])
+            close = next(fit for fit in self.fits if fit.candidate == self.rivals[0])
             return (
                 f"The numbers do not decide: they fit {best.candidate} ({best.fits:.1%} of the boxes) about as well as "
                 f"{close.candidate} ({close.fits:.1%})."
@@ -90,21 +106,24 @@ def judge(numbers: Columns, sizes_wh: Sizes, declared: Candidate) -> FrameVerdic
         return None
     own = fit(numbers, sizes_wh, declared)
     own = replace(own, score=own.score - declared.prior)  # rare or not, the file says so
-    others = [other for other in all_candidates() if other != declared and _tellable(other, sizes_wh)]
-    fits = sorted([own, *(fit(numbers, sizes_wh, other) for other in others)], key=lambda found: -found.score)
-    if fits[0].score - own.score < _ENOUGH:
-        fits.remove(own)
-        fits.insert(0, own)
-    rivals = [found.candidate for found in fits[1:] if fits[0].score - found.score < _ENOUGH]
-    decided = all(_same_place(fits[0].candidate, rival, numbers, sizes_wh) for rival in rivals)
-    return FrameVerdict(declared, tuple(fits), decided)
+    candidates = [other for other in all_candidates() if other != declared and _tellable(other, sizes_wh)]
+    others = sorted((fit(numbers, sizes_wh, other) for other in candidates), key=lambda found: -found.score)
+    held = [other for other in others if other.fits >= _HELD * own.fits]
+    best = next((other for other in held if other.score - own.score >= ENOUGH and _has_evidence(other, own)), own)
+    rest = sorted((found for found in (own, *others) if found is not best), key=lambda found: -found.score)
+    near = [found.candidate for found in rest if found in (own, *held) and best.score - found.score < ENOUGH]
+    rivals = tuple(near for near in near if not _same_place(best.candidate, near, numbers, sizes_wh))
+    return FrameVerdict(declared, (best, *rest), rivals)
 
 
 def fit(numbers: Columns, sizes_wh: Sizes, candidate: Candidate) -> Fit:
     """Measure one candidate on the boxes."""
     ordered, inside = agreement(numbers, sizes_wh, candidate)
     good = ordered & inside
-    areas = candidate.region(sizes_wh)[:, 2:].prod(axis=1)
+    region = candidate.region(sizes_wh)
+    areas = region[:, 2:].prod(axis=1)
+    relative = ((candidate.corners(numbers) - np.tile(region[:, :2], 2)) / np.tile(region[:, 2:], 2))[good]
+    reached = np.concatenate([1 - relative[:, :2], relative[:, 2:]], axis=1)
     broad = 2 * max(float(np.quantile(np.abs(numbers), 0.99)), 1e-9)
     broken = (np.sum(~good) + 0.5) / (len(good) + 1)  # the share that explains the data best
     costs = np.where(good, math.log(1 - broken) - 2 * np.log(areas), math.log(broken) - 4 * math.log(broad))
@@ -113,6 +132,7 @@ def fit(numbers: Columns, sizes_wh: Sizes, candidate: Candidate) -> Fit:
         fits=float(good.mean()),
         inverted=float((~ordered).mean()),
         beyond=float((~inside).mean()),
+        reach=float(reached.max(axis=0).min()) if len(reached) else 0.0,
         score=float(costs.sum()) + candidate.prior,
     )
 
@@ -130,6 +150,11 @@ def agreement(
     low, high = np.minimum(first, second), np.maximum(first, second)
     inside = (low >= region[:, :2] - slack) & (high <= region[:, :2] + region[:, 2:] + slack)
     return np.all(first <= second, axis=1), np.all(inside, axis=1)
+
+
+def _has_evidence(other: Fit, own: Fit) -> bool:
+    """Whether more speaks for a candidate than its size: it holds more boxes than what the file says, or is filled."""
+    return other.fits > own.fits + 1 - _HELD or other.reach >= _REACHED
 
 
 def _step(numbers: Columns) -> float:

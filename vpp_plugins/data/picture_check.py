@@ -3,6 +3,7 @@
 import hashlib
 import random
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,9 @@ def _digest(folder: Path, name: str) -> bytes | None:
 
 def _decode(path: Path) -> None:
     try:
-        with Image.open(path) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a picture lacks is among the findings, or is an error
+            with Image.open(path) as image:
+                image.load()
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise PictureError(f"'{path}' cannot be decoded ({error}).") from None

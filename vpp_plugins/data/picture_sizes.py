@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from io import BytesIO
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -40,7 +41,7 @@ def picture_path(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def upright_size(path: Path) -> tuple[int, int]:
+def upright_size(path: Path | BytesIO) -> tuple[int, int]:
     """Return (width, height) of a picture as EXIF turns it, from its header. Raises PictureError."""
     try:
         with warnings.catch_warnings():

@@ -47,9 +47,15 @@ def stream_array(path: Path, key: str = "", *, largest: int = LARGEST_ELEMENT) -
 
 def stream_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
     """Yield the JSON value of each line that is not blank. Raises VPPError with line and column as `stream_array`."""
+    return (value for _, _, value in placed_lines(path, largest=largest))
+
+
+def placed_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[tuple[int, int, Any]]:
+    """Yield what `stream_lines` does, with the byte at which each line begins and its length."""
     with _opened(path) as file:
-        empty = True
+        empty, end = True, 0
         for number, line in enumerate(iter(lambda: file.readline(largest + 1), b""), start=1):
+            start, end = end, end + len(line)
             if len(line) > largest:
                 raise VPPError(f"'{path}', line {number}, is longer than {largest:,} bytes. Is it another format?")
             try:
@@ -59,9 +65,21 @@ def stream_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]
             if not text:
                 continue
             empty = False
-            yield _parsed(path, text, number)
+            yield start, len(line), _parsed(path, text, number)
         if empty:
             raise VPPError(f"'{path}' is empty.")
+
+
+def json_value(data: bytes, name: str) -> Any:
+    """Return the value of one line, or of a small file; raises VPPError that calls it by its name."""
+    try:
+        return _DECODER.decode(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise VPPError(f"{name} is not UTF-8 text ({error.reason}).") from None
+    except json.JSONDecodeError as error:
+        raise VPPError(f"{name} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except RecursionError:
+        raise VPPError(f"{name} is not valid JSON: nested too deeply") from None
 
 
 def stream_records(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:

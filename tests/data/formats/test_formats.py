@@ -174,7 +174,7 @@ MORE = [
     Sample("4", "a/2.png", 100, 200, (Talk("what <bbox>?", "that <bbox>.", ((1, 2, 3, 4), (5, 6, 7, 8))),)),
     Sample("5", "", 0, 0, (Talk("hello", "hi"),)),
 ]
-ANY_TURN = ("neutral", "ms-swift")
+ANY_TURN = ("neutral", "ms-swift", "webdataset")
 
 
 @pytest.mark.parametrize("name", [name for name, found in FORMATS.items() if found.write])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpp_plugins.data.formats.arrow import read_arrow
 from vpp_plugins.data.formats.chatterbox import (
     read_grounding,
     read_grounding_cut,
@@ -24,6 +25,7 @@ from vpp_plugins.data.formats.refer import read_refer, write_refer
 from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.scenes import read_scenes
 from vpp_plugins.data.formats.swift import read_swift, write_swift
+from vpp_plugins.data.formats.webdataset import read_webdataset, write_webdataset
 from vpp_plugins.data.picture_sizes import PictureSizes
 from vpp_plugins.data.record import Record, samples
 from vpp_plugins.data.sample import Sample
@@ -59,6 +61,8 @@ FORMATS: Mapping[str, Format] = {
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
     "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),
     "odvg": Format("ODVG lines", "xyxy pixels", read_odvg, write_odvg),
+    "webdataset": Format("shards of .json and picture", "xyxy pixels", read_webdataset, write_webdataset),
+    "datasets": Format("Hugging Face datasets of neutral rows", "xyxy pixels", read_arrow),
     "scenes": Format("the scene benchmark's folder", "xyxy pixels", read_scenes),
 }
 

@@ -19,25 +19,32 @@ from vpp_plugins.data.tally import Issue
 def read_neutral(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per line."""
     for number, row in enumerate(stream_lines(path, largest=reading.largest)):
-        sample_id = row_id(row, number)
-        if not isinstance(row, dict) or not isinstance(row.get("turns"), list):
-            reading.tally.add(Issue.BAD_FIELD, sample_id, "turns")
-            continue
-        turns = [_turn(entry) for entry in row["turns"]]
-        if None in turns or not isinstance(row.get("image", ""), str):
-            reading.tally.add(Issue.BAD_FIELD, sample_id, "image or a turn")
-            continue
-        if reading.split and text_of(row.get("split")) != reading.split:
-            reading.tally.add(Issue.OTHER_SPLIT, sample_id)
-            continue
-        yield Record(
-            id=sample_id,
-            image=reading.image_name(row.get("image", "")),
-            size_wh=positive_size(row.get("width"), row.get("height")),
-            turns=tuple(turn for turn in turns if turn is not None),
-            split=text_of(row.get("split")),
-            category=text_of(row.get("category")),
-        )
+        record = neutral_record(row, number, reading)
+        if record is not None:
+            yield record
+
+
+def neutral_record(row: Any, number: int, reading: Reading) -> Record | None:
+    """Return one line's value as a record, or None, counted, where it is none."""
+    sample_id = row_id(row, number)
+    if not isinstance(row, dict) or not isinstance(row.get("turns"), list):
+        reading.tally.add(Issue.BAD_FIELD, sample_id, "turns")
+        return None
+    turns = [_turn(entry) for entry in row["turns"]]
+    if None in turns or not isinstance(row.get("image", ""), str):
+        reading.tally.add(Issue.BAD_FIELD, sample_id, "image or a turn")
+        return None
+    if reading.split and text_of(row.get("split")) != reading.split:
+        reading.tally.add(Issue.OTHER_SPLIT, sample_id)
+        return None
+    return Record(
+        id=sample_id,
+        image=reading.image_name(row.get("image", "")),
+        size_wh=positive_size(row.get("width"), row.get("height")),
+        turns=tuple(turn for turn in turns if turn is not None),
+        split=text_of(row.get("split")),
+        category=text_of(row.get("category")),
+    )
 
 
 def write_neutral(samples: Iterable[Sample], writing: Writing) -> None:

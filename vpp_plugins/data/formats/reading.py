@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from vpp_plugins.data.picture_sizes import PictureError, picture_path
 from vpp_plugins.data.stream import LARGEST_ELEMENT, written_whole
 from vpp_plugins.data.tally import Tally
 
@@ -31,15 +32,35 @@ class Reading:
         """Return the name of a picture below its folder."""
         return self.image_prefix + name.removeprefix(self.strip_prefix) if name else ""
 
+    def keep_picture(self, name: str, data: bytes) -> None:
+        """Write a picture that lies in the data to `pictures_to`, where that is given and it is not there yet.
+
+        A name that leaves the folder is passed over here, and counted when its record becomes a sample.
+        """
+        if self.pictures_to is None:
+            return
+        try:
+            path = picture_path(self.pictures_to, name)
+        except PictureError:
+            return
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as file:
+                file.write(data)
+
 
 @dataclass(frozen=True)
 class Writing:
-    """Where to write, the family of boxes in text, and where to count what the format cannot hold."""
+    """Where to write, the family of boxes in text, and where to count what the format cannot hold.
+
+    `pictures` is their folder, for formats that hold them; `shard_bytes` is about how large one of several files is.
+    """
 
     path: Path
     tally: Tally = field(default_factory=Tally)
     family: str = "llava"
     pictures: Path | None = None
+    shard_bytes: int = 1 << 30
 
     def write_lines(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON lines, the whole file or none."""
@@ -51,6 +72,9 @@ class Writing:
         """Write one JSON array with an element on each line, the whole file or none."""
         with written_whole(self.path) as file:
             array_into(file, rows)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)  # json.dumps would make one for every row
 
 
 def array_into(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -65,6 +89,6 @@ def array_into(file: IO[bytes], rows: Iterable[Mapping[str, Any]]) -> None:
 def json_bytes(value: Any) -> bytes:
     """Return JSON as UTF-8; NaN and infinity, which JSON does not know, raise ValueError."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:  # half a character, which JSON can only say as an escape
         return json.dumps(value, allow_nan=False).encode()

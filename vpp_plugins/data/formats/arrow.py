@@ -1,0 +1,111 @@
+"""Hugging Face `datasets`: a folder that `save_to_disk` wrote, or parquet files, with a neutral row in each row.
+
+Columns are those of a neutral row; `turns` is a list of structures, or their JSON, and `image` holds the picture's
+bytes. Arrow files are mapped into memory, and parquet is first written as Arrow into the cache of `datasets`.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vpp_plugins.data.formats.fields import text_of
+from vpp_plugins.data.formats.neutral import neutral_record
+from vpp_plugins.data.formats.reading import Reading
+from vpp_plugins.data.picture_sizes import PictureError, upright_size
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.stream import json_value
+from vpp_plugins.data.tally import Issue
+from vpp_plugins.errors import VPPError
+
+_OPEN = 64
+"""Files that stay mapped."""
+
+
+def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per row; pictures are written to `reading.pictures_to` where it is given."""
+    for file in arrow_files(path):
+        for number, row in arrow_rows(file):
+            record = arrow_record(row, f"{file.stem}-{number}", reading)
+            if record is not None:
+                if record.image:
+                    reading.keep_picture(record.image, arrow_picture(row) or b"")
+                yield record
+
+
+def arrow_files(path: Path) -> list[Path]:
+    """Return the Arrow or parquet files that a path means, a file or a folder; raises VPPError where there is none."""
+    found = [path] if path.is_file() else sorted([*path.glob("*.arrow"), *path.glob("*.parquet")])
+    if not found:
+        splits = sorted(folder.name for folder in path.glob("*/") if list(folder.glob("*.arrow")))
+        each = f"; it has splits, so name one of its folders: {', '.join(splits)}" if splits else ""
+        raise VPPError(f"'{path}' holds no *.arrow and no *.parquet{each}.")
+    return found
+
+
+def arrow_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield a file's rows with their numbers."""
+    rows = _mapped(file)
+    for number in range(len(rows)):
+        yield number, rows[number]
+
+
+def arrow_row(file: Path, number: int) -> dict[str, Any]:
+    """Return one row of a file."""
+    row: dict[str, Any] = _mapped(file)[number]
+    return row
+
+
+def arrow_record(row: dict[str, Any], name: str, reading: Reading) -> Record | None:
+    """Return a row as a record, or None, counted, where it is none. `name` is for rows without an id, and pictures."""
+    turns, data = row["turns"], arrow_picture(row)
+    if isinstance(turns, str):
+        try:
+            turns = json_value(turns.encode(), "turns")
+        except VPPError as error:
+            reading.tally.add(Issue.BAD_FIELD, name, str(error))
+            return None
+    if isinstance(turns, list):  # a column has one structure for all kinds of turns, so fields that are none are empty
+        turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in turns]
+    said = row.get("image")
+    image = (said.get("path") if isinstance(said, dict) else said) or ("" if said is None else f"{name}.image")
+    record = neutral_record({**row, "id": text_of(row.get("id")) or name, "image": image, "turns": turns}, 0, reading)
+    if record is None or not (record.image or record.boxes):
+        return record
+    if data is None:
+        reading.tally.add(Issue.NO_PICTURE, record.id, "the row holds no picture's bytes")
+        return None
+    if record.size_wh is None and record.boxes:
+        try:
+            return replace(record, size_wh=upright_size(io.BytesIO(data)))
+        except PictureError:
+            reading.tally.add(Issue.NO_PICTURE, record.id, "the picture cannot be read")
+            return None
+    return record
+
+
+def arrow_picture(row: dict[str, Any]) -> bytes | None:
+    """Return the bytes of a row's picture, or None."""
+    picture = row.get("image")
+    data = picture.get("bytes") if isinstance(picture, dict) else None
+    return data if isinstance(data, bytes) else None
+
+
+@lru_cache(maxsize=_OPEN)
+def _mapped(file: Path) -> Any:
+    try:
+        from datasets import Dataset, Image
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError:
+        raise VPPError("Hugging Face datasets need datasets: pip install 'vpp-plugins[eval]'.") from None
+    try:
+        rows: Any = (Dataset.from_parquet if file.suffix == ".parquet" else Dataset.from_file)(str(file))
+    except (OSError, ValueError, DatasetsError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise VPPError(f"'{file}' cannot be read as rows of a data set ({first}).") from None
+    if "turns" not in rows.column_names:
+        raise VPPError(f"'{file}' has no column 'turns', as neutral rows have; it has {', '.join(rows.column_names)}.")
+    encoded = isinstance(rows.features.get("image"), Image)
+    return rows.cast_column("image", Image(decode=False)) if encoded else rows
