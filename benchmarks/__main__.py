@@ -20,6 +20,7 @@ OUT = Path("out/bench/results.json")
 BENCHMARKS = {
     "attach-cost": "benchmarks.attach_cost:measure",
     "host-time": "benchmarks.host_time:measure",
+    "training": "benchmarks.training:measure",
     "local-prompt": "benchmarks.local_prompt:rows",
     "evaluation": "benchmarks.evaluation:measure",
     "preprocessing": "benchmarks.preprocessing:measure",

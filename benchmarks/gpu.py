@@ -3,7 +3,7 @@
 - Prefill of a picture and a question with VPP, against the floor of its extra work: the time of the bare host with as
   many tokens, and the detector's and projector's FLOPs at the rate that a large matrix product reaches here.
 - Decoding: tokens a second of `generate` with VPP, against the bare host with as many tokens.
-- A LoRA training step, likewise.
+- A LoRA training step, likewise, and the memory at its peak.
 - Attention: xformers, torch's SDPA and the plain twin, on the detector's own sizes, forward and backward.
 
 `--tiny` runs all of it on the CPU at toy size, to see that it works; its rows mean nothing.
@@ -33,6 +33,7 @@ NAMES = {
     "GPU: prefill with VPP, to the floor of its extra work": 1.10,
     "GPU: decoding with VPP, to the bare host": 1.01,
     "GPU: LoRA step with VPP, to the floor of its extra work": 1.10,
+    "GPU: memory at the peak of a LoRA step with VPP, beyond the bare host's": None,
     "GPU: attention by xformers, to SDPA": None,
     "GPU: attention by SDPA, to the plain twin": None,
 }
@@ -108,9 +109,11 @@ def run(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype, rounds:
         median_row(names[0], ratios(times["attached"], with_floor), unit="x", bar=1.10, note=note),
         median_row(names[1], ratios(only["attached"], only["host"]), unit="x", bar=1.01, note=_device_name(device)),
     ]
-    steps = _training(host, attached, longer, prompted, rounds, clock)
+    training = _training(host, attached, longer, prompted)
+    steps = interleaved(training, rounds=rounds, clock=clock)
     step_floor = [seconds + 3 * floor for seconds in steps["host"]]  # backward takes twice the forward's
     rows.append(median_row(names[2], ratios(steps["attached"], step_floor), unit="x", bar=1.10, note=note))
+    rows.append(_memory(names[3], training, device))
     return rows + _attention(sizes, device, dtype, rounds, clock)
 
 
@@ -177,10 +180,8 @@ def _training(
     attached: Any,
     longer: dict[str, Tensor],
     prompted: dict[str, Tensor],
-    rounds: int,
-    clock: Callable[[], float],
-) -> dict[str, list[float]]:
-    """Time a step of LoRA on the language model's attention, with all of VPP trained beside it."""
+) -> dict[str, Callable[[], None]]:
+    """Return a step of LoRA on the language model's attention, and one with all of VPP trained beside it."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(r=16, target_modules=r".*language_model.*\.(q_proj|v_proj)")
@@ -192,8 +193,24 @@ def _training(
             model(**given, labels=given["input_ids"]).loss.backward()
         model.zero_grad(set_to_none=True)
 
-    variants = {name: lambda pair=pair: step(*pair) for name, pair in models.items()}  # type: ignore[misc]
-    return interleaved(variants, rounds=rounds, clock=clock)
+    return {name: lambda pair=pair: step(*pair) for name, pair in models.items()}  # type: ignore[misc]
+
+
+def _memory(name: str, steps: dict[str, Callable[[], None]], device: torch.device) -> Row:
+    """Compare what torch has allocated at the peaks; the prompts' gradients and activations are in it."""
+    if device.type != "cuda":
+        return Row(name=name, value=None, unit="MiB", note=COMMAND)
+    peaks = {}
+    for variant, step in steps.items():
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        peaks[variant] = torch.cuda.max_memory_allocated() / 2**20
+    return Row(
+        name=name,
+        value=peaks["attached"] - peaks["host"],
+        unit="MiB",
+        note=f"the bare host's: {peaks['host']:,.0f} MiB",
+    )
 
 
 def _attention(
@@ -215,7 +232,7 @@ def _attention(
 
     names = ["sdpa", "math", *(["xformers"] if _has_xformers(device) else [])]
     times = interleaved({name: attention(name) for name in names}, rounds=rounds, clock=clock)
-    by_xformers, by_sdpa = list(NAMES)[3:]
+    by_xformers, by_sdpa = list(NAMES)[4:]
     missing = Row(name=by_xformers, value=None, unit="x", note="xformers is not installed, or has no GPU here")
     return [
         median_row(by_xformers, ratios(times["xformers"], times["sdpa"]), unit="x") if len(names) == 3 else missing,

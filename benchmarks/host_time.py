@@ -20,7 +20,7 @@ HOST = {"hidden_size": 1024, "intermediate_size": 2816, "layers": 8, "heads": 16
 def measure(rounds: int = 30, shortest: float = SHORTEST, sizes: dict[str, int] = HOST) -> list[Row]:
     """Return the ratios of a prefill and of a decoding step, each of at least `shortest` seconds, and the memory."""
     host = build_host(**sizes)
-    attached, disabled = attach(_sharing(host), QUERIES), attach(_sharing(host), QUERIES)
+    attached, disabled = attach(sharing(host), QUERIES), attach(sharing(host), QUERIES)
     text_tokens = _enough(lambda count: lambda: host(**plain_inputs(count)), shortest)
     batch = _enough(lambda count: DecodingStep(host, count), shortest)
     plain, longer = plain_inputs(text_tokens), plain_inputs(text_tokens, QUERIES)
@@ -59,8 +59,8 @@ def _memory(host: Any, attached: Any, longer: dict[str, Any], prompted: dict[str
     """Bytes are those that torch asks its allocator for, so they are the same in every run."""
     width, side = host.config.text_config.hidden_size, 32
     with torch.no_grad():
-        bare, _ = _allocated(lambda: host(**longer))
-        peak, left = _allocated(lambda: attached(**prompted))
+        bare, _ = allocated(lambda: host(**longer))
+        peak, left = allocated(lambda: attached(**prompted))
     tokens = 4 * QUERIES * width
     prompt = 4 * 4 * side * side
     return [
@@ -75,7 +75,7 @@ def _memory(host: Any, attached: Any, longer: dict[str, Any], prompted: dict[str
     ]
 
 
-def _allocated(run: Callable[[], Any]) -> tuple[int, int]:
+def allocated(run: Callable[[], Any]) -> tuple[int, int]:
     """Return the bytes at the peak of a run, and those left after it."""
 
     def run_and_forget() -> None:
@@ -110,6 +110,6 @@ def _enough(make: Callable[[int], Callable[[], Any]], shortest: float) -> int:
         count *= 2
 
 
-def _sharing(host: Any) -> Any:
+def sharing(host: Any) -> Any:
     """Return a copy of the host on the very same weights, so that memory and caches favour neither."""
     return copy.deepcopy(host, {id(parameter): parameter for parameter in host.parameters()})

@@ -9,6 +9,7 @@ from tests.tiny import TOY_GLOBAL, TOY_LOCAL, picture
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.data.formats import Writing
 from vpp_plugins.data.formats.neutral import write_neutral
+from vpp_plugins.data.formats.webdataset import write_webdataset
 from vpp_plugins.data.sample import Sample, Talk
 from vpp_plugins.train.recipe import Recipe
 
@@ -41,6 +42,12 @@ def write_data(folder: Path, made: Sequence[Sample]) -> Path:
         picture(seed, SIZE).save(folder / f"{seed}.png")
     write_neutral(made, Writing(folder / "data.jsonl"))
     return folder / "data.jsonl"
+
+
+def write_shards(folder: Path, made: Sequence[Sample], *, pictures: Path, shard_bytes: int = 8000) -> Path:
+    """Write samples and their pictures as shards of a few samples; returns their folder."""
+    write_webdataset(made, Writing(folder, pictures=pictures, shard_bytes=shard_bytes))
+    return folder
 
 
 def recipe(data: Path, out: Path, **changes: Any) -> Recipe:

@@ -13,7 +13,7 @@ from vpp_plugins.attach import host_state
 from vpp_plugins.data.formats import read_samples
 from vpp_plugins.train.chats import ChatWriter
 from vpp_plugins.train.collate import ABOUT, Collator
-from vpp_plugins.train.dataset import TrainingData
+from vpp_plugins.train.dataset import ListedData
 from vpp_plugins.train.labels import IGNORED
 from vpp_plugins.train.preflight import token_string
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("toy")
 
 def collator(family: str, folder: Path, *, max_length: int | None = None, text_only: Any = ()) -> tuple[Any, Collator]:
     path = write_data(folder, samples(6, text_only=text_only))
-    data = TrainingData(read_samples(path, "neutral"), folder)
+    data = ListedData(read_samples(path, "neutral"), folder)
     model, processor = attached_family(family)
     backbone = host_state(model).backbone
     return model, Collator(

@@ -44,7 +44,8 @@ def test_shares_are_as_said_and_the_data_itself_comes_once(boxes: Path, chats: P
 def test_each_sample_has_its_own_sets_picture(boxes: Path, chats: Path) -> None:
     """Both folders have a 0.png: names are no one's alone."""
     data = load_mixture(mixed(boxes, chats))
-    sizes = {(sample.id[0], picture.size) for sample in data.samples if (picture := data.picture(sample))}
+    pictures = [(sample.id[0], data.picture(number)) for number, sample in enumerate(data.samples)]
+    sizes = {(name, picture.size) for name, picture in pictures if picture}
     assert sizes == {("s", (40, 24)), ("c", (16, 12))}
 
 

@@ -1,6 +1,6 @@
 """The pocket model's vision tower: EfficientNet-Lite0 as a drop-in for LLaVA's CLIP."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from einops import rearrange
@@ -13,6 +13,11 @@ BACKBONE = "efficientnet_lite0"
 COARSE_CHANNELS, FINE_CHANNELS = 320, 112
 TOKEN_WIDTH = COARSE_CHANNELS + 4 * FINE_CHANNELS
 """Channels of a token: the stride-32 cell and the four stride-16 cells that it covers."""
+Maps: TypeAlias = tuple[
+    Float[Tensor, "batch 112 fine_rows fine_columns"], Float[Tensor, "batch 320 coarse_rows coarse_columns"]
+]
+SAME = 1e-3
+"""Normalised pixels that differ by less are equal: a step of 8 bits is 0.017."""
 
 
 class PocketVisionConfig(PretrainedConfig):
@@ -45,6 +50,7 @@ class PocketVisionModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = create_backbone()
         self.norm = nn.LayerNorm(config.hidden_size)
+        self._kept: tuple[Tensor, Maps] | None = None
         self.position = nn.Parameter(sine_positions(config.image_size // config.patch_size, config.hidden_size))
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -64,11 +70,28 @@ class PocketVisionModel(PreTrainedModel):
 
     def features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the backbone's part, which training caches."""
+        return merge_maps(*self.maps(pixel_values))
+
+    def maps(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Maps:
+        """Return the backbone's stride-16 and stride-32 maps.
+
+        In training they are kept until the next call, which takes them over if it is about the same pictures: so a
+        detector on this backbone and the tower itself compute them once between them.
+        """
+        kept, self._kept = self._kept, None
+        if (
+            kept is not None
+            and kept[0].shape == pixel_values.shape
+            and torch.allclose(kept[0], pixel_values, rtol=0, atol=SAME)
+        ):
+            return kept[1]
         alone = pixel_values.is_cpu and not torch.compiler.is_compiling()
-        pictures = (
-            pixel_values.split(1) if alone else [pixel_values]
-        )  # the maps of one fit a CPU's caches, a batch's not
-        return torch.cat([merge_maps(*self.backbone(picture)) for picture in pictures])
+        # the maps of one picture fit a CPU's caches, a batch's do not
+        pictures = pixel_values.split(1) if alone else [pixel_values]
+        fine, coarse = (torch.cat(parts) for parts in zip(*map(self.backbone, pictures), strict=True))
+        if self.training and not pixel_values.requires_grad:
+            self._kept = pixel_values, (fine, coarse)
+        return fine, coarse
 
     def embed(self, features: Float[Tensor, "batch tokens 768"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the trainable part's result: normalised features plus position."""

@@ -30,6 +30,7 @@ from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 FOLDER = Path(__file__).with_name("weights")
 BACKBONE_PREFIXES = ("model.vision_tower.backbone.", "vpp.local_prompt.generator.backbone.body.")
 """Where the one backbone stands: in the vision tower and in the detector."""
+BACKBONE_FILE = "backbone.safetensors"
 QUANTISED = "language_model.layers."
 SCALE = "@scale"
 
@@ -47,7 +48,7 @@ def load_pocket(
     host, processor = build_pocket(tokenizer, **_read_sizes(folder))
     model: Any = host
     weights = expand(_read(folder / ("vpp.safetensors" if vpp else "plain.safetensors")))
-    backbone = _read(folder / "backbone.safetensors")
+    backbone = _read(folder / BACKBONE_FILE)
     if vpp:
         attach_vpp(model, VPPConfig.load(folder / "vpp_config.json"))
     _load(model, weights, backbone)
@@ -69,7 +70,7 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
     trained = {name: v for name, v in state.items() if not name.startswith((*BACKBONE_PREFIXES, "lm_head."))}
     attached = is_attached(model)
     save_file(compress(trained), folder / ("vpp.safetensors" if attached else "plain.safetensors"))
-    save_file({name: _half(value) for name, value in backbone.items()}, folder / "backbone.safetensors")
+    save_file({name: _half(value) for name, value in backbone.items()}, folder / BACKBONE_FILE)
     text = model.config.text_config
     sizes = {
         "image_size": model.config.vision_config.image_size,
@@ -82,6 +83,11 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
     tokenizer.save_pretrained(folder)
     if attached:
         model.vpp.config.save(folder / "vpp_config.json")
+
+
+def load_backbone(folder: str | Path = FOLDER) -> dict[str, Tensor]:
+    """Return the shipped backbone, ImageNet's weights rounded to float16, in float32, by `create_backbone`'s names."""
+    return {name: v.float() if v.is_floating_point() else v for name, v in _read(Path(folder) / BACKBONE_FILE).items()}
 
 
 def load_detection_heads(folder: str | Path = FOLDER) -> tuple[DetectionHeads, list[str]]:

@@ -8,8 +8,7 @@ How the paper wires its two variants is not known to us in detail; these are our
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,7 @@ from vpp_plugins.errors import VPPError
 Direction = Literal["queries-attend", "image-attends"]
 
 
-@dataclass(frozen=True)
-class Fusion:
+class Fusion(NamedTuple):
     """A cross-attention made ready for one forward: what CrossAttention's parameters amount to."""
 
     direction: Direction

@@ -1,8 +1,7 @@
 """Global VPP: learnable axes blended into the encoder's pixels (paper, section III-B)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +22,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 RGB = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Overlay:
+class Overlay(NamedTuple):
     """A prompt made ready to be laid over pixels: what GlobalVPP's parameters amount to for one forward.
 
     `prompt` and `mask` are P and M of the paper, P in the units of the pixels that it will be blended with.

@@ -1,7 +1,6 @@
 """Both prompts of one host in one module: what `model.vpp` is."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,21 +21,16 @@ Frame = Literal["square", "image"]
 """Where the axes lie: on the picture padded to a square, or on the picture itself; the frame of the family's boxes."""
 
 
-@dataclass(frozen=True)
-class Prompts:
+class Prompts(NamedTuple):
     """What one forward puts into the host: token features (images in order) and the axes for its vision encoder.
 
-    `fusion`, where there is one, acts on the language model's inputs.
+    `fusion`, where there is one, acts on the language model's inputs. This and its parts are named tuples: FSDP and
+    DeepSpeed gather the weights again for backward when the gradient of an output comes, and find the tensors in these.
     """
 
     features: Float[Tensor, "placeholders hidden"] | None
     overlay: Overlay | None
     fusion: Fusion | None = None
-
-
-# FSDP gathers the weights again for backward when the gradient of an output comes: it must find the tensors in ours
-for part in (Prompts, Overlay, Fusion):
-    torch.export.register_dataclass(part)
 
 
 class VPP(nn.Module):

@@ -12,21 +12,29 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import attach_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import every_vpp
+from vpp_plugins.pocket.untrained import untrained_pocket
+from vpp_plugins.pocket.vision import register_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import PARTS, Part, choose_parts, parameter_groups
 from vpp_plugins.train.lora import lora_targets
 from vpp_plugins.train.recipe import Recipe
 
+POCKET = "pocket"
+"""The recipe's `model` for the pocket model, which begins at random, its prompts attached."""
+
 
 def load_host(recipe: Recipe) -> tuple[Any, Any]:
-    """Load the recipe's host and its processor from a folder or hub id."""
+    """Load the recipe's host and its processor from a folder or hub id; "pocket" is the untrained pocket model."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    if recipe.model == POCKET:
+        return untrained_pocket(_prompts(recipe), seed=int(recipe.trainer.get("seed", 0)))
+    register_pocket()  # a pocket model that was trained before lies in a folder like any other
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
     if recipe.load_in_4bit:
-        options["quantization_config"] = _four_bits()
+        options["quantization_config"] = _four_bits(recipe)
     try:
         host = AutoModelForImageTextToText.from_pretrained(recipe.model, **options)
         processor = AutoProcessor.from_pretrained(recipe.processor or recipe.model)
@@ -46,6 +54,8 @@ def empty_host(recipe: Recipe) -> tuple[Any, Any]:
     """Return the recipe's host without weights, for what needs its shape alone, and its processor."""
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+    if recipe.model == POCKET:
+        return load_host(recipe)
     try:
         config = AutoConfig.from_pretrained(recipe.model)
         processor = AutoProcessor.from_pretrained(recipe.processor or recipe.model)
@@ -106,7 +116,7 @@ def learning_rates(recipe: Recipe) -> dict[str, Part]:
     """Return how each part learns."""
     one = recipe.trainer.get("learning_rate")
     rates = ({} if one is None else dict.fromkeys(PARTS, float(one))) | dict(recipe.lr)
-    parts = choose_parts(recipe.learning_rates, freeze=recipe.freeze, lr=rates)
+    parts = choose_parts(recipe.learning_rates, freeze=recipe.freeze, lr=rates, schedule=recipe.schedule)
     decay = float(recipe.trainer.get("weight_decay", 0.0))
     return {name: replace(part, weight_decay=decay) for name, part in parts.items()}
 
@@ -115,7 +125,7 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
     scope = recipe.lora_scope or ""
-    whole = [] if scope in ("projector", "all") or "projector" in recipe.freeze else _projectors(unwrap(model))
+    whole = _projectors(unwrap(model)) if _projector_learns_whole(recipe) else []
     config = LoraConfig(
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
@@ -124,6 +134,10 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
         modules_to_save=whole or None,
     )
     return get_peft_model(model, config)
+
+
+def _projector_learns_whole(recipe: Recipe) -> bool:
+    return recipe.lora_scope not in ("projector", "all") and "projector" not in recipe.freeze
 
 
 def _projectors(host: Any) -> list[str]:
@@ -141,16 +155,23 @@ def _prompts(recipe: Recipe) -> dict[str, Any]:
     return {name: change for name, change in changes.items() if change is not True and change != {}}
 
 
-def _four_bits() -> Any:
+def _four_bits(recipe: Recipe) -> Any:
+    """Return how to quantise; the output head stays as it is, and a projector that learns whole, as 4 bits cannot."""
     from importlib.util import find_spec
 
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise VPPError("load_in_4bit needs bitsandbytes and a GPU: pip install bitsandbytes.")
+        raise VPPError("load_in_4bit needs bitsandbytes: pip install bitsandbytes.")
+    host, _ = empty_host(recipe)
+    head = host.get_output_embeddings()
+    kept = [name for name, module in host.named_modules() if module is head]
+    if _projector_learns_whole(recipe):
+        kept += plugins.describe(host).projectors
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=kept,
     )

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from PIL import Image
+from torch import Tensor
 
+from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.placeholders import image_marker
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.coordinates import HiddenBoxes
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED, RenderedChat, label_answers, render_chat
 
@@ -32,6 +36,8 @@ class About:
     """How many of them have a picture."""
     skipped: tuple[str, ...]
     """Which samples gave their place to the next one, and why."""
+    pictured: tuple[Sample, ...] = ()
+    """Those with a picture, in the order of their pictures."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,15 @@ class Row:
     """One sample, ready for the processor."""
 
     index: int
-    id: str
+    sample: Sample | None
+    """None for the grey picture of a batch of text alone."""
     picture: Image.Image | None
     chat: RenderedChat
+
+    @property
+    def id(self) -> str:
+        """The sample's."""
+        return "" if self.sample is None else self.sample.id
 
 
 class Collator:
@@ -61,8 +73,9 @@ class Collator:
         *,
         image_token: str | None,
         max_length: int | None = None,
+        hide: HiddenBoxes | None = None,
     ) -> None:
-        self.data, self.processor, self.write, self.max_length = data, processor, write, max_length
+        self.data, self.processor, self.write, self.max_length, self.hide = data, processor, write, max_length, hide
         self.marker = image_marker(processor.processor, image_token) or None
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -71,13 +84,16 @@ class Collator:
         rows = [self.usable(index, skipped) for index in indices]
         for _ in range(TRIES):
             batch = self.batch(rows)
-            lengths = batch["attention_mask"].sum(1).tolist()
+            lengths = real_tokens(batch["attention_mask"]).sum(1).tolist()
             long = [n for n, length in enumerate(lengths[: len(rows)]) if length > (self.max_length or length)]
             if not long:
                 pictures = sum(row.picture is not None for row in rows)
                 reasons = tuple(f"{sample}: {why}" for sample, why in skipped.items())
                 ids, numbers = tuple(row.id for row in rows), tuple(row.index for row in rows)
-                return {**batch, ABOUT: About(ids, numbers, pictures, reasons)}
+                if self.hide is not None:
+                    batch["input_ids"] = self.hide(batch["input_ids"], batch["labels"], numbers)
+                pictured = tuple(row.sample for row in rows if row.sample is not None and row.picture is not None)
+                return {**batch, ABOUT: About(ids, numbers, pictures, reasons, pictured)}
             for number in long:
                 row = rows[number]
                 skipped[row.id] = f"{lengths[number]} tokens are more than max_length = {self.max_length}"
@@ -87,21 +103,23 @@ class Collator:
     def usable(self, index: int, skipped: dict[str, str]) -> Row:
         """Return the first sample from `index` on that can be used; says in `skipped` which cannot, and why."""
         for number in range(index, index + TRIES):
-            sample = self.data.samples[number % len(self.data)]
+            place = number % len(self.data)
+            name = f"number {place}"  # where it cannot even be read
             try:
-                return self.row(number % len(self.data))
+                name = self.data.samples[place].id
+                return self.row(place)
             except VPPError as error:
-                skipped[sample.id] = str(error)
-        raise VPPError(f"{TRIES} samples in a row cannot be used; the last: {skipped[sample.id]}")
+                skipped[name] = str(error)
+        raise VPPError(f"{TRIES} samples in a row cannot be used; the last: {skipped[name]}")
 
     def row(self, index: int) -> Row:
         """Return one sample, or raise VPPError where it cannot be used."""
         sample = self.data.samples[index]
-        picture = self.data.picture(sample)
+        picture = self.data.picture(index)
         meta = None
         if picture is not None:
             (meta,) = self.processor.image_metas([picture])
-        return Row(index, sample.id, picture, render_chat(self.processor, self.write(sample, meta)))
+        return Row(index, sample, picture, render_chat(self.processor, self.write(sample, meta)))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`."""
@@ -128,4 +146,10 @@ class Collator:
         """Return a grey picture with a word."""
         content = [{"type": "image"}, {"type": "text", "text": "."}]
         chat = [{"role": "user", "content": content}]
-        return Row(row.index, "", Image.new("RGB", (64, 64), (127, 127, 127)), render_chat(self.processor, chat))
+        return Row(row.index, None, Image.new("RGB", (64, 64), (127, 127, 127)), render_chat(self.processor, chat))
+
+
+def real_tokens(attention_mask: Tensor) -> Bool[Tensor, "batch length"]:
+    """Return what is no padding, of a mask [batch, length], or [batch, 1, length, length] where turns are apart."""
+    mask = attention_mask.bool()
+    return mask if mask.ndim == 2 else mask[:, 0].diagonal(dim1=-2, dim2=-1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection, named_objects
-from vpp_plugins.train.collate import ABOUT
+from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.detection_loss import Objects, stack_objects
 from vpp_plugins.train.trainer import VPPTrainer
 
@@ -39,7 +39,7 @@ class DetectionTrainer(VPPTrainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Look up what the batch's pictures hold, and keep the heads of all processes equal."""
-        self._objects = self._named(inputs[ABOUT].rows)
+        self._objects = _named(inputs[ABOUT])
         if self._stepped:  # Trainer empties the gradients of the model alone
             self.task.zero_grad()
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -58,12 +58,6 @@ class DetectionTrainer(VPPTrainer):
         loss = loss + self.task.loss(self._objects) / share
         return (loss, outputs) if return_outputs else loss
 
-    def _named(self, rows: tuple[int, ...]) -> Objects:
-        data: Any = self.train_dataset
-        pictured = [sample for sample in (data.samples[row] for row in rows) if sample.image]
-        # a batch of text alone has a stand-in picture, in which there is nothing
-        return named_objects(pictured) if pictured else stack_objects([([], [])], [(1, 1)])
-
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self._in_checkpoint and self.args.should_save:
@@ -72,3 +66,8 @@ class DetectionTrainer(VPPTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.task.load(resume_from_checkpoint)
+
+
+def _named(about: About) -> Objects:
+    # a batch of text alone has a stand-in picture, in which there is nothing
+    return named_objects(about.pictured) if about.pictured else stack_objects([([], [])], [(1, 1)])

@@ -34,6 +34,8 @@ class Part:
     """AdamW's weight decay; vectors never decay."""
     freeze: bool = False
     """Whether it keeps its weights."""
+    schedule: str | None = None
+    """How its rate goes over the steps, by transformers' names; None is as the run's `lr_scheduler_type` says."""
 
 
 _REFERENCE: Mapping[str, Part] = MappingProxyType(
@@ -63,9 +65,13 @@ VPP-LLaVA has no LoRA; its rate is the one customary for LLaVA.
 
 
 def choose_parts(
-    preset: str = "reference", *, freeze: Collection[str] = (), lr: Mapping[str, float] | None = None
+    preset: str = "reference",
+    *,
+    freeze: Collection[str] = (),
+    lr: Mapping[str, float] | None = None,
+    schedule: Mapping[str, str] | None = None,
 ) -> dict[str, Part]:
-    """Return a preset with some parts frozen, and with other learning rates for some, their vectors included.
+    """Return a preset with some parts frozen, and with other learning rates, vectors included, or schedules for some.
 
         choose_parts("reference", freeze=["vision"], lr={"vpp.local": 1e-4})
 
@@ -73,11 +79,13 @@ def choose_parts(
     """
     if preset not in PRESETS:
         raise VPPError(f"no preset is called '{preset}'.{nearest(preset, PRESETS)} Known: {', '.join(PRESETS)}.")
-    rates = lr or {}
-    _check_names([*freeze, *rates])
+    rates, schedules = lr or {}, schedule or {}
+    _check_names([*freeze, *rates, *schedules])
     parts = dict(PRESETS[preset])
     for name, rate in rates.items():
         parts[name] = replace(parts[name], lr=rate, vector_lr=None)
+    for name, kind in schedules.items():
+        parts[name] = replace(parts[name], schedule=kind)
     for name in freeze:
         parts[name] = replace(parts[name], freeze=True)
     return parts
@@ -86,10 +94,10 @@ def choose_parts(
 def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[str, Any]]:
     """Freeze the parts that are to be frozen, and return torch's parameter groups of what learns.
 
-    Each group has `params`, `lr`, `weight_decay` and its part's name as `name`; vectors that differ in rate or decay
-    have a group of their own, called "... vectors". The model is attached; PEFT and other wrappers are looked through.
-    Parts of the host that are not frozen stay as they are, so PEFT's choice stands. The prompts are switched on, as
-    PEFT freezes all that it does not know.
+    Each group has `params`, `lr`, `weight_decay`, its part's name as `name`, and its `schedule`; vectors that differ in
+    rate or decay have a group of their own, called "... vectors". The model is attached; PEFT and other wrappers are
+    looked through. Parts of the host that are not frozen stay as they are, so PEFT's choice stands. The prompts are
+    switched on, as PEFT freezes all that it does not know.
 
     Raises VPPError if a part that has parameters to train is not among `parts`, if one parameter belongs to two parts,
     or if nothing is left to train.
@@ -123,8 +131,10 @@ def _group_of(name: str, part: Part, *, vector: bool) -> dict[str, Any]:
     """Return the empty group that a parameter of the part goes to."""
     vector_lr = part.lr if part.vector_lr is None else part.vector_lr
     if not vector or (vector_lr == part.lr and not part.weight_decay):
-        return {"name": name, "params": [], "lr": part.lr, "weight_decay": part.weight_decay}
-    return {"name": f"{name} vectors", "params": [], "lr": vector_lr, "weight_decay": 0.0}
+        decay, rate, shown = part.weight_decay, part.lr, name
+    else:
+        decay, rate, shown = 0.0, vector_lr, f"{name} vectors"
+    return {"name": shown, "params": [], "lr": rate, "weight_decay": decay, "schedule": part.schedule}
 
 
 def _placed(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -86,7 +86,7 @@ def label_answers(
             f"labels need a fast tokenizer, which says where its tokens stand; got a {type(tokenizer).__name__}."
         )
     labels = torch.full_like(input_ids, IGNORED)
-    segments = _segments(chat, tokenizer, image_token)
+    segments = chat_segments(chat, tokenizer, image_token)
     searched, truncated = _Searched(input_ids.tolist()), False
     for number, segment in enumerate(segments):
         start, length = searched.find(segment.ids, last=number == len(segments) - 1)
@@ -131,21 +131,22 @@ def _added(own: Any, messages: list[dict[str, Any]], number: int, text: str) -> 
 
 
 @dataclass(frozen=True)
-class _Segment:
+class Segment:
     """The ids between two images, and which of them are an answer's."""
 
     ids: list[int]
     learned: list[bool]
 
 
-def _segments(chat: RenderedChat, tokenizer: Any, image_token: str | None) -> list[_Segment]:
+def chat_segments(chat: RenderedChat, tokenizer: Any, image_token: str | None) -> list[Segment]:
+    """Return the ids of a chat's text, before, between and after its images; empty ones are left out."""
     encoded = tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
     images = [] if image_token is None else [found.span() for found in re.finditer(re.escape(image_token), chat.text)]
-    segments, current = [], _Segment([], [])
+    segments, current = [], Segment([], [])
     for token_id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if any(start < image_end and end > image_start for image_start, image_end in images):
             segments.append(current)
-            current = _Segment([], [])
+            current = Segment([], [])
         else:
             current.ids.append(token_id)
             current.learned.append(any(first < end <= last for first, last in chat.answers))

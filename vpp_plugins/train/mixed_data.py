@@ -1,13 +1,17 @@
 """Several data sets in one run: a recipe's `mix`."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.dataset import TrainingData, load_data
 from vpp_plugins.train.mixing import mixture_order
@@ -24,21 +28,45 @@ class MixedData(TrainingData):
     """
 
     def __init__(self, parts: Sequence[TrainingData], weights: Sequence[float]) -> None:
-        every = [sample for part in parts for sample in part.samples]
         length = sum(round(len(parts[0]) * weight) for weight in weights)
-        order = mixture_order([len(part) for part in parts], weights, length=length)
-        super().__init__((every[number] for number in order), parts[0].root, parts[0].tally)
-        self._homes = {id(sample): part for part in parts for sample in part.samples}
-        for part in parts[1:]:
+        self.parts = tuple(parts)
+        self.order = mixture_order([len(part) for part in parts], weights, length=length)
+        self._starts = np.array([0, *accumulate(len(part) for part in parts)])
+        self.samples = _Mixed(self)
+        self.tally = Tally()
+        for part in reversed(parts):
             self.tally.counts += part.tally.counts
-            self.tally.examples = {**part.tally.examples, **self.tally.examples}
+            self.tally.examples |= part.tally.examples
 
-    def picture(self, sample: Sample) -> Image.Image | None:
-        """Return the sample's picture from its own set's folder."""
-        return self._homes[id(sample)].picture(sample)
+    def where(self, index: int) -> tuple[TrainingData, int]:
+        """Return the set that a sample comes from, and its number there."""
+        position = self.order[index]
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return self.parts[number], int(position - self._starts[number])
 
-    def _is_there(self, sample: Sample) -> bool:
-        return True  # each set has looked for its own
+    def picture(self, index: int) -> Image.Image | None:
+        """Return the sample's picture from its own set."""
+        part, number = self.where(index)
+        return part.picture(number)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the sets and of the order of their samples."""
+        digest = hashlib.sha256(self.order.tobytes())
+        for part in self.parts:
+            digest.update(part.fingerprint().encode())
+        return digest.hexdigest()
+
+
+class _Mixed(Sequence[Sample]):
+    def __init__(self, data: MixedData) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data.order)
+
+    def __getitem__(self, index: Any) -> Any:
+        part, number = self._data.where(index)
+        return part.samples[number]
 
 
 def load_mixture(recipe: Recipe) -> TrainingData:
@@ -48,6 +76,12 @@ def load_mixture(recipe: Recipe) -> TrainingData:
         return first
     weights = [1.0, *(_weight(entry) for entry in recipe.mix)]
     return MixedData([first, *(load_data(_recipe_of(entry, recipe)) for entry in recipe.mix)], weights)
+
+
+def load_kept(recipe: Recipe) -> TrainingData:
+    """Read what the recipe's `keep` names; raises VPPError as `load_mixture` does."""
+    _check_entry("keep", recipe.keep, KEYS[:-1])
+    return load_data(_recipe_of(recipe.keep, recipe))
 
 
 def _recipe_of(entry: Mapping[str, Any], recipe: Recipe) -> Recipe:
@@ -62,13 +96,17 @@ def _recipe_of(entry: Mapping[str, Any], recipe: Recipe) -> Recipe:
     )
 
 
-def _weight(entry: Mapping[str, Any]) -> float:
+def _check_entry(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> None:
     for key in entry:
-        if key not in KEYS:
-            raise VPPError(f"an entry of mix has no key '{key}'.{nearest(key, KEYS)} Known: {', '.join(KEYS)}.")
-    weight = entry.get("weight", 1.0)
+        if key not in known:
+            raise VPPError(f"{where} has no key '{key}'.{nearest(key, known)} Known: {', '.join(known)}.")
     if not isinstance(entry.get("data"), str):
-        raise VPPError(f'an entry of mix names its file, as data = "...", but is {dict(entry)}.')
+        raise VPPError(f'{where} names its file, as data = "...", but is {dict(entry)}.')
+
+
+def _weight(entry: Mapping[str, Any]) -> float:
+    _check_entry("an entry of mix", entry, KEYS)
+    weight = entry.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise VPPError(f"the weight of '{entry['data']}' in mix should be a number above 0, but is {weight!r}.")
     return float(weight)

@@ -65,6 +65,17 @@ def check_gradients(groups: Groups, squares: Float64[Tensor, " groups"]) -> None
         )
 
 
+def give_every_parameter_a_gradient(groups: Groups) -> None:
+    """Give zeros to those that the model does not use, as LLaVA its last vision layer.
+
+    The optimizer then has numbers for each, without which FSDP does not load the checkpoint's.
+    """
+    for group in groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+
 def _local(gradient: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 

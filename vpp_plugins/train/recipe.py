@@ -15,7 +15,7 @@ from typing import Any, Self, Union, get_args, get_origin
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.groups import PARTS
 
-TABLES = ("lr", "global_vpp", "local_vpp")
+TABLES = ("lr", "schedule", "keep", "global_vpp", "local_vpp")
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
 
 
@@ -29,7 +29,8 @@ class Recipe:
     """
 
     model: str
-    """Folder or hub id of the host, an image-text-to-text model of transformers."""
+    """Folder or hub id of the host, an image-text-to-text model of transformers; "pocket" is the pocket model from
+    scratch, its prompts attached."""
     data: str
     """File with the samples."""
     output_dir: str
@@ -55,7 +56,8 @@ class Recipe:
     """Changes to the family's `LocalVPPConfig`; false leaves the local prompt out."""
 
     data_format: str = "neutral"
-    """Format of the data; `vpp data formats` lists them."""
+    """Format of the data; `vpp data formats` lists them. "drawn-scenes" draws `max_samples` scenes as they are needed,
+    of the cut-outs in the folder `data`."""
     data_family: str = "llava"
     """Whose boxes stand in the text of the data, where the format has them there."""
     images: str | None = None
@@ -65,6 +67,9 @@ class Recipe:
     mix: tuple[Mapping[str, Any], ...] = ()
     """Other data to mix in, such as chats that the model should not forget: tables of data, weight, and where they
     differ data_format, data_family, images, split, max_samples. `weight` samples come for each one of `data`."""
+    keep: Mapping[str, Any] = field(default_factory=dict)
+    """Held-out chats that the model should not forget, a table as in `mix` but without weight: their answers' loss is
+    logged as `kept_loss` before the first step and after the last."""
     max_samples: int | None = None
     """Only the first so many samples."""
     max_length: int | None = None
@@ -80,6 +85,8 @@ class Recipe:
     """Rates of single parts: lr.llm, lr.lora, lr.projector, lr.vision, lr.vpp.global, lr.vpp.local, lr.vpp.projector.
 
     A rate is for all of its part, vectors too."""
+    schedule: Mapping[str, str] = field(default_factory=dict)
+    """Schedules of single parts, by transformers' names (schedule.llm = "constant"); others: `lr_scheduler_type`."""
     freeze: tuple[str, ...] = ()
     """Parts that keep their weights, by the same names."""
     lora_scope: str | None = None
@@ -89,6 +96,14 @@ class Recipe:
     lora_alpha: int = 128
     lora_dropout: float = 0.05
 
+    turns_apart: bool = False
+    """Whether the turns of a dialogue share its picture alone, and none sees another; for LLaVA and its like."""
+    soft_boxes: bool = False
+    """Whether numbers near to a coordinate count as nearly right; for tokenizers with a token for each number."""
+    hide_boxes: float = 0.0
+    """Share of the answers' boxes that the model reads as random numbers while it learns them; as `soft_boxes`."""
+    word_alignment: float = 0.0
+    """Weight of a loss that aligns the picture's tokens with the words that describe its regions; 0 is without."""
     detection_loss: float = 0.0
     """Weight of an auxiliary loss that teaches the local prompt's queries where the named objects are; 0 is without."""
 
@@ -131,8 +146,9 @@ class Recipe:
                 raise VPPError(f'the recipe names no {key}: add the line {key} = "...", or --set {key}=...')
         for key in ("freeze", "mix"):
             ours[key] = tuple(ours.get(key, ()))
-        ours["lr"] = _flat(ours.get("lr", {}))
-        for part in (*ours["lr"], *ours["freeze"]):
+        ours["lr"] = {part: _rate(part, rate) for part, rate in _flat(ours.get("lr", {})).items()}
+        ours["schedule"] = {part: _schedule(part, name) for part, name in _flat(ours.get("schedule", {})).items()}
+        for part in (*ours["lr"], *ours["schedule"], *ours["freeze"]):
             if part not in PARTS:
                 raise VPPError(
                     f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}."
@@ -153,6 +169,7 @@ def key_types() -> Mapping[str, Any]:
     from transformers import TrainingArguments
 
     theirs = {f.name: f.type for f in fields(TrainingArguments) if f.init and f.name != "local_rank"}
+    theirs["fsdp"] = bool | str | None  # true is what its documentation says to write
     ours = {f.name: f.type for f in fields(Recipe) if f.name != "trainer"}
     return {**theirs, **ours}
 
@@ -204,17 +221,26 @@ def _tables(values: Mapping[str, Any], changes: Mapping[str, Any], key: str) -> 
     return isinstance(values[key], Mapping) and isinstance(changes[key], Mapping)
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn `lr.vpp.global`, to TOML a table in a table, into one name."""
-    flat: dict[str, float] = {}
+    flat: dict[str, Any] = {}
     for key, value in table.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            flat[prefix + key] = float(value)
-        else:
-            raise VPPError(f"the learning rate lr.{prefix}{key} should be a number, but is {value!r}.")
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _rate(part: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise VPPError(f"the learning rate lr.{part} should be a number, but is {value!r}.")
+    return float(value)
+
+
+def _schedule(part: str, value: Any) -> str:
+    from vpp_plugins.train.schedules import check_schedule
+
+    if not isinstance(value, str):
+        raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")
+    return check_schedule(value)
 
 
 def _fits(value: Any, kind: Any) -> bool:

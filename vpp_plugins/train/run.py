@@ -13,24 +13,31 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import TrainingArguments, set_seed
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from vpp_plugins.attach import host_state, unwrap
 from vpp_plugins.data.stream import written_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection
+from vpp_plugins.train.before_after import BeforeAndAfter
 from vpp_plugins.train.build import attach, check_family, empty_host, load_host, prepare_for_training
 from vpp_plugins.train.chats import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, open_run, whole_folder
-from vpp_plugins.train.collate import Collator
+from vpp_plugins.train.collate import Collator, real_tokens
+from vpp_plugins.train.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.detection_trainer import DetectionTrainer
 from vpp_plugins.train.examine import examination
-from vpp_plugins.train.mixed_data import load_mixture
+from vpp_plugins.train.mixed_data import load_kept, load_mixture
+from vpp_plugins.train.muon import MUON, muon_groups
 from vpp_plugins.train.preflight import token_string, trainable_table
 from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.sharding import check_sharding, shard_by_units
 from vpp_plugins.train.trainer import VPPTrainer
+from vpp_plugins.train.turns_apart import TurnsApart
 from vpp_plugins.train.watch import write_page
+from vpp_plugins.train.word_alignment import WordAlignment
 
 RUN = "run.json"
 
@@ -61,16 +68,21 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # LoRA's first weights are random, and a run may be killed before they are saved
     resume = open_run(recipe.output_dir, recipe.trainer.get("resume_from_checkpoint"))
-    data = load_mixture(recipe)
+    with arguments.main_process_first(desc="reading the data"):  # an index of them is made by one and read by all
+        data = load_mixture(recipe)
     if model is None or processor is None:
         model, processor = load_host(recipe)
     check_family(model, recipe)
     model, wrapped = attach(model, processor, recipe)
     model, groups = prepare_for_training(model, recipe)
+    muon = recipe.trainer.get("optim") == MUON
+    groups = muon_groups(groups, model) if muon else groups
     _check_pictures(data, groups)
     collator = _collator(recipe, data, model, wrapped)
     exam = examination(recipe, arguments.per_device_eval_batch_size)
     task = AuxiliaryDetection(model, weight=recipe.detection_loss) if recipe.detection_loss else None
+    words = WordAlignment(model, wrapped.tokenizer, weight=recipe.word_alignment) if recipe.word_alignment else None
+    shard_by_units(arguments, model)
     trainer = (VPPTrainer if task is None else partial(DetectionTrainer, task=task))(
         model=model,
         args=arguments,
@@ -81,7 +93,13 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
         processing_class=wrapped,
         groups=groups,
         max_skipped=recipe.max_skipped,
+        words=words,
+        muon=muon,
+        compute_loss_func=SoftBoxLoss(coordinate_ids(wrapped.tokenizer)) if recipe.soft_boxes else None,
     )
+    if recipe.keep:
+        as_answered = replace(recipe, turns_apart=False, hide_boxes=0.0)
+        trainer.add_callback(BeforeAndAfter(trainer, _collator(as_answered, load_kept(recipe), model, wrapped)))
     run = Path(recipe.output_dir)
     if arguments.should_save:
         check_room(run, _checkpoint_bytes(trainer))
@@ -91,6 +109,8 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     _run(trainer, resume)
     if task is not None:
         task.remove()
+    if words is not None:
+        words.remove()
     skipped = tuple(trainer.skipped)
     with whole_folder(run / FINAL, writes=arguments.should_save) as written:
         trainer.save_model(str(written))
@@ -111,18 +131,22 @@ def training_arguments(recipe: Recipe) -> Any:
         # the re-entrant kind gives no gradient to what lies before a frozen layer: LoRA, the projector, prompts
         values |= {checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": False, **(chosen or {})}}
     values.pop("resume_from_checkpoint", None)
+    if values.get("optim") == MUON:  # not transformers' own: the trainer builds it
+        values.pop("optim")
     values |= {"output_dir": recipe.output_dir, "remove_unused_columns": False}
     if recipe.eval_data is not None:
         values.setdefault("eval_strategy", "steps")
-        if values.get("fsdp") or values.get("deepspeed"):
-            raise VPPError(
-                "eval_data cannot be asked while FSDP or DeepSpeed shard the model: leave it out, and run `vpp eval` "
-                "on the final weights."
-            )
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise VPPError(f"transformers does not take the recipe: {error}") from None
+    check_sharding(arguments)
+    if recipe.eval_data is not None and is_deepspeed_zero3_enabled():
+        raise VPPError(
+            "eval_data cannot be asked while ZeRO-3 shards the model: leave it out and run `vpp eval` on the final "
+            "weights, or take ZeRO-2 or fsdp."
+        )
+    return arguments
 
 
 def show(data: TrainingData, collator: Collator, groups: list[dict[str, Any]]) -> None:
@@ -158,7 +182,7 @@ def preview(collator: Collator, index: int) -> Text:
     """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
     row = collator.usable(index, {})
     batch = collator.batch([row])
-    mask = batch["attention_mask"][0].bool()
+    mask = real_tokens(batch["attention_mask"])[0]
     text = Text()
     for piece, learned in token_string(
         batch["input_ids"][0][mask], batch["labels"][0][mask], collator.processor.tokenizer
@@ -170,7 +194,10 @@ def preview(collator: Collator, index: int) -> Text:
 def _collator(recipe: Recipe, data: TrainingData, model: Any, processor: VPPProcessor) -> Collator:
     backbone = host_state(model).backbone
     write = ChatWriter(recipe.box_format or backbone.box_format)
-    return Collator(data, processor, write, image_token=backbone.image_token, max_length=recipe.max_length)
+    ids = coordinate_ids(processor.tokenizer) if recipe.hide_boxes else None
+    hide = None if ids is None else HiddenBoxes(ids, recipe.hide_boxes, len(data))
+    kind = TurnsApart if recipe.turns_apart else Collator
+    return kind(data, processor, write, image_token=backbone.image_token, max_length=recipe.max_length, hide=hide)
 
 
 def _run(trainer: VPPTrainer, resume: Path | None) -> None:

@@ -15,12 +15,17 @@ from transformers.trainer_utils import rotate_checkpoints
 from vpp_plugins import vocabulary
 from vpp_plugins.attach import host_state, save_vpp, unwrap
 from vpp_plugins.checkpoint import read_into, write_vpp
+from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import active_vpp, every_vpp
 from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.examine import Examination
-from vpp_plugins.train.preflight import check_gradients, squared_norms
+from vpp_plugins.train.muon import build_muon
+from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
+from vpp_plugins.train.schedules import scheduled
+from vpp_plugins.train.sharding import whole_weights
+from vpp_plugins.train.word_alignment import WordAlignment
 
 ROWS_FILE = "vpp_rows.safetensors"
 """In a checkpoint, the rows that `<|vpp|>` added to the vocabulary: the host's own files are without them."""
@@ -38,10 +43,14 @@ class VPPTrainer(Trainer):
         groups: list[dict[str, Any]],
         max_skipped: int = 100,
         exam: Examination | None = None,
+        words: WordAlignment | None = None,
+        muon: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.groups, self.max_skipped, self.exam = groups, max_skipped, exam
+        self.groups, self.max_skipped, self.exam, self.words = groups, max_skipped, exam, words
+        self._muon = muon
+        self._pictured: tuple[Sample, ...] = ()
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
         self._pictures, self._in_checkpoint = 0, False
@@ -58,15 +67,26 @@ class VPPTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give every group its own learning rate."""
         if self.optimizer is None:
-            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            kind, options = (build_muon, {}) if self._muon else self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self.groups, **options)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Give every group its part's schedule, where one has its own."""
+        chosen: Any = self.optimizer if optimizer is None else optimizer
+        if self.lr_scheduler is None and any(group.get("schedule") for group in self.groups):
+            names = [group.get("schedule") for group in chosen.param_groups]  # a task's own group has none
+            self.lr_scheduler = scheduled(chosen, self.args, steps=num_training_steps, names=names)
+            self._created_lr_scheduler = True
+            return self.lr_scheduler
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run one forward and backward; before the first step, see that every group got a gradient."""
         about: About = inputs.pop(ABOUT)
         self._count(about)
+        self._pictured = about.pictured
         self._rates = [float(group["lr"]) for group in self.create_optimizer().param_groups]
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batch = about.samples
@@ -77,6 +97,15 @@ class VPPTrainer(Trainer):
                 self._preflight()
         return loss
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Add the alignment of pictures with words, where it is asked for."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.words is not None:
+            loss = loss + self.words(self._pictured).to(loss) / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the gradient's norm; one that is no number would spoil every weight (fp16's scaler skips it)."""
         norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
@@ -86,9 +115,10 @@ class VPPTrainer(Trainer):
 
     def _check_finite(self, value: Tensor, what: str) -> None:
         if not torch.isfinite(value).all():
+            taken = "DeepSpeed may have taken it, but" if self.is_deepspeed_enabled else "No weight has taken it, and"
             raise VPPError(
                 f"the {what} is {float(value)} at step {self.state.global_step + 1}, in the batch of "
-                f"{', '.join(self._batch)}. No weight has taken it, and the last checkpoint is whole: look at them "
+                f"{', '.join(self._batch)}. {taken} the last checkpoint is whole: look at them "
                 "(`vpp data preview`), lower the learning rate, and go on with --resume auto."
             )
 
@@ -105,7 +135,10 @@ class VPPTrainer(Trainer):
         """Ask the examination's rows; without one, as Trainer does."""
         if self.exam is None:
             return dict(super().evaluate(*args, **kwargs))
-        with self.accelerator.autocast():
+        model: Any = self.model
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        resharded = plugin is not None and bool(plugin.reshard_after_forward)
+        with self.accelerator.autocast(), whole_weights(model, reshard_after_forward=resharded):
             metrics = self.exam(self.model, self.processing_class, self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -116,15 +149,18 @@ class VPPTrainer(Trainer):
         if self.is_deepspeed_enabled:  # its gradients are not in parameters' .grad
             self.gradients = []
             return
-        squares = squared_norms(self.groups)
+        groups = self.create_optimizer().param_groups[: len(self.groups)]  # FSDP2 puts its shards in place of ours
+        squares = squared_norms(groups)
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         told = torch.cat([squares, squares.new_tensor([self._pictures])]).float().to(self.args.device)
         shared = self.accelerator.reduce(told, "sum").double().cpu()
         if shared[-1] > 0:
             squares = shared[:-1] / scale**2
-            check_gradients(self.groups, squares)
+            check_gradients(groups, squares)
             self.gradients = squares.sqrt().tolist()
+            if self.is_fsdp_enabled:
+                give_every_parameter_a_gradient(groups)
 
     def _count(self, about: About) -> None:
         self._samples += len(about.samples) * self.args.world_size
@@ -166,8 +202,10 @@ class VPPTrainer(Trainer):
         trained, processor = self._parts
         host = unwrap(trained)
         if not self.keeps_host:
-            # a checkpoint keeps the parameters' own names: load_state_dict would not find what has the published ones
-            names = {"save_original_format": False} if self._in_checkpoint and not self._has_lora else {}
+            # a checkpoint keeps the parameters' own names: load_state_dict would not find what has the published ones;
+            # of a sharded model transformers cannot tell these
+            own_names = (self._in_checkpoint or state_dict is not None) and not self._has_lora
+            names = {"save_original_format": False} if own_names else {}
             trained.save_pretrained(folder, state_dict=state_dict, **names)
         processor.save_pretrained(folder)
         if state_dict is None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.data.stream import written_whole
-from vpp_plugins.evaluate.report import STYLE
+from vpp_plugins.evaluate.page import STYLE
 
 COLOURS = ("#4363d8", "#f58231", "#2e9e4f", "#911eb4", "#e6194b", "#469990", "#9a6324", "#808000", "#000075", "#808080")
 CURVES = (
     ("Loss", ("loss",)),
     ("Acc@0.5 and mean IoU", ("eval_acc_50", "eval_mean_iou")),
+    ("Loss on the chats to keep", ("kept_loss",)),
     ("Learning rates", ("lr/",)),
     ("Gradient norm, before clipping", ("grad_norm",)),
     ("Samples per second", ("samples_per_second",)),

@@ -1,0 +1,150 @@
+"""Turns apart: a turn among others is what it is alone."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from vpp_plugins.attach import attach_vpp
+from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
+from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Turn
+from vpp_plugins.data.tally import Tally
+from vpp_plugins.errors import VPPError
+from vpp_plugins.pocket import build_pocket
+from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.collate import ABOUT, Collator, real_tokens
+from vpp_plugins.train.dataset import TrainingData
+from vpp_plugins.train.labels import IGNORED
+from vpp_plugins.train.turns_apart import PADDING, TurnsApart, who_sees_whom
+
+SIDE = 64
+BOX = (4.0, 8.0, 30.0, 60.0)
+TURNS: tuple[Turn, ...] = (
+    Locate("the red cup", (BOX,)),
+    Describe((BOX,), "cup"),
+    Talk("is it big", "yes"),
+    Locate("the dog on the left of the cup", (BOX,)),
+)
+
+
+class Pictures(TrainingData):
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples, self.tally = samples, Tally()
+
+    def picture(self, index: int) -> Image.Image | None:
+        noise = torch.randint(0, 256, (SIDE, SIDE, 3), generator=torch.Generator().manual_seed(index))
+        return Image.fromarray(noise.to(torch.uint8).numpy()) if self.samples[index].image else None
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+def sample(turns: tuple[Turn, ...], number: int = 0) -> Sample:
+    return Sample(f"s{number}", f"{number}.png", SIDE, SIDE, turns)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> tuple[Any, VPPProcessor]:
+    """A small pocket model with both prompts."""
+    model, processor = build_pocket(image_size=SIDE, hidden_size=32, layers=2, intermediate_size=48)
+    detector = {"backbone": "efficientnet_lite0", "width": 32, "heads": 2, "feedforward": 32, "dropout": 0.0}
+    local = LocalVPPConfig(
+        num_queries=3,
+        image_size=SIDE,
+        projector_size=16,
+        generator_options={**detector, "encoder_layers": 1, "decoder_layers": 1},
+    )
+    attach_vpp(model, VPPConfig(global_vpp=GlobalVPPConfig(size=SIDE, border=6), local_vpp=local))
+    wrapped = VPPProcessor(processor, model)
+    model.vpp.trained = True
+    return model.eval(), wrapped
+
+
+def collator(
+    processor: VPPProcessor, samples: Sequence[Sample], kind: type[Collator] = TurnsApart, **options: Any
+) -> Any:
+    return kind(Pictures(samples), processor, ChatWriter("llava"), image_token="<image>", **options)
+
+
+def answers(model: Any, batch: dict[str, Any], row: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A row's learned tokens, and the logits that they are learned from."""
+    with torch.no_grad():
+        logits = model(**{name: value for name, value in batch.items() if name not in (ABOUT, "labels")}).logits
+    learned = batch["labels"][row, 1:] != IGNORED
+    return batch["labels"][row, 1:][learned], logits[row, :-1][learned]
+
+
+def test_every_turn_is_what_it_is_alone(pocket: tuple[Any, VPPProcessor]) -> None:
+    model, processor = pocket
+    together = collator(processor, [sample(TURNS[:2]), sample(TURNS, 1)])([0, 1])
+    found_ids, found = answers(model, together, 1)
+
+    alone = [
+        answers(model, collator(processor, [sample((), 0), sample((turn,), 1)], Collator)([1]), 0) for turn in TURNS
+    ]
+
+    assert torch.equal(found_ids, torch.cat([ids for ids, _ in alone]))
+    torch.testing.assert_close(found, torch.cat([logits for _, logits in alone]), atol=1e-5, rtol=1e-4)
+
+
+def test_with_one_turn_each_the_batch_is_the_ordinary_one(pocket: tuple[Any, VPPProcessor]) -> None:
+    _, processor = pocket
+    samples = [sample(TURNS[:1]), sample(TURNS[3:], 1)]
+
+    apart, plain = collator(processor, samples)([0, 1]), collator(processor, samples, Collator)([0, 1])
+
+    assert torch.equal(apart["input_ids"], plain["input_ids"])
+    assert torch.equal(apart["labels"], plain["labels"])
+    assert torch.equal(real_tokens(apart["attention_mask"]), plain["attention_mask"].bool())
+
+
+def test_what_is_learned_is_every_answer(pocket: tuple[Any, VPPProcessor]) -> None:
+    _, processor = pocket
+    batch = collator(processor, [sample(TURNS)])([0])
+
+    learned = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED])
+
+    assert [word in learned for word in ("cup</s>", "yes</s>")] == [True, True]
+    assert learned.count("</s>") == len(TURNS)
+
+
+def test_a_text_alone_keeps_its_first_turn(pocket: tuple[Any, VPPProcessor]) -> None:
+    model, processor = pocket
+    text = replace(sample((Talk("is it red", "yes"), Talk("is it big", "no"))), image="")
+
+    batch = collator(processor, [text])([0])
+
+    assert "no" not in processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED])
+    assert len(batch["input_ids"]) == 2  # the grey picture is there
+    assert answers(model, batch, 0)[1].isfinite().all()
+
+
+def test_nobody_sees_padding_and_no_row_is_blind() -> None:
+    sees = who_sees_whom(torch.tensor([[0, 0, 1, 2, 2, PADDING]]))[0, 0]
+
+    assert sees.any(-1).all()
+    assert sees[3].tolist() == [True, True, False, True, False, False]
+    assert not sees[:, 5].any()
+
+
+def test_long_dialogues_are_skipped(pocket: tuple[Any, VPPProcessor]) -> None:
+    _, processor = pocket
+    batch = collator(processor, [sample(TURNS), sample(TURNS[:1], 1)], max_length=45)([0])
+
+    assert batch[ABOUT].samples == ("s1",)
+    assert "max_length" in batch[ABOUT].skipped[0]
+
+
+def test_a_box_outside_gives_its_place_to_the_next_sample(pocket: tuple[Any, VPPProcessor]) -> None:
+    _, processor = pocket
+    wrong = sample((TURNS[0], Locate("it", ((100.0, 100.0, 200.0, 200.0),))))
+
+    batch = collator(processor, [wrong, sample(TURNS[:1], 1)])([0])
+
+    assert batch[ABOUT].samples == ("s1",)
+    with pytest.raises(VPPError):
+        collator(processor, [wrong]).row(0)
