@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import attach_cost, cold_start, evaluation, gpu, host_time, preprocessing
+from benchmarks import attach_cost, cold_start, evaluation, gpu, host_time, preprocessing, training
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 
 TINY_HOST = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4}
@@ -139,7 +139,7 @@ def test_what_a_run_allocates_is_counted_to_the_byte() -> None:
     def keep() -> None:
         kept[:] = [torch.empty(0), (ones + 1) * 2]  # two of 4 MB at the peak, and one stays
 
-    peak, left = host_time._allocated(keep)
+    peak, left = host_time.allocated(keep)
 
     assert peak >= 8_000_000
     assert peak < 12_100_000
@@ -161,10 +161,23 @@ def test_preprocessing_is_timed_for_pictures_of_every_shape() -> None:
 
 
 def test_the_pocket_model_is_timed_in_batches() -> None:
-    rows = evaluation.measure(rounds=1, batches=(1, 2), questions=2)
+    loads = evaluation.loads()
+    few = {name: loads[name][:2] for name in ("scenes", "single questions")}
+    rows = evaluation.measure(rounds=1, batches=(1, 2), questions=few)
 
-    assert [row.unit for row in rows] == ["/s", "/s", "x"]
+    assert [row.unit for row in rows] == ["/s", "/s", "x"] * 2
+    assert [row.bar for row in rows] == [None, None, 2.0, None, None, None]
+    assert "scenes (2.0 questions a picture)" in rows[0].name
     assert all(row.value is not None and row.value > 0 for row in rows)
+
+
+def test_a_training_step_is_measured_with_lora_and_without() -> None:
+    """At toy size the prompts outweigh the host, so time and memory say nothing; AdamW's numbers are exact."""
+    rows = training.measure(rounds=1, sizes=TINY_HOST)
+
+    assert [row.unit for row in rows] == ["x", "x", "KiB", "bytes", "x", "KiB", "bytes"]
+    assert all(row.value is not None and row.value > 0 for row in rows if row.unit == "x")
+    assert [row.value for row in rows if row.unit == "bytes"] == [8, 8]
 
 
 @pytest.mark.slow
@@ -186,7 +199,7 @@ def test_the_gpu_s_rows_can_be_made_at_toy_size_on_the_cpu() -> None:
     rows = gpu.run(gpu.TINY, torch.device("cpu"), torch.float32, rounds=1)
 
     assert [row.name for row in rows] == list(gpu.NAMES)
-    assert [row.value is None for row in rows] == [False, False, False, True, False]
+    assert [row.value is None for row in rows] == [False, False, False, True, True, False]
 
 
 def test_a_table_is_printed_for_any_row(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
     python examples/pocket/evaluate.py --assets assets --out pocket_scores.json
     python examples/pocket/evaluate.py --assets assets --checkpoint runs/vpp/checkpoint.pt --sets test --scenes 50
+    python examples/pocket/evaluate.py --assets assets --model out/pocket/final --sets test --scenes 40
 
-Without --checkpoint both shipped arms are scored.
+Without --checkpoint and --model both shipped arms are scored.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from vpp_plugins.data.assets import find_assets
 from vpp_plugins.data.photos import load_real_photos
 from vpp_plugins.data.scenes import Scene, SceneGenerator
 from vpp_plugins.evaluate import Scores, full_image, mean_box, random_object, score, shuffled
+from vpp_plugins.evaluate.models import load_grounder
 from vpp_plugins.pocket import load_pocket
 
 TRAINING_SCENES = 200  # for the mean box
@@ -77,6 +79,7 @@ def main() -> None:
     parser.add_argument("--assets", required=True)
     parser.add_argument("--out", type=Path, default=Path("pocket_scores.json"))
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--model", help="a folder that `vpp train` wrote")
     parser.add_argument("--weights", type=Path, help="a folder that ship.py wrote, in place of the shipped one")
     parser.add_argument("--arms", nargs="+", choices=["VPP", "without VPP"], default=["VPP", "without VPP"])
     parser.add_argument("--sets", nargs="+", default=["test", "heldout", "photos"])
@@ -98,7 +101,7 @@ def main() -> None:
         name: {"expressions": len(sample.texts)} | {k: _rounded(v) for k, v in sample.blind(mean).items()}
         for name, sample in samples.items()
     }
-    for arm, (model, processor) in _models(args.checkpoint, args.weights, args.arms).items():
+    for arm, (model, processor) in _models(args).items():
         grounder = Grounder(model, processor, batch_size=args.batch)
         for name, sample in samples.items():
             begin = time.time()
@@ -107,11 +110,14 @@ def main() -> None:
             print(name, arm, json.dumps(report[name][arm]), flush=True)
 
 
-def _models(checkpoint: Path | None, weights: Path | None, arms: list[str]) -> dict[str, tuple[object, object]]:
-    if checkpoint is not None:
-        return {checkpoint.parent.name: assemble(checkpoint)[:2]}
-    folder = {} if weights is None else {"folder": weights}
-    return {arm: load_pocket(arm == "VPP", **folder) for arm in arms}
+def _models(args: argparse.Namespace) -> dict[str, tuple[object, object]]:
+    if args.checkpoint is not None:
+        return {args.checkpoint.parent.name: assemble(args.checkpoint)[:2]}
+    if args.model is not None:
+        asker = load_grounder(args.model, dtype="float32", device="cpu")
+        return {args.model: (asker.model, asker.processor)}
+    folder = {} if args.weights is None else {"folder": args.weights}
+    return {arm: load_pocket(arm == "VPP", **folder) for arm in args.arms}
 
 
 def _scale(box: Box, size_hw: tuple[int, int]) -> Box:
