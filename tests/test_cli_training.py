@@ -1,5 +1,7 @@
 """`vpp train` and `vpp data preview`, from a recipe and a model on the disk."""
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from tests.families import FAMILIES
 from tests.train.runs import samples, write_data
 from vpp_plugins import VPPError
 from vpp_plugins.cli import training
+from vpp_plugins.train.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -75,6 +78,8 @@ def test_the_preview_is_what_training_shows(recipe: Path) -> None:
 def test_the_help_teaches() -> None:
     told = called("train", "--help")
     assert all(word in told for word in ("lora_scope", "--resume", "TrainingArguments", "Example: vpp train"))
+    keys = {key.name for key in fields(Recipe)} - {"trainer"}
+    assert [key for key in keys if not re.search(rf"\b{key}\b", told)] == []
 
 
 def test_a_model_that_is_not_there(recipe: Path) -> None:

@@ -68,7 +68,9 @@ def test_a_broken_file_leaves_the_old_target_and_keeps_the_sizes_it_found(tmp_pa
 def test_a_killed_conversion_leaves_no_half_target(tmp_path: Path, how: signal.Signals) -> None:
     lines(tmp_path / "in.jsonl", *[EVALUATION] * 100_000)  # takes longer than it takes to be killed
     code = textwrap.dedent("""
+        import signal
         from vpp_plugins.data.convert import convert
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background come with it ignored
         convert("in.jsonl", "out.jsonl", source_format="eval-jsonl", target_format="neutral", progress=False)
     """)
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL) as child:

@@ -163,6 +163,8 @@ def test_which_shards_a_path_means(tmp_path: Path) -> None:
     assert shard_paths(tmp_path / "b.txt") == [tmp_path / "b.txt"]
     with pytest.raises(VPPError, match=r"2 of 4 shards of .* are not there, .*a-011\.tar' for one"):
         shard_paths(tmp_path / "a-{009..012}.tar")
+    with pytest.raises(VPPError, match="counts backwards"):
+        shard_paths(tmp_path / "a-{010..008}.tar")
     with pytest.raises(VPPError, match="holds no shard"):
         shard_paths(picture(tmp_path / "empty/x.png").parent)
 

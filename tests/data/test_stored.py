@@ -172,6 +172,18 @@ def test_missing_pictures_are_looked_for_again(folder: Path) -> None:
     assert len(found(path, "neutral")) == COUNT
 
 
+@pytest.mark.usefixtures("kept")
+def test_pictures_that_a_shard_lacks_will_not_come_and_the_index_is_kept(folder: Path) -> None:
+    """One sample without its picture had every run read all shards anew."""
+    shards = write(folder, "webdataset")
+    whole = (shards / "000000.tar").read_bytes()
+    (shards / "000000.tar").write_bytes(whole.replace(b"000000001.png", b"000000001.txt", 1))
+    with tarfile.open(shards / "000000.tar", "r", errorlevel=0) as tar:
+        assert tar.getnames()
+    assert found(shards, "webdataset").found.tally.counts == {Issue.NO_PICTURE: 1}
+    assert len(indexes(folder)) == 1
+
+
 @BOTH
 def test_a_file_that_changes_under_a_run_is_a_sentence(name: str, folder: Path) -> None:
     path = write(folder, name)

@@ -115,6 +115,28 @@ def test_parts_may_stand_in_one_table_or_dotted() -> None:
     assert Recipe.from_dict(table.to_dict()) == table
 
 
+@pytest.mark.parametrize("name", ["cosine_with_min_lr", "warmup_stable_decay"])
+def test_a_schedule_that_needs_more_than_its_name_says_so(name: str, tmp_path: Path) -> None:
+    with pytest.raises(VPPError, match=f"the schedule '{name}' needs lr_scheduler_kwargs"):
+        scheduled(optimizer(0.1), arguments(tmp_path), steps=STEPS, names=[name])
+
+
+@pytest.mark.usefixtures("toy")
+def test_the_table_of_what_is_trained_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_data(tmp_path / "data", samples(4))
+
+    def told(out: str, **changes: Any) -> str:
+        model, processor = attached_family("llava")
+        train(recipe(data, tmp_path / out, max_steps=1, **changes), model=model, processor=processor)
+        return capsys.readouterr().err
+
+    assert "schedule" not in told("plain")
+    shown = told("own", schedule={"llm": "constant"})
+    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
+    assert "constant" in rows["llm"]
+    assert "the run's" in rows["projector"]
+
+
 def test_a_run_whose_own_schedule_follows_the_loss_takes_no_others(tmp_path: Path) -> None:
     settings = arguments(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps")
     with pytest.raises(VPPError, match="no schedule of a part"):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from vpp_plugins import VPPError
 from vpp_plugins.train.preflight import give_every_parameter_a_gradient
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import training_arguments
-from vpp_plugins.train.sharding import check_sharding, shard_by_units
+from vpp_plugins.train.sharding import check_sharding, check_whole, shard_by_units
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -57,6 +58,34 @@ def test_fsdp_with_one_process_or_on_cpus_says_so(tmp_path: Path) -> None:
         check_sharding(several)
     several.device = torch.device("cuda")
     check_sharding(several)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optim": "muon"}, 'optim = "muon" needs each weight whole'),
+        ({"word_alignment": 0.3}, "word_alignment needs each weight whole"),
+        ({"detection_loss": 0.1}, "detection_loss needs each weight whole"),
+    ],
+)
+def test_what_needs_weights_whole_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    wanted, plain = recipe(tmp_path, tmp_path, **changes), recipe(tmp_path, tmp_path)
+    fsdp = SimpleNamespace(fsdp=True, deepspeed_plugin=None)
+    zero = SimpleNamespace(fsdp=None, deepspeed_plugin=SimpleNamespace(deepspeed_config={}))
+
+    for arguments, name in ((fsdp, "FSDP"), (zero, "DeepSpeed")):
+        with pytest.raises(VPPError, match=f"{said}, but {name} shards them"):
+            check_whole(arguments, wanted)
+        check_whole(arguments, plain)
+    training_arguments(wanted)  # one process has all of it
+
+
+def test_a_deepspeed_file_may_not_replace_the_parts_rates(tmp_path: Path) -> None:
+    settings = {"optimizer": {"type": "AdamW"}, "scheduler": {}, "zero_optimization": {"stage": 2}}
+    arguments = SimpleNamespace(fsdp=None, deepspeed_plugin=SimpleNamespace(deepspeed_config=settings))
+
+    with pytest.raises(VPPError, match="the DeepSpeed file has optimizer and scheduler of its own"):
+        check_whole(arguments, recipe(tmp_path, tmp_path))
 
 
 def test_a_recipe_may_say_true_as_transformers_has_it() -> None:

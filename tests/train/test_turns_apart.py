@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.families import FAMILIES
 from vpp_plugins.attach import attach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Turn
@@ -19,7 +20,7 @@ from vpp_plugins.train.chats import ChatWriter
 from vpp_plugins.train.collate import ABOUT, Collator, real_tokens
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED
-from vpp_plugins.train.turns_apart import PADDING, TurnsApart, who_sees_whom
+from vpp_plugins.train.turns_apart import PADDING, TurnsApart, check_host, who_sees_whom
 
 SIDE = 64
 BOX = (4.0, 8.0, 30.0, 60.0)
@@ -121,6 +122,17 @@ def test_a_text_alone_keeps_its_first_turn(pocket: tuple[Any, VPPProcessor]) -> 
     assert "no" not in processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED])
     assert len(batch["input_ids"]) == 2  # the grey picture is there
     assert answers(model, batch, 0)[1].isfinite().all()
+
+
+def test_hosts_that_would_take_the_mask_for_something_else_are_refused() -> None:
+    """Eager attention adds the mask to its scores, so that every token would see every other."""
+    llava = FAMILIES["llava"].model()
+    check_host(llava)
+    llava.set_attn_implementation("eager")
+    with pytest.raises(VPPError, match="the host's is 'eager': set attn_implementation"):
+        check_host(llava)
+    with pytest.raises(VPPError, match="a 'qwen2_5_vl' has several"):
+        check_host(FAMILIES["qwen2_5_vl"].model())
 
 
 def test_nobody_sees_padding_and_no_row_is_blind() -> None:

@@ -47,7 +47,9 @@ def scenes(
     typer.echo(f"{count} scenes in {folder}")
 
 
-Images = Annotated[Path | None, typer.Option(help="Folder of the pictures, where the file holds no sizes.")]
+Images = Annotated[
+    Path | None, typer.Option(help="Folder of the pictures, where the file holds no sizes, or shards are written.")
+]
 Sizes = Annotated[Path | None, typer.Option(help="File of the pictures' sizes: read first, and added to.")]
 Family = Annotated[str, typer.Option(help="Whose boxes stand in the text of dialogues: llava, internvl, qwen2-vl, ...")]
 
@@ -81,6 +83,7 @@ def convert(
     """Convert a data set; what is faulty is left out, counted, and named.
 
     Example: vpp data convert refcoco/ val.jsonl --from refer --to eval-jsonl --split val
+    Shards: vpp data convert train.json shards --from vpp-sft --to webdataset --images pictures
     """
     from vpp_plugins.data.convert import convert as run
     from vpp_plugins.data.formats import Reading

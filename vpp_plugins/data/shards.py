@@ -63,6 +63,8 @@ def shard_paths(path: Path) -> list[Path]:
             raise VPPError(f"the folder '{path}' holds no shard (*.tar).")
         return found
     shards = [Path(name) for name in _expanded(str(path))]
+    if not shards:
+        raise VPPError(f"'{path}' counts backwards, so it names no shard: write {{first..last}}.")
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
         raise VPPError(f"{len(missing)} of {len(shards)} shards of '{path}' are not there, '{missing[0]}' for one.")

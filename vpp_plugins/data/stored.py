@@ -109,7 +109,7 @@ def stored_samples(
 
     `root` is the folder of the pictures, where they are not in the files; `limit` takes the first so many samples. An
     index of more than 64 MB of data is kept beside them, or in the folder `spare` where that cannot be written, unless
-    pictures are missing: they may come. Raises VPPError where a file is not there, or is damaged.
+    pictures are missing in `root`: they may come. Raises VPPError where a file is not there, or is damaged.
     """
     layout, reading = LAYOUTS[format_name], reading or Reading()
     outside = () if layout.picture is not None else (str(root.absolute()),)
@@ -120,7 +120,8 @@ def stored_samples(
     if index is None:
         large = source.size >= LARGE
         index = _indexed(layout, source, reading, root, limit, title=path.name, progress=progress and large)
-        if large and not index.tally.counts[Issue.NO_PICTURE]:
+        may_come = layout.picture is None and index.tally.counts[Issue.NO_PICTURE]
+        if large and not may_come:
             keep_index(index, source, folders)
     return StoredSamples(layout, source, index, reading, root)
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpp_plugins.errors import VPPError
 from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection, named_objects
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.detection_loss import Objects, stack_objects
@@ -20,11 +19,6 @@ class DetectionTrainer(VPPTrainer):
 
     def __init__(self, *args: Any, task: AuxiliaryDetection, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise VPPError(
-                "detection_loss has heads beside the model, which neither DeepSpeed nor Trainer's FSDP updates: train "
-                "with DDP, or without it."
-            )
         self.task = task.to(self.args.device)
         self._objects = stack_objects([], [])
         self._stepped = False
@@ -53,9 +47,7 @@ class DetectionTrainer(VPPTrainer):
     ) -> Any:
         """Add the detection loss of the forward's pictures."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        divided = not self.model_accepts_loss_kwargs or num_items_in_batch is None  # by Trainer, for accumulation
-        share = 1 if divided else self.current_gradient_accumulation_steps
-        loss = loss + self.task.loss(self._objects) / share
+        loss = loss + self.task.loss(self._objects) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

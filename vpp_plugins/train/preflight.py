@@ -6,9 +6,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float64, Int64
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
+from vpp_plugins.train.collate import Collator, real_tokens
+from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED
 
 REASONS: Mapping[str, str] = {
@@ -24,18 +29,36 @@ REASONS: Mapping[str, str] = {
 Groups = Sequence[Mapping[str, Any]]
 
 
-def trainable_table(groups: Groups) -> list[tuple[str, int, int, float, float]]:
-    """Return (group, tensors, numbers, learning rate, weight decay) for each group."""
-    return [
-        (
-            str(group["name"]),
-            len(group["params"]),
-            sum(parameter.numel() for parameter in group["params"]),
-            float(group["lr"]),
-            float(group["weight_decay"]),
-        )
-        for group in groups
-    ]
+def show(data: TrainingData, collator: Collator, groups: Groups) -> None:
+    """Print what is trained, the faults of the data, and the first sample's tokens."""
+    console = Console(stderr=True)
+    table = Table(title=f"{len(data)} samples; what is trained")
+    scheduled = any(group["schedule"] for group in groups)
+    for column in ("part", "tensors", "parameters", "learning rate", "weight decay", *["schedule"] * scheduled):
+        table.add_column(column, justify="left" if column in ("part", "schedule") else "right")
+    for group in groups:
+        tensors, rate, decay = group["params"], float(group["lr"]), float(group["weight_decay"])
+        numbers = sum(parameter.numel() for parameter in tensors)
+        own = [group["schedule"] or "the run's"] * scheduled
+        table.add_row(group["name"], f"{len(tensors)}", f"{numbers:,}", f"{rate:g}", f"{decay:g}", *own)
+    console.print(table)
+    for issue, count, examples in data.tally.rows():
+        console.print(f"{count} x {issue}: {examples}", highlight=False)
+    console.print("The first sample, what is learned in green:")
+    console.print(preview(collator, 0))
+
+
+def preview(collator: Collator, index: int) -> Text:
+    """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
+    row = collator.usable(index, {})
+    batch = collator.batch([row])
+    mask = real_tokens(batch["attention_mask"])[0]
+    text = Text()
+    for piece, learned in token_string(
+        batch["input_ids"][0][mask], batch["labels"][0][mask], collator.processor.tokenizer
+    ):
+        text.append(f"⟦{piece}⟧" if learned else piece, style="green" if learned else "")
+    return text
 
 
 def squared_norms(groups: Groups) -> Float64[Tensor, " groups"]:

@@ -9,8 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -24,18 +22,18 @@ from vpp_plugins.train.before_after import BeforeAndAfter
 from vpp_plugins.train.build import attach, check_family, empty_host, load_host, prepare_for_training
 from vpp_plugins.train.chats import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, open_run, whole_folder
-from vpp_plugins.train.collate import Collator, real_tokens
+from vpp_plugins.train.collate import Collator
 from vpp_plugins.train.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.detection_trainer import DetectionTrainer
 from vpp_plugins.train.examine import examination
 from vpp_plugins.train.mixed_data import load_kept, load_mixture
 from vpp_plugins.train.muon import MUON, muon_groups
-from vpp_plugins.train.preflight import token_string, trainable_table
+from vpp_plugins.train.preflight import preview, show
 from vpp_plugins.train.recipe import Recipe
-from vpp_plugins.train.sharding import check_sharding, shard_by_units
+from vpp_plugins.train.sharding import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.trainer import VPPTrainer
-from vpp_plugins.train.turns_apart import TurnsApart
+from vpp_plugins.train.turns_apart import TurnsApart, check_host
 from vpp_plugins.train.watch import write_page
 from vpp_plugins.train.word_alignment import WordAlignment
 
@@ -77,7 +75,7 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     model, groups = prepare_for_training(model, recipe)
     muon = recipe.trainer.get("optim") == MUON
     groups = muon_groups(groups, model) if muon else groups
-    _check_pictures(data, groups)
+    _check_pictures(data)
     collator = _collator(recipe, data, model, wrapped)
     exam = examination(recipe, arguments.per_device_eval_batch_size)
     task = AuxiliaryDetection(model, weight=recipe.detection_loss) if recipe.detection_loss else None
@@ -141,27 +139,13 @@ def training_arguments(recipe: Recipe) -> Any:
     except (ValueError, TypeError, ImportError) as error:
         raise VPPError(f"transformers does not take the recipe: {error}") from None
     check_sharding(arguments)
+    check_whole(arguments, recipe)
     if recipe.eval_data is not None and is_deepspeed_zero3_enabled():
         raise VPPError(
             "eval_data cannot be asked while ZeRO-3 shards the model: leave it out and run `vpp eval` on the final "
             "weights, or take ZeRO-2 or fsdp."
         )
     return arguments
-
-
-def show(data: TrainingData, collator: Collator, groups: list[dict[str, Any]]) -> None:
-    """Print what is trained, the faults of the data, and the first sample's tokens."""
-    console = Console(stderr=True)
-    table = Table(title=f"{len(data)} samples; what is trained")
-    for column in ("part", "tensors", "parameters", "learning rate", "weight decay"):
-        table.add_column(column, justify="left" if column == "part" else "right")
-    for name, tensors, numbers, rate, decay in trainable_table(groups):
-        table.add_row(name, str(tensors), f"{numbers:,}", f"{rate:g}", f"{decay:g}")
-    console.print(table)
-    for issue, count, examples in data.tally.rows():
-        console.print(f"{count} x {issue}: {examples}", highlight=False)
-    console.print("The first sample, what is learned in green:")
-    console.print(preview(collator, 0))
 
 
 def preview_sample(recipe: Recipe, index: int) -> Text:
@@ -178,24 +162,13 @@ def preview_sample(recipe: Recipe, index: int) -> Text:
     return preview(_collator(recipe, data, model, wrapped), index)
 
 
-def preview(collator: Collator, index: int) -> Text:
-    """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
-    row = collator.usable(index, {})
-    batch = collator.batch([row])
-    mask = real_tokens(batch["attention_mask"])[0]
-    text = Text()
-    for piece, learned in token_string(
-        batch["input_ids"][0][mask], batch["labels"][0][mask], collator.processor.tokenizer
-    ):
-        text.append(f"⟦{piece}⟧" if learned else piece, style="green" if learned else "")
-    return text
-
-
 def _collator(recipe: Recipe, data: TrainingData, model: Any, processor: VPPProcessor) -> Collator:
     backbone = host_state(model).backbone
     write = ChatWriter(recipe.box_format or backbone.box_format)
     ids = coordinate_ids(processor.tokenizer) if recipe.hide_boxes else None
     hide = None if ids is None else HiddenBoxes(ids, recipe.hide_boxes, len(data))
+    if recipe.turns_apart:
+        check_host(unwrap(model))
     kind = TurnsApart if recipe.turns_apart else Collator
     return kind(data, processor, write, image_token=backbone.image_token, max_length=recipe.max_length, hide=hide)
 
@@ -213,7 +186,7 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
         trainer.state.global_step, trainer.state.log_history = state["global_step"], state["log_history"]
 
 
-def _check_pictures(data: TrainingData, groups: list[dict[str, Any]]) -> None:
+def _check_pictures(data: TrainingData) -> None:
     if not any(sample.image for sample in data.samples):
         raise VPPError(
             f"none of the {len(data)} samples has a picture, so the prompts would learn nothing: check `data`, and "

@@ -42,12 +42,18 @@ def scheduled(
         check_schedule(kind.value)
         # transformers writes schedules for an optimizer, and some take their bounds from its rate
         alone = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=group["lr"])
-        schedule: Any = get_scheduler(
-            kind,
-            optimizer=alone,
-            num_warmup_steps=arguments.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=arguments.lr_scheduler_kwargs if kind is own else None,  # type: ignore[arg-type]
-        )
+        try:
+            schedule: Any = get_scheduler(
+                kind,
+                optimizer=alone,
+                num_warmup_steps=arguments.get_warmup_steps(steps),
+                num_training_steps=steps,
+                scheduler_specific_kwargs=arguments.lr_scheduler_kwargs if kind is own else None,  # type: ignore[arg-type]
+            )
+        except (ValueError, TypeError) as error:
+            raise VPPError(
+                f"the schedule '{kind.value}' needs lr_scheduler_kwargs ({error}), which only the run's own gets: "
+                "make it lr_scheduler_type, and give other parts theirs."
+            ) from None
         factors.extend(schedule.lr_lambdas)
     return LambdaLR(optimizer, factors)

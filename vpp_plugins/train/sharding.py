@@ -1,4 +1,4 @@
-"""FSDP: which parts of a model are sharded as units, and the model brought together to be asked."""
+"""FSDP and DeepSpeed: what cannot be sharded, what is sharded as a unit, and the model brought together to be asked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +12,8 @@ from transformers.training_args import ParallelMode
 from vpp_plugins.attach import unwrap
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.vpp import VPP
+from vpp_plugins.train.muon import MUON
+from vpp_plugins.train.recipe import Recipe
 
 
 def shard_by_units(arguments: Any, model: nn.Module) -> None:
@@ -40,6 +42,30 @@ def check_sharding(arguments: Any) -> None:
         )
     if arguments.device.type == "cpu":
         raise VPPError("fsdp shards over GPUs alone, but this run is on CPUs: --set fsdp='' copies the model to each.")
+
+
+def check_whole(arguments: Any, recipe: Recipe) -> None:
+    """Raise VPPError where FSDP or DeepSpeed would take weights, or the optimizer, from what needs them whole."""
+    sharding = "DeepSpeed" if arguments.deepspeed_plugin else "FSDP" if arguments.fsdp else None
+    if sharding is None:
+        return
+    asked = {
+        'optim = "muon"': recipe.trainer.get("optim") == MUON,
+        "word_alignment": recipe.word_alignment,
+        "detection_loss": recipe.detection_loss,
+    }
+    for key, wanted in asked.items():
+        if wanted:
+            raise VPPError(
+                f"{key} needs each weight whole, but {sharding} shards them: train with DDP, or leave it out."
+            )
+    settings = arguments.deepspeed_plugin.deepspeed_config if arguments.deepspeed_plugin else {}
+    own = [name for name in ("optimizer", "scheduler") if name in settings]
+    if own:
+        raise VPPError(
+            f"the DeepSpeed file has {' and '.join(own)} of its own, which would replace the rates and "
+            "schedules of the parts: leave them out of it and say them in the recipe."
+        )
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """transformers' Trainer with the few things that prompts need: groups, checks, and checkpoints that hold them."""
 
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.examine import Examination
 from vpp_plugins.train.muon import build_muon
 from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
+from vpp_plugins.train.saved_weights import added_rows, check_weights, gathered_prompts, put_rows, read_host
 from vpp_plugins.train.schedules import scheduled
 from vpp_plugins.train.sharding import whole_weights
 from vpp_plugins.train.word_alignment import WordAlignment
@@ -103,8 +103,13 @@ class VPPTrainer(Trainer):
         """Add the alignment of pictures with words, where it is asked for."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.words is not None:
-            loss = loss + self.words(self._pictured).to(loss) / self.current_gradient_accumulation_steps
+            loss = loss + self.words(self._pictured).to(loss) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _accumulated(self, num_items_in_batch: Any) -> int:
+        """Return by how much to divide a loss of our own for accumulation: 1 where Trainer will divide the sum."""
+        counted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        return self.current_gradient_accumulation_steps if counted or self.compute_loss_func is not None else 1
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the gradient's norm; one that is no number would spoil every weight (fp16's scaler skips it)."""
@@ -212,7 +217,7 @@ class VPPTrainer(Trainer):
             save_vpp(host, folder)
         else:  # gathered from the devices that share the model
             write_vpp(active_vpp(host), folder, gathered_prompts(state_dict))
-        added = _added_rows(host) if self._in_checkpoint and state_dict is None else {}
+        added = added_rows(host) if self._in_checkpoint and state_dict is None else {}
         if added:
             save_file(added, folder / ROWS_FILE)
         check_weights(folder)
@@ -225,13 +230,13 @@ class VPPTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif not self.keeps_host:
             with vocabulary.narrowed(host, host_state(host).host_rows):
-                load_host(host, folder)
+                read_host(host, folder)
         if self.is_fsdp_enabled:  # its shards hold the prompts too
             return
         for vpp in every_vpp(host):
             read_into(vpp, folder)
         if (folder / ROWS_FILE).is_file():
-            _put_rows(host, load_file(folder / ROWS_FILE))
+            put_rows(host, load_file(folder / ROWS_FILE))
 
     @property
     def _parts(self) -> tuple[Any, Any]:
@@ -241,53 +246,3 @@ class VPPTrainer(Trainer):
     @property
     def _has_lora(self) -> bool:
         return isinstance(self.model, PeftModel)
-
-
-def load_host(host: nn.Module, folder: Path) -> None:
-    """Load a checkpoint's host, all of it: Trainer would only warn of names that do not match, and go on without."""
-    own = {name: value for name, value in host.state_dict().items() if not name.startswith("vpp.")}
-    loaded: set[int] = set()
-    for path in sorted(folder.glob("model*.safetensors")):
-        tensors = load_file(path)
-        unknown = sorted(tensors.keys() - own.keys())
-        if unknown:
-            raise VPPError(f"'{path}' holds {len(unknown)} tensors that the model has not, {unknown[0]} for one.")
-        host.load_state_dict(tensors, strict=False)
-        loaded |= {own[name].data_ptr() for name in tensors}
-    missing = [name for name, value in own.items() if value.data_ptr() not in loaded]  # a tied head is its embedding
-    if missing:
-        raise VPPError(f"'{folder}' lacks {len(missing)} of the host's tensors, {missing[0]} for one: it is not whole.")
-
-
-def gathered_prompts(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the prompts of a whole model's state, PEFT's wrapper looked through."""
-    found = ((re.fullmatch(r"(?:base_model\.model\.)?vpp\.(.+)", name), value) for name, value in state.items())
-    return {match[1]: value for match, value in found if match}
-
-
-def check_weights(folder: Path) -> None:
-    """Raise VPPError where prompts were saved empty, as they are where nobody gathered them from several devices."""
-    empty = [name for name, value in load_file(folder / "vpp.safetensors").items() if not value.numel()]
-    if empty:
-        raise VPPError(f"{len(empty)} tensors of the prompts were saved empty, {empty[0]} for one: gather them first.")
-
-
-def _tables(host: Any) -> dict[str, nn.Parameter]:
-    """Return the vocabulary's tables by a name each; a tied head is the embedding itself."""
-    head = host.get_output_embeddings()
-    tables = {"embedding": host.get_input_embeddings().weight}
-    return tables if head is None or head.weight is tables["embedding"] else {**tables, "head": head.weight}
-
-
-def _added_rows(host: Any) -> dict[str, Tensor]:
-    rows = host_state(host).host_rows
-    if rows is None:
-        return {}
-    return {name: table.detach()[rows:].cpu().clone() for name, table in _tables(host).items()}
-
-
-def _put_rows(host: Any, saved: dict[str, Tensor]) -> None:
-    rows = host_state(host).host_rows
-    with torch.no_grad():
-        for name, table in _tables(host).items():
-            table[rows:] = saved[name].to(table)

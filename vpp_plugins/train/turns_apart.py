@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, Row
 from vpp_plugins.train.labels import IGNORED, RenderedChat, Segment, chat_segments, render_chat
 
@@ -82,6 +83,20 @@ class TurnsApart(Collator):
     def _pad_id(self) -> int:
         pad: int | None = self.processor.tokenizer.pad_token_id
         return 0 if pad is None else pad
+
+
+def check_host(host: Any) -> None:
+    """Raise VPPError where a host would take the mask, or the positions, for something else."""
+    text = host.config.get_text_config()
+    if text._attn_implementation != "sdpa":
+        raise VPPError(
+            f"turns_apart needs attention that takes a mask of each pair of tokens, but the host's is "
+            f"'{text._attn_implementation}': set attn_implementation = \"sdpa\"."
+        )
+    if "mrope_section" in (text.to_dict().get("rope_parameters") or {}):
+        raise VPPError(
+            f"turns_apart counts positions along one axis, but a '{host.config.model_type}' has several: leave it out."
+        )
 
 
 def who_sees_whom(turns: Int64[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 length length"]:

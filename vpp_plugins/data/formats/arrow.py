@@ -37,7 +37,9 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
 
 def arrow_files(path: Path) -> list[Path]:
     """Return the Arrow or parquet files that a path means, a file or a folder; raises VPPError where there is none."""
-    found = [path] if path.is_file() else sorted([*path.glob("*.arrow"), *path.glob("*.parquet")])
+    inside = sorted([*path.glob("*.arrow"), *path.glob("*.parquet")])
+    # `map` and `filter` of `datasets` leave their results beside the data
+    found = [path] if path.is_file() else [file for file in inside if not file.name.startswith("cache-")]
     if not found:
         splits = sorted(folder.name for folder in path.glob("*/") if list(folder.glob("*.arrow")))
         each = f"; it has splits, so name one of its folders: {', '.join(splits)}" if splits else ""

@@ -80,7 +80,7 @@ def write_webdataset(samples: Iterable[Sample], writing: Writing) -> None:
     if not target.parent.is_dir():
         raise VPPError(f"the folder '{target.parent}' does not exist: make it first.")
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".partial", dir=target.parent) as made:
-        folder = Path(made) / target.name
+        folder = Path(made) / "written"
         folder.mkdir()
         _write_shards(_members(samples, writing), folder, writing.shard_bytes)
         if target.exists():
