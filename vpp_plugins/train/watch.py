@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.data.stream import written_whole
+from vpp_plugins.errors import few
 from vpp_plugins.evaluate.page import STYLE
 
 COLOURS = ("#4363d8", "#f58231", "#2e9e4f", "#911eb4", "#e6194b", "#469990", "#9a6324", "#808000", "#000075", "#808080")
@@ -18,7 +19,7 @@ CURVES = (
     ("Gradient norm, before clipping", ("grad_norm",)),
     ("Samples per second", ("samples_per_second",)),
 )
-WIDTH, HEIGHT, MARGIN = 720, 260, 60
+WIDTH, HEIGHT, MARGIN, LEGEND = 720, 260, 60, 240
 Points = list[tuple[float, float]]
 
 
@@ -46,7 +47,7 @@ def write_page(
 
 
 def curve(lines: Mapping[str, Points]) -> str:
-    """Draw lines over the steps as an SVG, from 0 or the lowest value up."""
+    """Draw lines over the steps as an SVG, from 0 or the lowest value up; a name may be several, joined by commas."""
     every = [point for points in lines.values() for point in points]
     steps, values = [step for step, _ in every], [value for _, value in every]
     left, right, low, high = min(steps), max(steps), min(0.0, *values), max(values)
@@ -67,8 +68,11 @@ def curve(lines: Mapping[str, Points]) -> str:
             for step, value in points
         )
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<text x="{WIDTH - MARGIN + 4}" y="{20 + 14 * number}" fill="{colour}">{_text(name)}</text>')
-    box = f'viewBox="0 0 {WIDTH + MARGIN} {HEIGHT}" width="{WIDTH + MARGIN}" height="{HEIGHT}"'
+        x, y = WIDTH - MARGIN + 4, 20 + 14 * number
+        shown = _text(few(name.split(", "), most=1))
+        parts.append(f'<text x="{x}" y="{y}" style="fill:{colour}"><title>{_text(name)}</title>{shown}</text>')
+    width = WIDTH - MARGIN + LEGEND
+    box = f'viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}"'
     return f"<svg {box}>{''.join(parts)}</svg>"
 
 
@@ -78,7 +82,10 @@ def _lines(history: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[s
         for key, value in entry.items():
             if key in names or any(name.endswith("/") and key.startswith(name) for name in names):
                 lines.setdefault(key.removeprefix("lr/"), []).append((float(entry["step"]), float(value)))
-    return lines
+    alike: dict[tuple[tuple[float, float], ...], list[str]] = {}  # rates that several parts share are one line
+    for name, points in lines.items():
+        alike.setdefault(tuple(points), []).append(name)
+    return {", ".join(names): list(points) for points, names in alike.items()}
 
 
 def _summary(about: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
