@@ -6,8 +6,9 @@ import io
 import random
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,6 +316,20 @@ class TestPicturesThatComeSeveralTimes:
         assert read[0] is read[2] is read[4]
         assert read[1] is read[3]
         assert [picture.getpixel((3, 3)) for picture in read[:2]] == [(255, 0, 0), (0, 0, 255)]
+
+    def test_pictures_that_a_sequence_makes_anew_at_every_look_stay_apart(self) -> None:
+        """What is told by its id must live on: Python gives the id of what is gone to the next."""
+
+        class Column(Sequence[bytes]):
+            def __len__(self) -> int:
+                return 6
+
+            def __getitem__(self, number: Any) -> Any:
+                if number >= len(self):
+                    raise IndexError
+                return encoded(Image.new("RGB", (20, 30), (40 * number, 0, 0)), "PNG")
+
+        assert [picture.getpixel((3, 3)) for picture in load_images(Column())] == [(40 * n, 0, 0) for n in range(6)]
 
     def test_are_one_object_in_any_nesting(self) -> None:
         red, blue = Image.new("RGB", (20, 30), "red"), Image.new("RGB", (20, 30), "blue")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.vpp import TOKEN, VPP
-from vpp_plugins.session import HALF_PRECISION, HostState
+from vpp_plugins.session import HostState
 
 ENCODED = (
     "image_embeds",
@@ -123,7 +123,7 @@ def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: T
                 "images came without vpp_tile_boxes, which say what part of its picture each tile shows: make the "
                 "inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
             )
-    elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4 or tile_boxes.dtype in HALF_PRECISION:
+    elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4 or tile_boxes.dtype in (torch.bfloat16, torch.float16):
         raise VPPError(
             "vpp_tile_boxes must be [inputs, 4], the left, top, right and bottom of what each tile shows of its "
             "picture, in millionths of the frame that has the axes, or float32 fractions of it (half precision would "

@@ -92,6 +92,7 @@ def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "imag
 def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
     """Return every picture as `load_image` does; one that comes several times is read once, and is one object."""
     read: dict[int | str, Image.Image] = {}
+    sources = list(sources)  # data sets' columns decode anew at every look, and what is gone leaves its id to another
     names = [str(source) if isinstance(source, str | Path) else id(source) for source in sources]
     for name, source in zip(names, sources, strict=True):
         if name not in read:

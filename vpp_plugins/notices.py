@@ -6,7 +6,7 @@ import torch
 
 from vpp_plugins.errors import HalfPrecisionVPPWarning, UntrainedVPPWarning
 from vpp_plugins.prompts.vpp import VPP
-from vpp_plugins.session import HALF_PRECISION, HostState
+from vpp_plugins.session import HostState
 
 CALLER = 7
 """How many frames up the user's call of generate is; a forward's is two further, beyond torch's own."""
@@ -33,7 +33,7 @@ def warn(state: HostState, vpp: VPP, *, trained: bool) -> None:
 
 
 def _learns_in_half(vpp: VPP) -> bool:
-    return any(p.requires_grad and p.dtype in HALF_PRECISION for p in vpp.parameters())
+    return any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in vpp.parameters())
 
 
 def _once(state: HostState, category: type[Warning], text: str) -> None:

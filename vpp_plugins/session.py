@@ -25,8 +25,6 @@ from vpp_plugins.vocabulary import Whole
 SLOT = "_vpp_slot"
 NAMES = "_vpp_argument_names"
 
-HALF_PRECISION = (torch.bfloat16, torch.float16)
-
 
 class Slot:
     """The prompts of the running forward or generate; empty between runs."""

@@ -1,6 +1,7 @@
 """Pictures that come several times in one batch, as with several questions about one picture, are encoded once."""
 
 import functools
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,7 +27,7 @@ def encoded_once(host: nn.Module, backbone: Backbone) -> Iterator[None]:
 
     Equal pictures are told by their pixels, so whoever calls the host gets the same results as without. Pictures that
     reach an encoder in another layout than `planes` are encoded as always, and so are those of modules with a `forward`
-    of their own, which accelerate's offloading sets, or another thread in a block like this.
+    of their own, which accelerate's offloading sets, and those of a compiled forward.
     """
     paths = backbone.vision_encoders if backbone.pixel_layout is planes else ()
     prompts = ("vpp",) if is_attached(host) else ()
@@ -65,19 +66,38 @@ def distinct_rows(rows: Float[Tensor, "rows ..."]) -> tuple[list[int], list[int]
     return first, index
 
 
+class _Sharing:
+    """Mixed into the class of an object while something stands in for one of its methods."""
+
+
 @contextmanager
 def _replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
-    """Let `by(method, ...)` stand in for a method of one object, unless something stands in for it already."""
-    method = getattr(owner, name)
-    shared = functools.partial(by, method)
-    functools.update_wrapper(shared, method)  # hosts look at signatures
-    if owner.__dict__.setdefault(name, shared) is not shared:
+    """Let `by(method, ...)` stand in for a method of one object, unless something stands in for it already.
+
+    The object gets a class of its own for the while, always the same: torch.compile would compile anew for every other.
+    """
+    own: type = type(owner)
+    if name in owner.__dict__ or isinstance(owner, _Sharing):
         yield
         return
+    owner.__class__ = _sharing_class(own, name, by)
     try:
         yield
     finally:
-        del owner.__dict__[name]
+        owner.__class__ = own
+
+
+@functools.cache
+def _sharing_class(own: type, name: str, by: Callable[..., Any]) -> type:
+    method = getattr(own, name)
+
+    @functools.wraps(method)  # hosts look at signatures
+    def shared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return by(functools.partial(method, self), *args, **kwargs)
+
+    # under the same name: transformers keys caches by it
+    body = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, name: shared}
+    return types.new_class(own.__name__, (_Sharing, own), exec_body=lambda names: names.update(body))
 
 
 def _run_once(forward: Forward, *args: Any, **kwargs: Any) -> Any:

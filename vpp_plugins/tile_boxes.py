@@ -56,10 +56,12 @@ def tile_boxes(
     setting = (processor.image_processor.to_json_string(), backbone.pixel_layout, backbone.frame, repr(settings))
     if len(known) > KEPT:
         known.clear()
+    each = []
     for size_hw in sizes_hw:
-        if (size_hw, *setting) not in known:
-            known[size_hw, *setting] = _ask(processor, size_hw, backbone, settings)
-    each = [known[size_hw, *setting] for size_hw in sizes_hw]
+        views = known.get((size_hw, *setting))
+        if views is None:
+            views = known[size_hw, *setting] = _ask(processor, size_hw, backbone, settings)
+        each.append(views)  # not looked up again: another thread may clear what is known
     return to_tile_boxes([window for views in zip(*each, strict=True) for picture in views for window in picture])
 
 

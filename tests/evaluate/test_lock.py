@@ -62,6 +62,13 @@ def test_a_file_system_without_locks_is_said_once_and_used(tmp_path: Path, monke
         pass
 
 
+def test_windows_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+
+    with pytest.warns(UserWarning, match=r"the folder '.*' has no locks \(.*fcntl.*\): start"), only_one(tmp_path):
+        pass
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -133,6 +133,22 @@ def test_a_torn_line_is_asked_again(rows: list[Row], tmp_path: Path) -> None:
     assert ledger.read() == {0: [answer], 1: [answer]}
 
 
+@pytest.mark.parametrize("kept", [0, 1], ids=["none", "one of two"])
+def test_a_batch_without_all_of_its_answers_is_named_before_anything_is_asked(kept: int, tmp_path: Path) -> None:
+    """It ended the evaluation with a traceback, after all had been asked."""
+    rows = make_rows(6)
+    answers = evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path, batch_size=2)
+    (tmp_path / ANSWERS).unlink()
+    Ledger(tmp_path, 0).append(1, answers[:kept])
+    stub = Stub(truthful(rows))
+
+    with pytest.raises(VPPError, match=r"batch 1 in '.*batches-\*.jsonl' does not hold .*: delete the line"):
+        evaluate(stub, rows, DEFAULT, tmp_path, batch_size=2)
+    assert stub.batches == []
+    Ledger(tmp_path, 0).clear()
+    assert evaluate(stub, rows, DEFAULT, tmp_path, batch_size=2) == answers
+
+
 def test_a_kill_just_before_the_ledger_is_cleared_leaves_nothing_behind(rows: list[Row], tmp_path: Path) -> None:
     evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path)
     Ledger(tmp_path, 3).append(0, [Answer.of(rows[0], "text", None)])

@@ -133,7 +133,7 @@ def _show(results: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vpp_plugins.evaluate.tables import interval_text
+    from vpp_plugins.evaluate.tables import FIGURES, interval_text
 
     figures = results["figures"]
     console = Console()
@@ -149,7 +149,7 @@ def _show(results: dict[str, Any], out: Path) -> None:
     table = Table(title=f"{results['model']} on {results['data']}, protocol {results['protocol']}")
     for column in ("", "%", "95 % interval"):
         table.add_column(column, justify="left" if column == "" else "right")
-    for key, label in (("acc_50", "Acc@0.5"), ("acc_75", "Acc@0.75"), ("acc_90", "Acc@0.9"), ("mean_iou", "mean IoU")):
+    for key, label in FIGURES.items():
         value = figures[key]
         table.add_row(label, f"{100 * value['mean']:.1f}", interval_text(value))
     console.print(table)

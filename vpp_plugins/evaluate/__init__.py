@@ -2,7 +2,8 @@
 
 - `protocol.py` and `protocols/`: how an accuracy is measured, frozen in files; `readers.py` and `overlaps.py` are the
   ways that they choose among.
-- `rows.py`: what is asked; `run.py`: asking it, killable at any point; `answers.py`: what was said.
+- `rows.py`: what is asked; `batches.py`: what together; `run.py`: asking it, killable at any point; `lock.py`: by one
+  command at a time; `answers.py`: what was said.
 - `results.py`, `statistics.py`: the figures and how sure they are; `compare.py`: why two evaluations differ.
 - `report.py`: pages, made of `page.py`, `tables.py`, `cards.py` and `curve.py`; `benchmark.py`: from names to pages,
   what `vpp eval` calls; `models.py`: the model.

@@ -20,7 +20,7 @@ from vpp_plugins.evaluate.protocol import Protocol, protocol
 from vpp_plugins.evaluate.report import write_caption_report, write_report
 from vpp_plugins.evaluate.results import summarise
 from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
-from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run
+from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run, write_run
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
 
@@ -132,7 +132,7 @@ def rescore(
     }
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(folder) / ANSWERS, target / ANSWERS)
-    (target / "run.json").write_text(json.dumps({**settings, **changed}, indent=2, ensure_ascii=False) + "\n")
+    write_run(target, {**settings, **changed})
     return _write_results(target, chosen, answers, None, with_meteor=with_meteor)
 
 

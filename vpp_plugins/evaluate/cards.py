@@ -58,8 +58,3 @@ def _drawable(box: Box, size_wh: tuple[int, int]) -> Box:
         for edges, side in zip((box[0::2], box[1::2]), size_wh, strict=True)
     )
     return x1, y1, x2, y2
-
-
-def by_id(rows: Sequence[Row] | None) -> dict[str, Row]:
-    """Return the rows by their id, none where None is given."""
-    return {row.id: row for row in rows or ()}

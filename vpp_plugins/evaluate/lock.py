@@ -20,8 +20,6 @@ def only_one(folder: Path) -> Iterator[None]:
 
     Raises VPPError where another evaluation holds the folder, and where it cannot be written.
     """
-    import fcntl  # not at the top: Windows has none
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("ab")
@@ -29,14 +27,16 @@ def only_one(folder: Path) -> Iterator[None]:
         raise VPPError(f"the folder '{folder}' cannot be written ({error}): give another one.") from None
     with file:
         try:
+            import fcntl  # not at the top: Windows has none
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # NFS may give the second
             raise VPPError(
                 f"another evaluation is writing '{folder}': wait for its end, or give another folder."
             ) from None
-        except OSError as error:
+        except (ImportError, OSError) as error:
             warnings.warn(
-                f"the file system of '{folder}' has no locks ({error}): start no second evaluation in this folder "
+                f"the folder '{folder}' has no locks ({error}): start no second evaluation in this folder "
                 "before this one ends.",
                 stacklevel=3,
             )

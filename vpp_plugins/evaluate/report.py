@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.evaluate.answers import Answer
-from vpp_plugins.evaluate.cards import TRUTH, answer_card, by_id, caption_card
+from vpp_plugins.evaluate.cards import TRUTH, answer_card, caption_card
 from vpp_plugins.evaluate.compare import Comparison, Evaluation
 from vpp_plugins.evaluate.curve import COLOURS, draw_curves
 from vpp_plugins.evaluate.page import escaped, facts_table, write_page
@@ -25,9 +25,9 @@ def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] |
     """
     figures = summarise(evaluation.judged, evaluation.protocol)
     worst = sorted(evaluation.judged, key=lambda one: (one.iou, one.answer.id))[:SHOWN]
-    pictures = by_id(rows)
+    pictures = _by_id(rows)
     body = [
-        f"<h1>{escaped(_title(evaluation))}</h1>",
+        f"<h1>{escaped(_title(evaluation.settings))}</h1>",
         f"<p>{figures['rows']} rows on {figures['pictures']} pictures, protocol <b>{evaluation.protocol.name}</b>. "
         "Behind each figure its 95 % interval, for which pictures were drawn again 2,000 times; where an accuracy is "
         "the same in every picture, that tells nothing, and it is Wilson's.</p>",
@@ -44,14 +44,14 @@ def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] |
         "<h2>How it was measured</h2>",
         facts_table(evaluation.settings, evaluation.protocol.source),
     ]
-    return write_page(path, _title(evaluation), body)
+    return write_page(path, _title(evaluation.settings), body)
 
 
 def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
     """Write the page of two evaluations side by side, with the sentences that explain their gap."""
     sides = [("A", comparison.a), ("B", comparison.b)]
     figures = [(name, summarise(side.judged, side.protocol)) for name, side in sides]
-    pictures = by_id(rows)
+    pictures = _by_id(rows)
     pairs = list(zip(comparison.a.judged, comparison.b.judged, strict=True))
     apart = sorted(
         (pair for pair in pairs if pair[0].correct != pair[1].correct), key=lambda p: -abs(p[0].iou - p[1].iou)
@@ -59,7 +59,9 @@ def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Ro
     gap = comparison.accuracy
     body = [
         "<h1>"
-        + "<br>".join(f"{name}: {escaped(_title(side))}, {escaped(side.protocol.name)}" for name, side in sides)
+        + "<br>".join(
+            f"{name}: {escaped(_title(side.settings))}, {escaped(side.protocol.name)}" for name, side in sides
+        )
         + "</h1>",
         f"<p>B minus A in Acc@0.5: <b>{100 * gap.difference.mean:+.1f} points</b> "
         f"({100 * gap.difference.low:+.1f} to {100 * gap.difference.high:+.1f}). Only A is right in {gap.only_a} rows, "
@@ -91,8 +93,8 @@ def write_caption_report(
     rows: Sequence[Row] | None = None,
 ) -> Path:
     """Write the page of a captioning evaluation: the score, and its first regions with what people and model say."""
-    pictures = by_id(rows)
-    title = f"{settings.get('model', 'A model')} on {settings.get('data', 'its data')}"
+    pictures = _by_id(rows)
+    title = _title(settings)
     meteor = f" and METEOR <b>{figures['meteor']:.3f}</b> (0 to 1)" if "meteor" in figures else ""
     body = [
         f"<h1>{escaped(title)}</h1>",
@@ -108,5 +110,9 @@ def write_caption_report(
     return write_page(path, title, body)
 
 
-def _title(evaluation: Evaluation) -> str:
-    return f"{evaluation.settings.get('model', 'A model')} on {evaluation.settings.get('data', 'its data')}"
+def _title(settings: Mapping[str, Any]) -> str:
+    return f"{settings.get('model', 'A model')} on {settings.get('data', 'its data')}"
+
+
+def _by_id(rows: Sequence[Row] | None) -> dict[str, Row]:
+    return {row.id: row for row in rows or ()}

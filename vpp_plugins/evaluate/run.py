@@ -83,6 +83,7 @@ def _ask_all(
     ledger.mend()
     state.wait_for_everyone()
     done = ledger.read()
+    _check_done(done, batches, rows, folder)
     state.wait_for_everyone()  # nobody appends before all have read: each must see the same batches as left
     left = [number for number in range(len(batches)) if number not in done]
     mine = left[state.process_index :: state.num_processes]
@@ -94,6 +95,19 @@ def _ask_all(
     if state.is_main_process:
         _merge(ledger, batches, folder)
     state.wait_for_everyone()
+
+
+def _check_done(
+    done: Mapping[int, Sequence[Answer]], batches: Sequence[Sequence[int]], rows: Sequence[Row], folder: Path
+) -> None:
+    asked = {number: [rows[row].id for row in batch] for number, batch in enumerate(batches)}
+    for number, answers in done.items():
+        if [answer.id for answer in answers] != asked.get(number):
+            raise VPPError(
+                f"batch {number} in '{folder}/batches-*.jsonl' does not hold the answers to its rows: delete the line "
+                f'with "batch": {number} and run the same command again; it asks that batch anew, and all others stay '
+                "as they are."
+            )
 
 
 def processes() -> Any:

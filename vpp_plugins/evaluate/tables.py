@@ -6,6 +6,9 @@ from typing import Any
 from vpp_plugins.evaluate.compare import Comparison
 from vpp_plugins.evaluate.page import escaped
 
+FIGURES = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean_iou": "mean IoU"}
+"""What readers call each figure that has an interval."""
+
 MEANINGS = {
     "ok": "a box inside the picture",
     "clipped": "a box that reaches beyond the picture",
@@ -19,12 +22,11 @@ MEANINGS = {
 
 def figures_table(columns: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     """Return accuracies and mean IoU in percent, with their intervals, of one or more evaluations by title."""
-    names = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean_iou": "mean IoU"}
     lines = [
         f"<tr><td>{label}</td>"
         + "".join(f"<td>{_with_interval(figures[key])}</td>" for _, figures in columns)
         + "</tr>"
-        for key, label in names.items()
+        for key, label in FIGURES.items()
     ]
     return f"<table>{_head(columns)}{''.join(lines)}</table>"
 

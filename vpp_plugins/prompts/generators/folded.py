@@ -64,8 +64,8 @@ class Convolution:
         if source.bias is not None:
             bias += source.bias.to(exact) * scale
         self.scale, self.bias = scale, bias.to(source.weight.dtype)
-        self._size: tuple[int, int] | None = None
-        self._made: tuple[Tensor, Tensor]
+        self._made: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        """Size of the features, and weight and bias for them; set at once, for threads with pictures of other sizes."""
 
     def __call__(self, features: Tensor) -> Tensor:
         if self._suits_winograd(features):
@@ -88,12 +88,12 @@ class Convolution:
     def _weights(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return weight and bias in the form that suits features of this size."""
         height, width = features.shape[-2:]
-        if self._size != (height, width):
+        made = self._made
+        if made is None or made[0] != (height, width):
             # What is kept must not be an inference tensor where the first call is under inference_mode.
             with torch.inference_mode(False), torch.no_grad():
-                self._made = self._make(features)
-            self._size = height, width
-        return self._made
+                made = self._made = (height, width), self._make(features)
+        return made[1]
 
     def _make(self, features: Tensor) -> tuple[Tensor, Tensor]:
         weight = self.source.weight.to(self.scale.dtype) * self.scale[:, None, None, None]
