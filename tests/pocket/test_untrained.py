@@ -1,16 +1,19 @@
 """The pocket model before training: random but for its backbone, which tower and detector compute once between them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
 from vpp_plugins import Grounder, VPPProcessor, save_vpp
 from vpp_plugins.attach import attach_vpp
 from vpp_plugins.pocket import build_pocket, pocket_config, untrained_pocket
-from vpp_plugins.pocket.untrained import SIZE, make_constant
+from vpp_plugins.pocket.untrained import SIZE
+from vpp_plugins.pocket.vision import make_constant, register_pocket
 from vpp_plugins.pocket.weights import load_backbone
 from vpp_plugins.train.groups import choose_parts, parameter_groups
 
@@ -134,3 +137,16 @@ def test_constants_stay_in_the_state_dict() -> None:
     assert not list(module.parameters())
     assert module.state_dict().keys() == before.keys()
     assert torch.equal(module(pixels), answer)
+
+
+def test_the_backbone_stays_frozen_when_it_is_loaded(tmp_path: Path) -> None:
+    host, _ = untrained_pocket()
+    backbone = host.model.vision_tower.backbone.state_dict()
+    host.save_pretrained(tmp_path)
+    register_pocket()
+
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+    assert all("backbone" not in name for name, _ in loaded.named_parameters())
+    again = loaded.model.vision_tower.backbone.state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in backbone.items())

@@ -11,7 +11,7 @@ from vpp_plugins.attach import attach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.build import build_pocket
-from vpp_plugins.pocket.vision import BACKBONE, PocketVisionModel
+from vpp_plugins.pocket.vision import BACKBONE, PocketVisionModel, make_constant
 from vpp_plugins.pocket.weights import load_backbone
 
 SIZE = 320
@@ -76,11 +76,3 @@ class TowersBackbone(nn.Module):
     ) -> Float[Tensor, "images channels rows columns"]:
         _, coarse = self._tower[0].maps(pixel_values)
         return coarse
-
-
-def make_constant(module: nn.Module) -> None:
-    """Turn all parameters into buffers of the same names: no optimizer finds them, and state dicts stay as they are."""
-    for child in module.modules():
-        for name, parameter in list(child.named_parameters(recurse=False)):
-            delattr(child, name)
-            child.register_buffer(name, parameter.detach())

@@ -100,11 +100,23 @@ class PocketVisionModel(PreTrainedModel):
 
 
 def create_backbone() -> nn.Module:
-    """Return an untrained EfficientNet-Lite0 that maps pixels to its stride-16 and stride-32 maps, frozen."""
+    """Return an untrained EfficientNet-Lite0 that maps pixels to its stride-16 and stride-32 maps, frozen for good."""
     import timm
 
     backbone = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(3, 4))
-    return backbone.eval().requires_grad_(False)
+    make_constant(backbone)
+    return backbone.eval()
+
+
+def make_constant(module: nn.Module) -> None:
+    """Turn all parameters into buffers of the same names: no optimizer finds them, and state dicts stay as they are.
+
+    Parameters that merely ask for no gradient ask for one again once `from_pretrained` has loaded them.
+    """
+    for child in module.modules():
+        for name, parameter in list(child.named_parameters(recurse=False)):
+            delattr(child, name)
+            child.register_buffer(name, parameter.detach())
 
 
 def merge_maps(
