@@ -23,6 +23,7 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.models import load_grounder
 from vpp_plugins.host import active_vpp
 from vpp_plugins.train import drawn_scenes
+from vpp_plugins.train.build import load_host
 from vpp_plugins.train.chats import ChatWriter
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
@@ -123,3 +124,11 @@ def test_the_axis_sentence_is_where_the_reference_puts_it() -> None:
     assert ChatWriter("vpp-llava")(sample, ImageMeta((SIZE[1], SIZE[0]))) == with_axis_sentence(plain)
     alone = Sample("t", "", 0, 0, turns[:1])
     assert ChatWriter("vpp-llava")(alone, None) == with_axis_sentence(ChatWriter("llava")(alone, None))
+
+
+@pytest.mark.parametrize("change", ["dtype=bfloat16", "load_in_4bit=true", "vpp=prompts"])
+def test_the_pocket_model_takes_nothing_that_belongs_to_loading(tmp_path: Path, change: str) -> None:
+    recipe = Recipe.load(RECIPES["pocket"], changes=[change, f"output_dir={tmp_path}"])
+
+    with pytest.raises(VPPError, match=f"so {change.split('=')[0]} has nothing to act on"):
+        load_host(recipe)

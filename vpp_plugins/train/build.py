@@ -28,6 +28,7 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     if recipe.model == POCKET:
+        _check_pocket(recipe)
         return untrained_pocket(_prompts(recipe), seed=int(recipe.trainer.get("seed", 0)))
     register_pocket()  # a pocket model that was trained before lies in a folder like any other
     options: dict[str, Any] = {"dtype": recipe.dtype}
@@ -48,6 +49,17 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
 
         host = prepare_model_for_kbit_training(host, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
     return host, processor
+
+
+def _check_pocket(recipe: Recipe) -> None:
+    """Raise VPPError where the recipe asks for what is only chosen when a model is loaded, or brings other prompts."""
+    asked, usual = vars(recipe), vars(Recipe(model="", data="", output_dir=""))
+    for key in ("processor", "dtype", "attn_implementation", "load_in_4bit", "vpp"):
+        if asked[key] != usual[key]:
+            raise VPPError(
+                f'model = "{POCKET}" is built at random with prompts of its own, so {key} has nothing to act on: '
+                "leave it out."
+            )
 
 
 def empty_host(recipe: Recipe) -> tuple[Any, Any]:
