@@ -47,11 +47,12 @@ def launch(data: Path, out: Path, *changes: str) -> list[str]:
     ]
     try:
         finished = [process.communicate(timeout=300) for process in processes]
-    finally:
+    except subprocess.TimeoutExpired:  # one that died lets the other wait: say what both have to say
         for process in processes:
             process.kill()
-    for process, (_, errors) in zip(processes, finished, strict=True):
-        assert process.returncode == 0, errors[-4000:]
+        finished = [process.communicate() for process in processes]
+    for process in processes:
+        assert process.returncode == 0, "\n".join(text[-4000:] for _, text in finished)
     return [output.splitlines()[-1] for output, _ in finished]
 
 
