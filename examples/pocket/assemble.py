@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import torch
-from cached_scenes import arm_config
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vpp_plugins import VPPProcessor, attach_vpp
-from vpp_plugins.pocket import build_pocket
+from vpp_plugins.pocket import build_pocket, pocket_config
 from vpp_plugins.pocket.build import load_imagenet_backbone
 from vpp_plugins.pocket.weights import BACKBONE_PREFIXES
 
@@ -19,7 +18,7 @@ def assemble(checkpoint: Path) -> tuple[LlavaForConditionalGeneration, VPPProces
     tokenizer = processor.tokenizer
     weights = {name.removeprefix("llava."): v for name, v in saved["average"].items() if name.startswith("llava.")}
     if saved["arm"] == "vpp":
-        attach_vpp(model, arm_config())
+        attach_vpp(model, pocket_config())
         weights |= {
             name.replace("local_vpp.", "vpp.local_prompt.", 1): v
             for name, v in saved["average"].items()

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cached_scenes import SIZE, arm_config, curriculum, describe
+from cached_scenes import SIZE, curriculum, describe
 from numpy.lib.format import open_memmap
 
 from vpp_plugins.data.assets import find_assets
 from vpp_plugins.images import letterbox
+from vpp_plugins.pocket import pocket_config
 from vpp_plugins.pocket.build import load_imagenet_backbone
 from vpp_plugins.pocket.vision import TOKEN_WIDTH, create_backbone, merge_maps
 from vpp_plugins.prompts.global_vpp import GlobalVPP
@@ -43,7 +44,7 @@ def main() -> None:
     backbone = create_backbone()
     backbone.load_state_dict(load_imagenet_backbone())
     backbone.to(memory_format=torch.channels_last)
-    prompt = arm_config().global_vpp
+    prompt = pocket_config().global_vpp
     axes = GlobalVPP(SIZE, border=prompt.border, image_mean=prompt.image_mean, image_std=prompt.image_std)
     axes.requires_grad_(False)
 

@@ -9,11 +9,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.data.assets import Assets
 from vpp_plugins.data.scenes import Scene, SceneGenerator
-from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
-from vpp_plugins.pocket.vision import BACKBONE, COARSE_CHANNELS
+from vpp_plugins.pocket.vision import COARSE_CHANNELS
 
 SIZE = 320  # of a scene, the tower's and the detector's pictures, in pixels
 
@@ -36,26 +34,6 @@ def describe(scene: Scene) -> dict[str, object]:
             [e.text, [round(v / SIZE, 4) for v in e.box_xyxy], e.kind, e.object] for e in scene.expressions
         ],
     }
-
-
-def arm_config() -> VPPConfig:
-    """The prompts of the arm with VPP: axes at the tower's size, and a small DETR on the tower's own backbone."""
-    detector = {
-        "backbone": BACKBONE,
-        "width": 128,
-        "heads": 8,
-        "feedforward": 512,
-        "encoder_layers": 2,
-        "decoder_layers": 3,
-        "dropout": 0.0,
-    }
-    return VPPConfig(
-        global_vpp=GlobalVPPConfig(size=SIZE, border=29, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD),
-        # The detector's box frame is the padded square, as the language model's: padding must not shift its positions.
-        local_vpp=LocalVPPConfig(
-            num_queries=24, generator_options=detector, image_size=SIZE, projector_size=256, mask_padding=False
-        ),
-    )
 
 
 class CachedScenes:

@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from cached_scenes import CachedScenes, arm_config
+from cached_scenes import CachedScenes
 from schedule import rate
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
+from vpp_plugins.pocket import pocket_config
 from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
 from vpp_plugins.prompts.generators.detr import build_detr
 
@@ -98,7 +99,7 @@ def main() -> None:
     train, val = CachedScenes(args.cache, "train", "vpp"), CachedScenes(args.cache, "val", "vpp")
     val.classes = train.classes
 
-    local = arm_config().local_vpp
+    local = pocket_config().local_vpp
     detector = build_detr(num_queries=local.num_queries, **{**local.generator_options, "dropout": args.dropout})
     heads = DetectionHeads(detector.width, len(train.classes))
     weights = torch.ones(len(train.classes) + 1)

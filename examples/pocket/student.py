@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from cached_scenes import arm_config
 from questions import VPP_TOKEN, Questions
 from torch import Tensor, nn
 
+from vpp_plugins.pocket import pocket_config
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.pocket.packing import Packed, forward_packed
 from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
@@ -66,7 +66,7 @@ def build_student(arm: str, size: dict[str, int], seed: int, detector: Path | No
     if arm == "plain":
         return Student(llava), Questions(tokenizer, tokens, 0)
     tokenizer.add_tokens([VPP_TOKEN], special_tokens=True)
-    local = arm_config().local_vpp
+    local = pocket_config().local_vpp
     pretrained = torch.load(detector, weights_only=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)
@@ -82,8 +82,6 @@ def build_student(arm: str, size: dict[str, int], seed: int, detector: Path | No
         student = Student(llava, prompts, heads, tokenizer.convert_tokens_to_ids(VPP_TOKEN))
     missing, foreign = generator.load_state_dict(pretrained["detector"], strict=False)
     if foreign or not all(name.startswith("backbone.") for name in missing):
-        raise SystemExit(
-            f"{detector} holds another detector than cached_scenes.arm_config describes: pretrain it again."
-        )
+        raise SystemExit(f"{detector} holds another detector than pocket_config describes: pretrain it again.")
     heads.load_state_dict(pretrained["heads"])
     return student, Questions(tokenizer, tokens, local.num_queries)

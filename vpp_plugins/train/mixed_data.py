@@ -14,7 +14,7 @@ from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.dataset import TrainingData, load_data
-from vpp_plugins.train.mixing import mixture_order
+from vpp_plugins.train.mixing import mixture_order, source_of
 from vpp_plugins.train.recipe import Recipe
 
 KEYS = ("data", "data_format", "data_family", "images", "split", "max_samples", "weight")
@@ -40,9 +40,8 @@ class MixedData(TrainingData):
 
     def where(self, index: int) -> tuple[TrainingData, int]:
         """Return the set that a sample comes from, and its number there."""
-        position = self.order[index]
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self.parts[number], int(position - self._starts[number])
+        part, number = source_of(self.order[index], self._starts)
+        return self.parts[part], number
 
     def picture(self, index: int) -> Image.Image | None:
         """Return the sample's picture from its own set."""

@@ -56,9 +56,8 @@ class Mixture(Dataset[Any]):
 
     def where(self, index: int) -> tuple[str, int]:
         """Return the source of an item, and its number there."""
-        position = self.order[index]
-        source = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return list(self.sources)[source], int(position - self._starts[source])
+        source, item = source_of(self.order[index], self._starts)
+        return list(self.sources)[source], item
 
     def counts(self) -> dict[str, int]:
         """Return how many items of each source one epoch has."""
@@ -96,6 +95,12 @@ def mixture_order(
         keys.append((np.arange(count) + rng.random(count)) / max(1, count))
     order: Int64[np.ndarray, " length"] = np.concatenate(items)[np.argsort(np.concatenate(keys), kind="stable")]
     return order.astype(np.int64)
+
+
+def source_of(position: int | np.int64, starts: Int64[np.ndarray, " sources"]) -> tuple[int, int]:
+    """Return the number of the source in which an item of `mixture_order` lies, and the item's number there."""
+    source = int(np.searchsorted(starts, position, side="right")) - 1
+    return source, int(position - starts[source])
 
 
 def _apportion(shares: np.ndarray, length: int) -> list[int]:
