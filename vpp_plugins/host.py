@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins import notices, session, vocabulary
+from vpp_plugins.beside import beside_encoder, features_beside
 from vpp_plugins.calls import check_call, embedded_ids, has_images, refuse_chunks, refuse_nested
 from vpp_plugins.checkpoint import write_vpp
 from vpp_plugins.errors import VPPError
@@ -225,6 +226,8 @@ def open_session(
             yield
             session.check_fused(state.slot)
         finally:
+            if state.slot.beside is not None:
+                state.slot.beside.join()
             state.slot.clear()
 
 
@@ -233,8 +236,9 @@ def _fill(
 ) -> None:
     state, vpp = host._vpp_state, active_vpp(host)
     session.heal(host, state)
+    state.slot.beside = beside = beside_encoder(host, vpp, pixels) if state.encoders else None
     with session.onloaded(vpp):
-        state.slot.prompts = host.vpp(pixels)
+        state.slot.prompts = host.vpp(pixels) if beside is None else features_beside(host.vpp, pixels, beside)
     state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
     state.slot.rows = 1 if ids is None else ids.shape[0]
     state.slot.host_call = call

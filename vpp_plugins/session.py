@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vpp_plugins.backbone import Backbone
+from vpp_plugins.beside import Beside
 from vpp_plugins.errors import VPPError
 from vpp_plugins.lora import keep_prompts_whole
 from vpp_plugins.prompts.vpp import Prompts
@@ -44,6 +45,8 @@ class Slot:
         self.ids: Int[Tensor, "batch length"] | None = None
         """What was embedded last, for a fusion to know the places in the language model's inputs."""
         self.image_id = -1
+        self.beside: Beside | None = None
+        """Where the local prompt is being computed, if it is beside the vision encoder."""
         self.fused = False
         """Whether the language model's inputs went through the fusion."""
 
@@ -148,6 +151,17 @@ def inject(
         return None
     if slot.prompts.fusion is not None:
         slot.ids = ids
+    if slot.beside is None:
+        return _placed(slot, ids, features, output)
+    with slot.beside.working(ids, output):
+        placed = _placed(slot, ids, features, output)
+    placed = slot.beside.hand_over(placed)
+    if slot.beside.encoded:
+        slot.beside.join()
+    return placed
+
+
+def _placed(slot: Slot, ids: Tensor, features: Tensor, output: Tensor) -> Tensor:
     is_placeholder = ids == slot.token_id
     rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
     return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
@@ -183,6 +197,13 @@ def overlay(
     return (pixels, *args[1:]), kwargs
 
 
+def join(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook on a vision encoder: what is done beside it must be there for what follows."""
+    slot: Slot = encoder.__dict__[SLOT]
+    if slot.beside is not None:
+        slot.beside.join()
+
+
 def fuse(
     decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -212,6 +233,7 @@ def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot, dec
     embedding.register_forward_hook(inject, with_kwargs=True)
     for encoder in encoders:
         encoder.register_forward_pre_hook(overlay, with_kwargs=True)
+        encoder.register_forward_hook(join)
         # now, because torch.compile cannot trace a look at a signature
         encoder.__dict__[NAMES] = tuple(inspect.signature(type(encoder).forward).parameters)[1:]
     if decoder is not None:
@@ -227,7 +249,7 @@ def remove(host: nn.Module) -> None:
             (module._forward_hooks, module._forward_hooks_with_kwargs),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, fuse)]:
+            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, join, fuse)]:
                 del hooks[key]
                 with_kwargs.pop(key, None)
         module.__dict__.pop(SLOT, None)

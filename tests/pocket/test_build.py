@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from PIL import Image
 from transformers import AutoModel, LlavaForConditionalGeneration, LlavaProcessor
@@ -9,7 +10,7 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
 from vpp_plugins.pocket.tokenizer import COORDINATES
-from vpp_plugins.pocket.vision import PocketVisionModel, create_backbone
+from vpp_plugins.pocket.vision import BACKBONE, PocketVisionModel, create_backbone
 
 Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 
@@ -98,7 +99,8 @@ def test_vpp_is_put_on_and_taken_off(pocket: Pocket) -> None:
 
 class TestImageNetBackbone:
     def test_a_file_in_the_packages_order_is_matched_by_order(self, tmp_path: str) -> None:
-        wanted = create_backbone().state_dict()
+        network = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(3, 4))
+        wanted = network.state_dict()  # a published file has each layer's weight before its statistics
         theirs = {f"_layer{i}.{name.rsplit('.', 1)[1]}": value + 1 for i, (name, value) in enumerate(wanted.items())}
         torch.save(theirs | {"_fc.weight": torch.zeros(2)}, f"{tmp_path}/their.pth")
 

@@ -18,7 +18,7 @@ from transformers import (
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN, build_tokenizer
-from vpp_plugins.pocket.vision import PocketVisionConfig, create_backbone, register_pocket
+from vpp_plugins.pocket.vision import PocketVisionConfig, create_trainable_backbone, register_pocket
 
 SPARE_ROWS = 32
 """Rows of the embedding table beyond the tokenizer, at least: `<|vpp|>` takes one without resizing."""
@@ -99,7 +99,7 @@ def load_imagenet_backbone(path: str | Path | None = None) -> dict[str, Tensor]:
     Raises VPPError where the package is missing or a shape differs.
     """
     theirs = torch.load(path or _packaged_backbone(), map_location="cpu", weights_only=True)
-    ours = create_backbone().state_dict()
+    ours = create_trainable_backbone().state_dict()
     names = list(theirs)
     matched = {}
     for name, key in zip(ours, names[: len(ours)], strict=True):

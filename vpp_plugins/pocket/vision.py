@@ -101,11 +101,16 @@ class PocketVisionModel(PreTrainedModel):
 
 def create_backbone() -> nn.Module:
     """Return an untrained EfficientNet-Lite0 that maps pixels to its stride-16 and stride-32 maps, frozen for good."""
+    backbone = create_trainable_backbone()
+    make_constant(backbone)
+    return backbone
+
+
+def create_trainable_backbone() -> nn.Module:
+    """Return the same with parameters, and so with a state dict in the order of the published one."""
     import timm
 
-    backbone = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(3, 4))
-    make_constant(backbone)
-    return backbone.eval()
+    return timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(3, 4)).eval()
 
 
 def make_constant(module: nn.Module) -> None:

@@ -29,8 +29,9 @@ class BeforeAndAfter(TrainerCallback):
             self.trainer.log({KEPT_LOSS: self.measure()})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure again."""
-        self.trainer.log({KEPT_LOSS: self.measure()})
+        """Measure again, what the run ends with."""
+        with self.trainer.averaged():
+            self.trainer.log({KEPT_LOSS: self.measure()})
 
     @torch.no_grad()
     def measure(self) -> float:

@@ -1,7 +1,7 @@
 """Samples to a batch: pictures, text, placeholders and the labels of the answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -73,9 +73,11 @@ class Collator:
         *,
         image_token: str | None,
         max_length: int | None = None,
+        max_turns: int | None = None,
         hide: HiddenBoxes | None = None,
     ) -> None:
-        self.data, self.processor, self.write, self.max_length, self.hide = data, processor, write, max_length, hide
+        self.data, self.processor, self.write, self.hide = data, processor, write, hide
+        self.max_length, self.max_turns = max_length, max_turns
         self.marker = image_marker(processor.processor, image_token) or None
 
     def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
@@ -119,7 +121,8 @@ class Collator:
         meta = None
         if picture is not None:
             (meta,) = self.processor.image_metas([picture])
-        return Row(index, sample, picture, render_chat(self.processor, self.write(sample, meta)))
+        asked = replace(sample, turns=sample.turns[: self.max_turns])
+        return Row(index, sample, picture, render_chat(self.processor, self.write(asked, meta)))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`."""

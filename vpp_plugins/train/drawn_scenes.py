@@ -24,6 +24,8 @@ SIZE = 320
 """Side of a scene, in pixels."""
 LOCATED = 7
 """Expressions of a scene that are asked for, at most; every object is also described."""
+DESCRIBED = 2
+"""Descriptions that stand among the expressions; the others come last, where `max_turns` may leave them out."""
 _ALONE, _FEW, _MANY = (1, 1), (2, 3), (3, 6)
 _MIXED = (_ALONE, _FEW, _MANY, _MANY, _MANY, _ALONE, _FEW, _MANY, _MANY, _MANY)
 _EASY = (_ALONE, _FEW)
@@ -55,9 +57,11 @@ class DrawnScenes(TrainingData):
         scene = self._scene(index)
         rng = Random(f"{self.seed}/{index}")
         chosen = rng.sample(scene.expressions, min(LOCATED, len(scene.expressions)))
-        turns: list[Turn] = [Locate(expression.text, (expression.box_xyxy,)) for expression in chosen]
-        turns += [Describe((thing.box_xyxy,), thing.name) for thing in scene.objects]
+        described: list[Turn] = [Describe((thing.box_xyxy,), thing.name) for thing in scene.objects]
+        rng.shuffle(described)
+        turns = [*(Locate(found.text, (found.box_xyxy,)) for found in chosen), *described[:DESCRIBED]]
         rng.shuffle(turns)
+        turns += described[DESCRIBED:]
         return Sample(f"{scene.key}/{index}", str(index), scene.width, scene.height, tuple(turns), split=self.split)
 
     def picture(self, index: int) -> Image.Image:
@@ -67,7 +71,7 @@ class DrawnScenes(TrainingData):
     def fingerprint(self) -> str:
         """Return a SHA-256 of all that the scenes depend on."""
         source: SceneSource = self._generators[_MANY].source
-        about = [SCENES_VERSION, source.digest(), self.count, self.split, self.seed, SIZE, LOCATED]
+        about = [SCENES_VERSION, source.digest(), self.count, self.split, self.seed, SIZE, LOCATED, DESCRIBED]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -74,6 +74,8 @@ class Recipe:
     """Only the first so many samples."""
     max_length: int | None = None
     """Samples of more tokens are skipped, not cut: half a picture teaches nothing."""
+    max_turns: int | None = None
+    """Only the first so many turns of a sample are asked; `word_alignment` and `detection_loss` see them all."""
     max_skipped: int = 100
     """Samples that may be lost (missing or damaged pictures, too long) before the run stops."""
     box_format: str | None = None
@@ -106,6 +108,10 @@ class Recipe:
     """Weight of a loss that aligns the picture's tokens with the words that describe its regions; 0 is without."""
     detection_loss: float = 0.0
     """Weight of an auxiliary loss that teaches the local prompt's queries where the named objects are; 0 is without."""
+
+    average_weights: float = 0.0
+    """Decay of an average of the weights over the steps, such as 0.998, which the run ends with and evaluation asks;
+    0 is without."""
 
     eval_data: str | None = None
     """Data to ask during training, see `eval_steps`: photos, a folder of scenes, or a file."""

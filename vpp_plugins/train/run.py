@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from vpp_plugins.data.stream import written_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection
+from vpp_plugins.train.averaging import WeightAverage
 from vpp_plugins.train.before_after import BeforeAndAfter
 from vpp_plugins.train.build import attach, check_family, empty_host, load_host, prepare_for_training
 from vpp_plugins.train.chats import ChatWriter
@@ -93,6 +94,7 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
         max_skipped=recipe.max_skipped,
         words=words,
         muon=muon,
+        average=_average(recipe, groups),
         compute_loss_func=SoftBoxLoss(coordinate_ids(wrapped.tokenizer)) if recipe.soft_boxes else None,
     )
     if recipe.keep:
@@ -110,7 +112,7 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     if words is not None:
         words.remove()
     skipped = tuple(trainer.skipped)
-    with whole_folder(run / FINAL, writes=arguments.should_save) as written:
+    with trainer.averaged(), whole_folder(run / FINAL, writes=arguments.should_save) as written:
         trainer.save_model(str(written))
         trainer.accelerator.wait_for_everyone()
     if arguments.should_save:
@@ -170,7 +172,16 @@ def _collator(recipe: Recipe, data: TrainingData, model: Any, processor: VPPProc
     if recipe.turns_apart:
         check_host(unwrap(model))
     kind = TurnsApart if recipe.turns_apart else Collator
-    return kind(data, processor, write, image_token=backbone.image_token, max_length=recipe.max_length, hide=hide)
+    limits = {"max_length": recipe.max_length, "max_turns": recipe.max_turns}
+    return kind(data, processor, write, image_token=backbone.image_token, hide=hide, **limits)
+
+
+def _average(recipe: Recipe, groups: Iterable[Mapping[str, Any]]) -> WeightAverage | None:
+    if not recipe.average_weights:
+        return None
+    if recipe.trainer.get("load_best_model_at_end"):
+        raise VPPError("average_weights ends with the average and load_best_model_at_end with a checkpoint: drop one.")
+    return WeightAverage((weight for group in groups for weight in group["params"]), recipe.average_weights)
 
 
 def _run(trainer: VPPTrainer, resume: Path | None) -> None:

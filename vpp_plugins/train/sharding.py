@@ -53,6 +53,7 @@ def check_whole(arguments: Any, recipe: Recipe) -> None:
         'optim = "muon"': recipe.trainer.get("optim") == MUON,
         "word_alignment": recipe.word_alignment,
         "detection_loss": recipe.detection_loss,
+        "average_weights": recipe.average_weights,
     }
     for key, wanted in asked.items():
         if wanted:

@@ -1,6 +1,7 @@
 """transformers' Trainer with the few things that prompts need: groups, checks, and checkpoints that hold them."""
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from vpp_plugins import vocabulary
@@ -17,6 +18,7 @@ from vpp_plugins.checkpoint import read_into, write_vpp
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import active_vpp, every_vpp
+from vpp_plugins.train.averaging import WeightAverage
 from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.examine import Examination
@@ -45,11 +47,14 @@ class VPPTrainer(Trainer):
         exam: Examination | None = None,
         words: WordAlignment | None = None,
         muon: bool = False,
+        average: WeightAverage | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.groups, self.max_skipped, self.exam, self.words = groups, max_skipped, exam, words
-        self._muon = muon
+        self._muon, self.average = muon, average
+        if average is not None:
+            self.add_callback(_Averaging(average))
         self._pictured: tuple[Sample, ...] = ()
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
@@ -143,11 +148,15 @@ class VPPTrainer(Trainer):
         model: Any = self.model
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         resharded = plugin is not None and bool(plugin.reshard_after_forward)
-        with self.accelerator.autocast(), whole_weights(model, reshard_after_forward=resharded):
+        with self.accelerator.autocast(), self.averaged(), whole_weights(model, reshard_after_forward=resharded):
             metrics = self.exam(self.model, self.processing_class, self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have the model hold the average of its weights, where one is kept."""
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def _preflight(self) -> None:
         """Check the gradients of the first step in which some process had a picture; all processes must agree."""
@@ -220,6 +229,8 @@ class VPPTrainer(Trainer):
         added = added_rows(host) if self._in_checkpoint and state_dict is None else {}
         if added:
             save_file(added, folder / ROWS_FILE)
+        if self._in_checkpoint and self.average is not None:
+            self.average.save(folder)
         check_weights(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -237,6 +248,8 @@ class VPPTrainer(Trainer):
             read_into(vpp, folder)
         if (folder / ROWS_FILE).is_file():
             put_rows(host, load_file(folder / ROWS_FILE))
+        if self.average is not None:
+            self.average.load(folder)
 
     @property
     def _parts(self) -> tuple[Any, Any]:
@@ -246,3 +259,13 @@ class VPPTrainer(Trainer):
     @property
     def _has_lora(self) -> bool:
         return isinstance(self.model, PeftModel)
+
+
+class _Averaging(TrainerCallback):
+    """Takes the weights of every step into their average."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.average.update(state.global_step)

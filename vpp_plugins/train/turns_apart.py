@@ -41,7 +41,7 @@ class TurnsApart(Collator):
         meta = None
         if picture is not None:
             (meta,) = self.processor.image_metas([picture])
-        turns = sample.turns if picture is not None else sample.turns[:1]
+        turns = sample.turns[: self.max_turns] if picture is not None else sample.turns[:1]
         first, *others = (
             render_chat(self.processor, self.write(replace(sample, turns=(turn,)), meta)) for turn in turns
         )
