@@ -238,7 +238,9 @@ def _fill(
     session.heal(host, state)
     state.slot.beside = beside = beside_encoder(host, vpp, pixels) if state.encoders else None
     with session.onloaded(vpp):
-        state.slot.prompts = host.vpp(pixels) if beside is None else features_beside(host.vpp, pixels, beside)
+        state.slot.prompts = (
+            features_beside(host.vpp, pixels, beside) if beside and pixels is not None else host.vpp(pixels)
+        )
     state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
     state.slot.rows = 1 if ids is None else ids.shape[0]
     state.slot.host_call = call
