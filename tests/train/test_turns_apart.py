@@ -160,3 +160,17 @@ def test_a_box_outside_gives_its_place_to_the_next_sample(pocket: tuple[Any, VPP
     assert batch[ABOUT].samples == ("s1",)
     with pytest.raises(VPPError):
         collator(processor, [wrong]).row(0)
+
+
+@pytest.mark.parametrize("kind", [Collator, TurnsApart])
+def test_only_the_first_turns_are_asked_but_all_are_told_of(
+    pocket: tuple[Any, VPPProcessor], kind: type[Collator]
+) -> None:
+    _, processor = pocket
+    expected = collator(processor, [sample(TURNS[:2])], kind)([0])
+
+    found = collator(processor, [sample(TURNS)], kind, max_turns=2)([0])
+
+    for name in ("input_ids", "labels"):
+        assert torch.equal(found[name], expected[name])
+    assert found[ABOUT].pictured[0].turns == TURNS  # for what learns from descriptions and boxes
