@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import TrainerCallback
 
 from vpp_plugins.errors import VPPError
 
@@ -74,3 +75,14 @@ class WeightAverage:
             held = parameter.detach().clone()
             parameter.copy_(value)
             value.copy_(held)
+
+
+class Averaging(TrainerCallback):
+    """Takes the weights of every step of a training into their average."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Update the average; the step is counted already."""
+        self.average.update(state.global_step)

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from vpp_plugins import vocabulary
@@ -18,7 +18,7 @@ from vpp_plugins.checkpoint import read_into, write_vpp
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.host import active_vpp, every_vpp
-from vpp_plugins.train.averaging import WeightAverage
+from vpp_plugins.train.averaging import Averaging, WeightAverage
 from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.examine import Examination
@@ -54,7 +54,7 @@ class VPPTrainer(Trainer):
         self.groups, self.max_skipped, self.exam, self.words = groups, max_skipped, exam, words
         self._muon, self.average = muon, average
         if average is not None:
-            self.add_callback(_Averaging(average))
+            self.add_callback(Averaging(average))
         self._pictured: tuple[Sample, ...] = ()
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
@@ -259,13 +259,3 @@ class VPPTrainer(Trainer):
     @property
     def _has_lora(self) -> bool:
         return isinstance(self.model, PeftModel)
-
-
-class _Averaging(TrainerCallback):
-    """Takes the weights of every step into their average."""
-
-    def __init__(self, average: WeightAverage) -> None:
-        self.average = average
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.average.update(state.global_step)
