@@ -45,30 +45,28 @@ def build_host(hidden_size: int, intermediate_size: int, layers: int, heads: int
     return LlavaForConditionalGeneration(config).eval()
 
 
-def attach(host: Any, queries: int) -> Any:
-    """Attach both prompts, with a detector so small that it does not drown what is measured."""
-    config = VPPConfig(
-        global_vpp=GlobalVPPConfig(size=32, border=4),
-        local_vpp=LocalVPPConfig(
-            num_queries=queries, image_size=64, projector_size=16, generator_options=SMALL_DETECTOR
-        ),
-    )
-    attach_vpp(host, config)
+def attach(host: Any, queries: int, detector: dict[str, Any] = SMALL_DETECTOR, side: int = 64) -> Any:
+    """Attach both prompts, by default with a detector so small that it does not drown what is measured."""
+    local = LocalVPPConfig(num_queries=queries, image_size=side, projector_size=16, generator_options=detector)
+    attach_vpp(host, VPPConfig(global_vpp=GlobalVPPConfig(size=32, border=4), local_vpp=local))
     host.vpp.bind_token(VPP_ID)
     host.vpp.trained = True  # it is not, and would say so
     return host
 
 
-def plain_inputs(text_tokens: int, extra_tokens: int = 0) -> dict[str, Tensor]:
-    """Return a picture and a text; `extra_tokens` of it stand where the placeholders would."""
-    ids = [1, *[IMAGE_ID] * IMAGE_TOKENS, *[FILLER_ID] * extra_tokens, *[7] * text_tokens]
+def plain_inputs(text_tokens: int, extra_tokens: int = 0, pictures: int = 1) -> dict[str, Tensor]:
+    """Return pictures and a text; `extra_tokens` stand where each picture's placeholders would."""
+    ids = [1, *[*[IMAGE_ID] * IMAGE_TOKENS, *[FILLER_ID] * extra_tokens] * pictures, *[7] * text_tokens]
     generator = torch.Generator().manual_seed(0)
-    return {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(1, 3, 32, 32, generator=generator)}
+    return {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(pictures, 3, 32, 32, generator=generator)}
 
 
-def prompted_inputs(text_tokens: int, queries: int) -> dict[str, Tensor]:
-    """Return the same with placeholders and the detector's picture."""
-    inputs = plain_inputs(text_tokens, queries)
+def prompted_inputs(text_tokens: int, queries: int, pictures: int = 1, side: int = 64) -> dict[str, Tensor]:
+    """Return the same with placeholders and the detector's pictures."""
+    inputs = plain_inputs(text_tokens, queries, pictures)
     ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == FILLER_ID, VPP_ID)
     generator = torch.Generator().manual_seed(1)
-    return inputs | {"input_ids": ids, "vpp_pixel_values": torch.randn(1, 3, 64, 64, generator=generator)}
+    return inputs | {
+        "input_ids": ids,
+        "vpp_pixel_values": torch.randn(pictures, 3, side, side, generator=generator),
+    }

@@ -1,33 +1,23 @@
-"""The local prompt's detector against the same weights elsewhere, and how its cost grows.
-
-`rows()` gives the rows of `make bench`. `python -m benchmarks.local_prompt` measures the curves, writes them to
-docs/local-prompt.json and prints the tables of docs/performance.md.
-"""
+"""The local prompt's detector against the same weights elsewhere."""
 
 import copy
-import json
 import statistics
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DetrConfig, DetrModel
 
+from benchmarks.floor import arithmetic, best_rate
 from benchmarks.rows import Row, interleaved, median_row, ratios
 from vpp_plugins.data.photos import load_real_photos
 from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.generators import DETR, build_detr, load_detr_weights
-from vpp_plugins.prompts.generators.detr_backbone import FrozenBatchNorm2d
 from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
-from vpp_plugins.prompts.generators.folded import WINOGRAD_CHANNELS, Convolution
 
 SIDE = 640
 TOLERANCE = 1e-4
-CURVES = Path("docs/local-prompt.json")
 FLOOR_NOTE = (
     "All operations of the direct algorithm take {direct:.0f} ms at the best speed of this processor, {winograd:.0f} "
     "ms with Winograd's way for the 3 x 3 convolutions that suit it: {most:.2f} times as fast as DetrModel's "
@@ -87,70 +77,6 @@ def packing_row(detr: DETR, rounds: int = 15) -> Row:
         unit="x",
         note=f"{len(photos)} photos, letterboxed: {content:.0%} of their tokens are picture; timed on the first 4.",
     )
-
-
-def curves() -> dict[str, Any]:
-    """Measure how the cost grows with size, queries and batch; milliseconds are medians of a few runs."""
-    detr = build_detr().eval()
-    rate = best_rate()
-    points = [("size", side, (side, 1, 100)) for side in (320, 480, 640, 800)]
-    points += [("queries", queries, (SIDE, 1, queries)) for queries in (25, 300)]
-    points += [("pictures", images, (SIDE, images, 100)) for images in (2, 4)]
-    found = []
-    for curve, value, (side, images, queries) in points:
-        net = detr if queries == 100 else _with_queries(detr, queries)
-        pixels = torch.randn(images, 3, side, side)
-        times = interleaved({"forward": lambda net=net, pixels=pixels: net(pixels)}, rounds=3, warm_up=1)
-        work = arithmetic(side, images, queries)
-        milliseconds = 1000 * statistics.median(times["forward"])
-        floor = work["gflop_winograd"] / rate * 1000
-        found.append(
-            {"curve": curve, "value": value, "side": side, "pictures": images, "queries": queries}
-            | {"ms": round(milliseconds, 1), "floor_ms": round(floor, 1), **work}
-        )
-    return {"gflop_per_second": round(rate, 1), "torch": torch.__version__, "threads": 1, "points": found}
-
-
-def arithmetic(side: int, images: int, queries: int) -> dict[str, float]:
-    """Count one forward: its floating-point operations, and the bytes that its layers read and write in float32.
-
-    `gflop` is of the direct algorithm, `gflop_winograd` with a quarter of them in the convolutions that suit Winograd.
-    """
-    with torch.device("meta"):
-        detr, pixels = build_detr(num_queries=queries).eval(), torch.zeros(images, 3, side, side)
-    count = _Count()
-    for layer in detr.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            layer.register_forward_hook(count)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        detr(pixels)
-    flop = counter.get_total_flops()
-    counted = {"gflop": flop, "gflop_winograd": flop - count.saved, "gbyte": count.bytes}
-    return {name: round(number / 1e9, 3) for name, number in counted.items()}
-
-
-class _Count:
-    """Forward hook that adds up what the layers read and write, and the operations that Winograd's way would save."""
-
-    def __init__(self) -> None:
-        self.bytes, self.saved = 0, 0.0
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weights = sum(parameter.numel() for parameter in layer.parameters())
-        self.bytes += 4 * (inputs[0].numel() + output.numel() + weights)
-        if isinstance(layer, nn.Conv2d) and (layer.kernel_size, layer.stride) == ((3, 3), (1, 1)):
-            suits = min(layer.in_channels, layer.out_channels) >= WINOGRAD_CHANNELS
-            self.saved += suits * 0.75 * 2 * 9 * layer.in_channels * output.numel()
-
-
-def best_rate() -> float:
-    """Return GFLOP a second, in float32 on these threads, of the quickest there is: a large product or convolution."""
-    side, places = 1024, 40 * 40
-    left, right, picture = torch.randn(places, side), torch.randn(side, side), torch.randn(1, side, 40, 40)
-    convolution = Convolution(nn.Conv2d(side, side, 1, bias=False), FrozenBatchNorm2d(side), relu=False)
-    last = picture.contiguous(memory_format=torch.channels_last)
-    times = interleaved({"product": lambda: left @ right, "convolution": lambda: convolution(last)}, rounds=15)
-    return 2 * places * side**2 / 1e9 / min(*times["product"], *times["convolution"])
 
 
 def _same_weights() -> tuple[DetrModel, DETR, DETR]:
@@ -213,33 +139,5 @@ def _floor_note(images: int, seconds: float) -> str:
     return FLOOR_NOTE.format(direct=direct, winograd=winograd, theirs=theirs, most=theirs / winograd)
 
 
-def _with_queries(detr: DETR, queries: int) -> DETR:
-    other = build_detr(num_queries=queries).eval()
-    state = {**detr.state_dict(), "query_embed.weight": other.query_embed.weight}
-    other.load_state_dict(state)
-    return other
-
-
 def _has_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _table(points: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| | | ms | GFLOP | with Winograd | GB moved | floor, ms | floor / measured |"
-    yield "|---|---|---|---|---|---|---|---|"
-    for point in points:
-        work = f"{point['gflop']:.1f} | {point['gflop_winograd']:.1f} | {point['gbyte']:.2f}"
-        share = f"{point['floor_ms']:.0f} | {point['floor_ms'] / point['ms']:.2f}"
-        yield f"| {point['curve']} | {point['value']} | {point['ms']:.0f} | {work} | {share} |"
-
-
-def main() -> None:
-    """Measure the curves, write them, and print their table."""
-    torch.set_num_threads(1)
-    found = curves()
-    CURVES.write_text(json.dumps(found, indent=1) + "\n")
-    print("\n".join(_table(found["points"])))
-
-
-if __name__ == "__main__":
-    main()
