@@ -71,13 +71,19 @@ def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
     """
     ratio = side / max(image.size)
     width, height = (max(1, round(length * ratio)) for length in image.size)
-    resized = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BILINEAR)))
+    resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
     canvas = torch.zeros(3, side, side)
     top, left = (side - height) // 2, (side - width) // 2
-    inside = canvas[:, top : top + height, left : left + width]
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGENET_MEAN, IMAGENET_STD))
-    inside.copy_(resized.permute(2, 0, 1)).div_(255).sub_(mean).div_(std)  # in place: no copy of the floats is made
+    normalise(resized, IMAGENET_MEAN, IMAGENET_STD, into=canvas[:, top : top + height, left : left + width])
     return canvas
+
+
+def normalise(
+    pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, into: Float[Tensor, "3 height width"]
+) -> None:
+    """Write 8-bit pixels [height, width, 3], from 0 to 1 and normalised: in place, so that no more floats are held."""
+    means, stds = (torch.tensor(numbers)[:, None, None] for numbers in (mean, std))
+    into.copy_(torch.from_numpy(pixels).permute(2, 0, 1)).div_(255).sub_(means).div_(stds)
 
 
 def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "images 3 side side"]:
