@@ -151,18 +151,18 @@ def inject(
         return None
     if slot.prompts.fusion is not None:
         slot.ids = ids
+    is_placeholder = ids == slot.token_id
     if slot.beside is None:
-        return _placed(slot, ids, features, output)
-    with slot.beside.working(ids, output):
-        placed = _placed(slot, ids, features, output)
+        return _placed(slot, is_placeholder, features, output)
+    with slot.beside.working(is_placeholder, output):
+        placed = _placed(slot, is_placeholder, features, output)
     placed = slot.beside.hand_over(placed)
-    if slot.beside.encoded:
+    if slot.beside.joined:
         slot.beside.join()
     return placed
 
 
-def _placed(slot: Slot, ids: Tensor, features: Tensor, output: Tensor) -> Tensor:
-    is_placeholder = ids == slot.token_id
+def _placed(slot: Slot, is_placeholder: Tensor, features: Tensor, output: Tensor) -> Tensor:
     rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
     return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
 
