@@ -5,6 +5,7 @@
 - Decoding: tokens a second of `generate` with VPP, against the bare host with as many tokens.
 - A LoRA training step, likewise, and the memory at its peak.
 - Attention: xformers, torch's SDPA and the plain twin, on the detector's own sizes, forward and backward.
+- CUDA graphs and a second stream for the local prompt, see `gpu_prompt`.
 
 `--tiny` runs all of it on the CPU at toy size, to see that it works; its rows mean nothing.
 """
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import gpu_prompt
 from benchmarks.hosts import FILLER_ID, IMAGE_ID, VPP_ID
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, attach_vpp
@@ -36,6 +38,7 @@ NAMES = {
     "GPU: memory at the peak of a LoRA step with VPP, beyond the bare host's": None,
     "GPU: attention by xformers, to SDPA": None,
     "GPU: attention by SDPA, to the plain twin": None,
+    **dict.fromkeys(gpu_prompt.NAMES),
 }
 FULL = {
     "text": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -109,12 +112,13 @@ def run(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype, rounds:
         median_row(names[0], ratios(times["attached"], with_floor), unit="x", bar=1.10, note=note),
         median_row(names[1], ratios(only["attached"], only["host"]), unit="x", bar=1.01, note=_device_name(device)),
     ]
+    options = gpu_prompt.prompt_rows(attached, prompted, rounds, clock)  # before PEFT puts its layers into the model
     training = _training(host, attached, longer, prompted)
     steps = interleaved(training, rounds=rounds, clock=clock)
     step_floor = [seconds + 3 * floor for seconds in steps["host"]]  # backward takes twice the forward's
     rows.append(median_row(names[2], ratios(steps["attached"], step_floor), unit="x", bar=1.10, note=note))
     rows.append(_memory(names[3], training, device))
-    return rows + _attention(sizes, device, dtype, rounds, clock)
+    return rows + _attention(sizes, device, dtype, rounds, clock) + options
 
 
 def build(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
@@ -232,7 +236,7 @@ def _attention(
 
     names = ["sdpa", "math", *(["xformers"] if _has_xformers(device) else [])]
     times = interleaved({name: attention(name) for name in names}, rounds=rounds, clock=clock)
-    by_xformers, by_sdpa = list(NAMES)[4:]
+    by_xformers, by_sdpa = list(NAMES)[4:6]
     missing = Row(name=by_xformers, value=None, unit="x", note="xformers is not installed, or has no GPU here")
     return [
         median_row(by_xformers, ratios(times["xformers"], times["sdpa"]), unit="x") if len(names) == 3 else missing,

@@ -2,6 +2,7 @@
 
 import copy
 import statistics
+import sys
 from collections.abc import Callable
 from unittest import mock
 
@@ -15,6 +16,7 @@ from vpp_plugins.data.photos import load_real_photos
 from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.generators import DETR, build_detr, load_detr_weights
 from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
+from vpp_plugins.prompts.generators.folded import fold_resnet
 
 SIDE = 640
 TOLERANCE = 1e-4
@@ -26,7 +28,7 @@ FLOOR_NOTE = (
 
 
 def rows(rounds: int = 8, rounds_of_four: int = 4) -> list[Row]:
-    """Return the rows against DetrModel and against a plain DETR, and what packing saves on real photos."""
+    """Return the rows against DetrModel and a plain DETR, what makes it quick, and what packing saves on photos."""
     theirs, plain, ours = _same_weights()
     half = copy.deepcopy(ours).bfloat16() if _has_bfloat16() else None
     found = []
@@ -53,7 +55,34 @@ def rows(rounds: int = 8, rounds_of_four: int = 4) -> list[Row]:
         else:
             samples = ratios(times["DetrModel"], times["bfloat16"])
             found.append(median_row(name, samples, unit="x", bar=3.5, better="more"))
-    return [*found, packing_row(ours)]
+    return [*found, *folding_rows(ours, rounds), packing_row(ours)]
+
+
+def folding_rows(detr: DETR, rounds: int) -> list[Row]:
+    """Return how much quicker the backbone is for one picture, step by step, than the module itself."""
+    body = detr.backbone.body
+    folded, whole = fold_resnet(body), fold_resnet(body)
+    assert folded is not None
+    assert whole is not None
+    pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+    def without_winograd() -> Tensor:
+        with mock.patch("vpp_plugins.prompts.generators.folded.WINOGRAD_CHANNELS", sys.maxsize):
+            return folded(pixels)
+
+    steps = {"folded": without_winograd, "folded, with Winograd's way": lambda: whole(pixels)}
+    times = interleaved({"module": lambda: body(pixels)[-1], **steps}, rounds=rounds, warm_up=1)
+    milliseconds = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
+    return [
+        median_row(
+            f"backbone, 1 picture, float32, {step}, speed against the module",
+            ratios(times["module"], times[step]),
+            unit="x",
+            better="more",
+            note=f"{milliseconds[step]:.0f} ms, the module {milliseconds['module']:.0f} ms",
+        )
+        for step in steps
+    ]
 
 
 def packing_row(detr: DETR, rounds: int = 15) -> Row:

@@ -80,7 +80,8 @@ class VPP(nn.Module):
             return Prompts(None, overlay)
         pixels = vpp_pixel_values.to(next(self.local_vpp.projector.parameters()))
         mask = (pixels != 0).any(dim=1) if self.mask_padding else None
-        features = self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1)
+        # in memory of their own: a compiled local prompt's CUDA graph writes the next ones over its results
+        features = self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1).clone()
         fusion = self.local_vpp.fusion
         return Prompts(features, overlay, None if fusion is None else fusion())
 

@@ -1,0 +1,75 @@
+"""What a GPU's options gain for the local prompt, each against running without: rows of `benchmarks.gpu`.
+
+They are `model.vpp.local_vpp.compile(mode="reduce-overhead")`, CUDA graphs by torch's compiler, and
+`model.vpp.two_streams = True`. Two streams give way to a compiled prompt, so there is no row for both. On a CPU, which
+has neither, the rows show that it all runs: the prompt is traced and not compiled, and there is one stream.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rows import Row, interleaved, median_row, ratios
+
+NAMES = (
+    "GPU: local prompt, CUDA graphs, to eager",
+    "GPU: prefill, CUDA graphs for the local prompt, to eager",
+    "GPU: prefill, two streams, to one",
+)
+
+
+def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: Callable[[], float]) -> list[Row]:
+    """Return the rows of a model with both prompts and inputs with a picture; the model stays as it is."""
+    pictures = prompted["vpp_pixel_values"]
+    graphed, beside = _twin(attached), _twin(attached)
+    graphed.vpp.local_vpp.compile(**({"mode": "reduce-overhead"} if pictures.is_cuda else {"backend": "eager"}))
+    beside.vpp.two_streams = True
+    with torch.no_grad():
+        began = clock()
+        for _ in range(3):  # compiles, runs once as it will be recorded, records
+            graphed.vpp.local_vpp(pictures)
+        note = f"compiling and recording took {clock() - began:.1f} s"
+        expected = attached(**prompted).logits
+        for model in (graphed, beside):
+            _check_equal(model(**prompted).logits, expected)
+    alone = interleaved(
+        {
+            "eager": lambda: attached.vpp.local_vpp(pictures),
+            "graphed": lambda: graphed.vpp.local_vpp(pictures),
+        },
+        rounds=rounds,
+        clock=clock,
+    )
+    prefill = interleaved(
+        {
+            "eager": lambda: attached(**prompted),
+            "graphed": lambda: graphed(**prompted),
+            "beside": lambda: beside(**prompted),
+        },
+        rounds=rounds,
+        clock=clock,
+    )
+    samples = (
+        ratios(alone["graphed"], alone["eager"]),
+        ratios(prefill["graphed"], prefill["eager"]),
+        ratios(prefill["beside"], prefill["eager"]),
+    )
+    if not pictures.is_cuda:
+        note = "a CPU has no CUDA graphs and no second stream: nothing is compared here"
+    return [median_row(name, times, unit="x", note=note) for name, times in zip(NAMES, samples, strict=True)]
+
+
+def _twin(model: Any) -> Any:
+    """Return a copy with the same weights, which are not copied."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def _check_equal(found: Tensor, expected: Tensor) -> None:
+    """Raise ValueError unless both are the same: a comparison of speed between different results is none."""
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if error > (1e-4 if expected.dtype == torch.float32 else 0.05):
+        raise ValueError(f"an option changes the logits by {error:.1e} of the largest")
