@@ -54,11 +54,13 @@ def arithmetic(side: int, images: int, queries: int) -> dict[str, float]:
     return {name: round(number / 1e9, 3) for name, number in numbers.items()}
 
 
-def best_rate() -> float:
-    """Return GFLOP a second, in float32 on these threads, of the quickest there is: a large product or convolution."""
+def best_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Return GFLOP a second on these threads, of the quickest there is: a large product or convolution."""
     side, places = 1024, 40 * 40
-    left, right, picture = torch.randn(places, side), torch.randn(side, side), torch.randn(1, side, 40, 40)
-    convolution = Convolution(nn.Conv2d(side, side, 1, bias=False), FrozenBatchNorm2d(side), relu=False)
+    sizes = (places, side), (side, side), (1, side, 40, 40)
+    left, right, picture = (torch.randn(size, dtype=dtype) for size in sizes)
+    source = nn.Conv2d(side, side, 1, bias=False, dtype=dtype)
+    convolution = Convolution(source, FrozenBatchNorm2d(side).to(dtype), relu=False)
     last = picture.contiguous(memory_format=torch.channels_last)
     times = interleaved({"product": lambda: left @ right, "convolution": lambda: convolution(last)}, rounds=15)
     return 2 * places * side**2 / 1e9 / min(*times["product"], *times["convolution"])
