@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from vpp_plugins.testing import (
     toy_generator,
 )
 from vpp_plugins.testing.check import PROMISES
+from vpp_plugins.testing.outcome import Skipped, asked
 
 Layout = Callable[[Tensor, Overlay, Sequence[Window] | None, Mapping[str, Any]], Tensor]
 
@@ -273,3 +275,14 @@ class TestFingerprint:
 
         with pytest.raises(AssertionError, match=sentence):
             assert_same(fingerprint(model), before)
+
+
+@pytest.mark.parametrize(("vpp_refuses", "becomes"), [(True, Skipped), (False, VPPError)])
+def test_a_refusal_is_skipped_only_where_vpp_refuses_too(vpp_refuses: bool, becomes: type[Exception]) -> None:
+    def refuse(*_: Any) -> None:
+        raise VPPError("the windows cannot be told apart.")
+
+    twin: Any = SimpleNamespace(model=None)
+    bench: Any = None
+    with pytest.raises(becomes, match="told apart"):
+        asked(bench, twin, refuse, refuse if vpp_refuses else lambda: "an answer")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpp_plugins.errors import VPPError
 from vpp_plugins.never_tokens import NeverTokens
 from vpp_plugins.testing.bench import Bench, Inputs
 from vpp_plugins.testing.twin import Twin
@@ -17,7 +18,7 @@ class Broken(AssertionError):  # noqa: N818 - its name is what it says
 
 
 class Skipped(Exception):  # noqa: N818 - it is no error
-    """The bare host itself cannot do what the promise is about."""
+    """The bare host itself cannot do what the promise is about, or VPP and its twin refuse to in words."""
 
 
 def expect(holds: bool, otherwise: str) -> None:
@@ -26,10 +27,16 @@ def expect(holds: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-def asked(bench: Bench, twin: Twin, ask: Callable[[Any], Any]) -> Any:
-    """Ask the twin; where the bare host fails in the same way, the promise is not VPP's to keep."""
+def asked(bench: Bench, twin: Twin, ask: Callable[[Any], Any], ours: Callable[[], Any]) -> Any:
+    """Ask the twin; where VPP refuses too, or the bare host fails in the same way, the promise is not VPP's to keep."""
     try:
         return ask(twin.model)
+    except VPPError:
+        try:
+            ours()
+        except VPPError as refusal:
+            raise Skipped(f"VPP refuses it: {refusal}") from refusal
+        raise
     except Exception:
         try:
             ask(copy.deepcopy(bench.bare))

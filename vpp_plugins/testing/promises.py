@@ -87,8 +87,9 @@ def forward_with_labels(bench: Bench) -> None:
     for name, inputs in bench.batches.items():
         labels = _labels(bench, inputs)
         theirs, twin = bench.host_inputs(inputs), bench.twin(inputs)
-        expected = asked(bench, twin, functools.partial(run, bench, inputs=theirs | {"labels": labels}))
-        ours = run(bench, bench.attached, {**inputs, "labels": labels})
+        run_ours = functools.partial(run, bench, bench.attached, {**inputs, "labels": labels})
+        expected = asked(bench, twin, functools.partial(run, bench, inputs=theirs | {"labels": labels}), run_ours)
+        ours = run_ours()
         same(ours.logits, expected.logits, theirs, f"logits of the batch {name}")
         expect(torch.equal(ours.loss, expected.loss), f"the loss is {ours.loss} instead of {expected.loss} ({name})")
 
@@ -106,8 +107,11 @@ def generates(decoder: str) -> Callable[[Bench], None]:
             never = [*bench.spare.tolist(), *bench.backbone.never_ids, *placeholder]
             kwargs = {"max_new_tokens": NEW_TOKENS, **DECODERS[decoder]}
             ask = functools.partial(generate, bench, inputs=theirs, never=never, kwargs=kwargs)
-            expected = asked(bench, twin, ask)
-            ours = generate(bench, bench.attached, inputs, bench.spare.tolist(), kwargs)
+            ask_ours = functools.partial(
+                generate, bench, bench.attached, inputs=inputs, never=bench.spare.tolist(), kwargs=kwargs
+            )
+            expected = asked(bench, twin, ask, ask_ours)
+            ours = ask_ours()
             known = torch.isin(expected, bench.spare.to(expected.device))
             expected = expected.masked_fill(known, bench.token_id)
             expect(torch.equal(ours, expected), f"the answers are {_tail(ours)} instead of {_tail(expected)}")
