@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +24,10 @@ from vpp_plugins.testing import (
     sample_pixels,
     toy_generator,
 )
+from vpp_plugins.testing.bench import Bench
 from vpp_plugins.testing.check import PROMISES
 from vpp_plugins.testing.outcome import Skipped, asked
+from vpp_plugins.testing.twin import Twin
 
 Layout = Callable[[Tensor, Overlay, Sequence[Window] | None, Mapping[str, Any]], Tensor]
 
@@ -282,7 +283,7 @@ def test_a_refusal_is_skipped_only_where_vpp_refuses_too(vpp_refuses: bool, beco
     def refuse(*_: Any) -> None:
         raise VPPError("the windows cannot be told apart.")
 
-    twin: Any = SimpleNamespace(model=None)
-    bench: Any = None
+    bench, twin = object.__new__(Bench), object.__new__(Twin)
+    twin.model = nn.Identity()
     with pytest.raises(becomes, match="told apart"):
         asked(bench, twin, refuse, refuse if vpp_refuses else lambda: "an answer")
