@@ -17,7 +17,7 @@ QUERIES = 32
 HOST = {"hidden_size": 1024, "intermediate_size": 2816, "layers": 8, "heads": 16}
 
 
-def measure(rounds: int = 60, shortest: float = SHORTEST, sizes: dict[str, int] = HOST) -> list[Row]:
+def measure(rounds: int = 40, shortest: float = SHORTEST, sizes: dict[str, int] = HOST) -> list[Row]:
     """Return the ratios of a prefill and of a decoding step, each of at least `shortest` seconds, and the memory."""
     host = build_host(**sizes)
     attached, disabled = attach(sharing(host), QUERIES), attach(sharing(host), QUERIES)
