@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import attach_cost, cold_start, curves, evaluation, gpu, host_time, preprocessing, training
+from benchmarks import attach_cost, attention, cold_start, curves, evaluation, gpu, host_time, preprocessing, training
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 
 TINY_HOST = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4}
@@ -146,6 +146,13 @@ def test_what_a_run_allocates_is_counted_to_the_byte() -> None:
     assert peak >= 8_000_000
     assert peak < 12_100_000
     assert left in (0, 4_000_000)  # the first run's result may go as the second's comes
+
+
+def test_every_attention_of_a_cpu_is_timed() -> None:
+    rows = attention.measure(rounds=1, times_round=1)
+
+    assert len({row.name for row in rows}) == len(rows) == 9
+    assert all(row.value is not None and row.value > 0 for row in rows)
 
 
 def test_the_page_shows_the_curves_that_were_measured(tmp_path: Path) -> None:
