@@ -1,10 +1,9 @@
-"""How the local prompt's cost grows: `python -m benchmarks.curves`, on one thread of the CPU, takes about two minutes.
+"""How the local prompt's cost grows: `python -m benchmarks.curves`, on one thread of the CPU, takes three minutes.
 
 Writes the numbers to docs/local-prompt.json and their picture to docs/local-prompt.svg, and prints the table of
 docs/performance.md.
 """
 
-import copy
 import json
 import statistics
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.floor import arithmetic, best_rate, counted
-from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs
+from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs, sharing
 from benchmarks.rows import interleaved
 from vpp_plugins.prompts.generators import DETR, build_detr
 
@@ -57,7 +56,7 @@ def _prompt(detr: DETR, pictures: int, rounds: int) -> tuple[float, dict[str, fl
     The detector sees each, and the language model takes 100 more tokens for each.
     """
     host = build_host(**HOST)
-    attached = attach(copy.deepcopy(host, {id(one): one for one in host.parameters()}), QUERIES, {}, SIDE)
+    attached = attach(sharing(host), QUERIES, {}, SIDE)
     attached.vpp.local_vpp.generator.load_state_dict(detr.state_dict())
     plain, longer = (plain_inputs(TEXT_TOKENS, extra, pictures) for extra in (0, QUERIES))
     prompted = prompted_inputs(TEXT_TOKENS, QUERIES, pictures, SIDE)

@@ -11,7 +11,6 @@
 """
 
 import argparse
-import copy
 import statistics
 import sys
 import time
@@ -24,7 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_prompt
-from benchmarks.hosts import FILLER_ID, IMAGE_ID, VPP_ID
+from benchmarks.hosts import FILLER_ID, IMAGE_ID, VPP_ID, sharing
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, attach_vpp
 from vpp_plugins.attention import attend
@@ -86,7 +85,7 @@ def measure() -> list[Row]:
 def run(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype, rounds: int) -> list[Row]:
     """Measure at these sizes."""
     host = build(sizes, device, dtype)
-    attached = attach(copy.deepcopy(host, {id(one): one for one in host.parameters()}), sizes)
+    attached = attach(sharing(host), sizes)
     longer, prompted = inputs(sizes, device, dtype)
     clock = _clock(device)
     rate = _flops_per_second(sizes["matrix"], device, dtype, clock)

@@ -5,13 +5,13 @@ They are `model.vpp.local_vpp.compile(mode="reduce-overhead")`, CUDA graphs by t
 has neither, the rows show that it all runs: the prompt is traced and not compiled, and there is one stream.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.hosts import sharing
 from benchmarks.rows import Row, interleaved, median_row, ratios
 
 NAMES = (
@@ -24,7 +24,7 @@ NAMES = (
 def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: Callable[[], float]) -> list[Row]:
     """Return the rows of a model with both prompts and inputs with a picture; the model stays as it is."""
     pictures = prompted["vpp_pixel_values"]
-    graphed, beside = _twin(attached), _twin(attached)
+    graphed, beside = sharing(attached), sharing(attached)
     graphed.vpp.local_vpp.compile(**({"mode": "reduce-overhead"} if pictures.is_cuda else {"backend": "eager"}))
     beside.vpp.two_streams = True
     with torch.no_grad():
@@ -60,12 +60,6 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
     if not pictures.is_cuda:
         note = "a CPU has no CUDA graphs and no second stream: nothing is compared here"
     return [median_row(name, times, unit="x", note=note) for name, times in zip(NAMES, samples, strict=True)]
-
-
-def _twin(model: Any) -> Any:
-    """Return a copy with the same weights, which are not copied."""
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def _check_equal(found: Tensor, expected: Tensor) -> None:

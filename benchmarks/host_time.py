@@ -1,6 +1,5 @@
 """What attaching costs a forward of real length, as ratios, and in memory: at least 0.3 s a forward, on one thread."""
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.attach_cost import DecodingStep, timed_calls
-from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs
+from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs, sharing
 from benchmarks.rows import Row, median_row, ratios
 
 SHORTEST = 0.3
@@ -108,8 +107,3 @@ def _enough(make: Callable[[int], Callable[[], Any]], shortest: float) -> int:
             if time.process_time() - began >= 1.1 * shortest:
                 return count
         count *= 2
-
-
-def sharing(host: Any) -> Any:
-    """Return a copy of the host on the very same weights, so that memory and caches favour neither."""
-    return copy.deepcopy(host, {id(parameter): parameter for parameter in host.parameters()})

@@ -1,5 +1,6 @@
 """The LLaVA that attaching is measured on, at any size, at random weights, and inputs for it."""
 
+import copy
 from typing import Any
 
 import torch
@@ -52,6 +53,12 @@ def attach(host: Any, queries: int, detector: dict[str, Any] = SMALL_DETECTOR, s
     host.vpp.bind_token(VPP_ID)
     host.vpp.trained = True  # it is not, and would say so
     return host
+
+
+def sharing(model: Any) -> Any:
+    """Return a copy of the model on the very same weights and buffers, so that memory and caches favour neither."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def plain_inputs(text_tokens: int, extra_tokens: int = 0, pictures: int = 1) -> dict[str, Tensor]:

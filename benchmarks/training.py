@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.host_time import allocated, sharing
-from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs
+from benchmarks.host_time import allocated
+from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs, sharing
 from benchmarks.rows import Row, interleaved, median_row, ratios
 
 QUERIES, TEXT_TOKENS, RANK = 32, 192, 16
