@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.hosts import sharing
-from benchmarks.rows import Row, interleaved, median_row, ratios
+from benchmarks.rows import Row, check_same, interleaved, median_row, ratios
 
 NAMES = (
     "GPU: local prompt, CUDA graphs, to eager",
@@ -33,8 +33,9 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
             graphed.vpp.local_vpp(pictures)
         note = f"compiling and recording took {clock() - began:.1f} s"
         expected = attached(**prompted).logits
-        for model in (graphed, beside):
-            _check_equal(model(**prompted).logits, expected)
+        tolerance = 1e-4 if expected.dtype == torch.float32 else 0.05
+        for option, model in (("a compiled prompt", graphed), ("a second stream", beside)):
+            check_same(option, model(**prompted).logits, expected, tolerance)
     alone = interleaved(
         {
             "eager": lambda: attached.vpp.local_vpp(pictures),
@@ -60,10 +61,3 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
     if not pictures.is_cuda:
         note = "a CPU has no CUDA graphs and no second stream: nothing is compared here"
     return [median_row(name, times, unit="x", note=note) for name, times in zip(NAMES, samples, strict=True)]
-
-
-def _check_equal(found: Tensor, expected: Tensor) -> None:
-    """Raise ValueError unless both are the same: a comparison of speed between different results is none."""
-    error = float((found - expected).abs().max() / expected.abs().max())
-    if error > (1e-4 if expected.dtype == torch.float32 else 0.05):
-        raise ValueError(f"an option changes the logits by {error:.1e} of the largest")

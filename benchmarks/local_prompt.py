@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DetrConfig, DetrModel
 
 from benchmarks.floor import arithmetic, best_rate
-from benchmarks.rows import Row, interleaved, median_row, ratios
+from benchmarks.rows import Row, check_same, interleaved, median_row, ratios
 from vpp_plugins.data.photos import load_real_photos
 from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.generators import DETR, build_detr, load_detr_weights
@@ -153,13 +153,11 @@ class _TorchAttention(nn.Module):
 
 
 def _check_equal(variants: dict[str, Callable[[], Tensor]]) -> None:
-    """Raise ValueError unless all give the same queries: a comparison of speed between different results is none."""
+    """Raise ValueError unless all give DetrModel's queries."""
     with torch.no_grad():
         expected = variants["DetrModel"]()
         for name, run in variants.items():
-            error = float((run() - expected).abs().max() / expected.abs().max())
-            if error > (0.05 if name == "bfloat16" else TOLERANCE):
-                raise ValueError(f"{name} differs from DetrModel by {error:.1e} of the largest number")
+            check_same(name, run(), expected, 0.05 if name == "bfloat16" else TOLERANCE)
 
 
 def _floor_note(images: int, theirs: list[float], ours: list[float], dtype: torch.dtype) -> str:

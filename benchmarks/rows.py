@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 Status = Literal["pass", "fail", "inconclusive", "no bar", "not run"]
 
@@ -61,6 +62,16 @@ def median_row(name: str, samples: Sequence[float], **fields: Any) -> Row:
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(samples, k=len(samples))) for _ in range(1000))
     return Row(name=name, value=statistics.median(samples), interval=(medians[25], medians[974]), **fields)
+
+
+def check_same(name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Raise ValueError unless both are the same: a comparison of speed between different results is none.
+
+    `tolerance` is in units of the largest number expected.
+    """
+    error = float((found - expected).abs().max() / expected.abs().max())
+    if error > tolerance:
+        raise ValueError(f"{name} gives other numbers, off by {error:.1e} of the largest")
 
 
 def interleaved(
