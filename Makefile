@@ -2,9 +2,14 @@
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check bench docs fix setup
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Wheels only: what the index serves as source alone would need a compiler and build tools that a new machine may not have.
+PIP := $(BIN)/python -m pip install --only-binary :all: --progress-bar off --no-input --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
+# The first of these that is Python 3.11 or newer makes .venv.
+PYTHON ?= python3 python3.13 python3.12 python3.11
 # --dist loadfile keeps a file on one worker, so what its tests share is built once.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -39,14 +44,15 @@ fix: .venv/.ready ## format, and mend what the linter can
 
 setup: .venv/.ready ## only install
 
-# Rerun when a dependency changes. The build backend goes in first, so that with everything in place nothing is downloaded.
+# Rerun when a dependency changes. The build backend goes in first and this project is built with it, so that with
+# everything in place nothing is downloaded. pip's words go to a file; what is said here is what is fetched and how far.
 .venv/.ready: pyproject.toml constraints.txt
 	@if [ ! -x $(BIN)/python ]; then \
-		for python in python3 python3.13 python3.12 python3.11 none; do \
+		for python in $(PYTHON) none; do \
 			$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 		done; \
 		if [ $$python = none ]; then \
-			echo "vpp-plugins needs Python 3.11 or newer, and neither python3 nor python3.11 to python3.13 is one" \
+			echo "vpp-plugins needs Python 3.11 or newer, and none of these is one: $(PYTHON)" \
 				"(python3 here: $$(python3 --version 2>&1 | tail -n 1)). Install one, then run make again."; \
 			exit 1; \
 		fi; \
@@ -56,14 +62,29 @@ setup: .venv/.ready ## only install
 			exit 1; \
 		}; \
 	fi
-	@echo "Setting up .venv: on a new machine about 5 GB and two minutes or more, once."
-	@if $(PIP) torch torchvision hatchling editables && $(PIP) --no-build-isolation -e '.[all,dev]'; then \
+	@echo "Setting up .venv with $$($(BIN)/python --version): once, some minutes; fetches about 2.1 GB and takes 6.1 GB of disk."
+	@if { $(PIP) hatchling editables && $(PIP) --no-build-isolation -e '.[all,dev]'; } 2>&1 | tee .venv/pip.log | $(SHOW_PIP); then \
 		touch $@; \
 	elif $(BIN)/python -c 'import torch, torchvision, transformers, timm, typer, pytest; \
 			from importlib.metadata import version; version("vpp-plugins")' 2>/dev/null; then \
-		echo "Could not bring .venv up to date (above: why). What it already holds will do; going on."; \
+		echo "Could not bring .venv up to date: $$(grep -m 1 ^ERROR .venv/pip.log). What it already holds will do; going on."; \
 	else \
-		echo "Set-up failed (above: why). It downloads from the Python package index: is the network there, and 8 GB of disk?" \
-			"Run make again once it is; finished downloads are kept."; \
+		echo "Set-up failed: $$(grep -m 1 ^ERROR .venv/pip.log || tail -n 1 .venv/pip.log)"; \
+		echo "All that pip said is in .venv/pip.log. Run make again once the cause is gone; finished downloads are kept."; \
 		exit 1; \
 	fi
+
+# One line for each large file and each 20 small ones, with the sum so far; pip writes sizes in kB, MB or GB.
+define SHOW_PIP
+awk '/^ *(Downloading|Using cached|Processing) .*\.whl/ && !/\.metadata/ { \
+	name = $$2 == "cached" ? $$3 : $$2; sub(/.*\//, "", name); split(name, part, "-"); count++; size = 0; \
+	if (match($$0, /\([0-9.]+ [kMG]B\)/)) { \
+		split(substr($$0, RSTART + 1, RLENGTH - 2), word, " "); \
+		size = word[1] * (word[2] == "kB" ? 0.001 : word[2] == "GB" ? 1000 : 1) } \
+	sum += size; \
+	if (size > 20 || count % 20 == 0) { \
+		printf "  %4d MB, %3d packages: %s %s\n", sum, count, part[1], part[2]; fflush() } } \
+	/^Installing collected/ { printf "  installing %d packages, a minute or two\n", split($$0, all, ","); fflush() } \
+	/^Successfully installed/ { print "  done"; fflush() } \
+	/^(ERROR|WARNING: Retrying)/ { print "  " $$0; fflush() }'
+endef
