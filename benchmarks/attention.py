@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rows import Row, interleaved, median_row, ratios
-from vpp_plugins.attention import attend, attend_ragged
+from vpp_plugins.prompts import attend, attend_ragged
 
 IMAGES, HEADS, WIDTH = 4, 8, 32
 SIZES = {"encoder": (400, 400), "decoder": (100, 400)}

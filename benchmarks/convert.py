@@ -26,8 +26,8 @@ CHILD = """
 import json, re, sys, time
 from pathlib import Path
 import timm
-from vpp_adapters.vpp_llava_convert import convert
-from vpp_plugins.plugins import manager
+from vpp_adapters.vpp_llava.convert import convert
+from vpp_plugins.plugins.registry import manager
 
 manager()
 def peak():  # getrusage would count what the parent held when it forked

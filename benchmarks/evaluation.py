@@ -9,13 +9,9 @@ from itertools import chain
 
 from benchmarks.rows import Row, interleaved, median_row, ratios
 from vpp_plugins import Grounder
-from vpp_plugins.data.photos import load_real_photos
-from vpp_plugins.data.scenes import SceneGenerator
-from vpp_plugins.data.shapes import Shapes
-from vpp_plugins.evaluate.batches import plan
-from vpp_plugins.evaluate.protocol import protocol
-from vpp_plugins.evaluate.rows import Row as Question
-from vpp_plugins.evaluate.rows import picture_id, rows_of_scenes
+from vpp_plugins.data.scenes import SceneGenerator, Shapes, load_real_photos
+from vpp_plugins.evaluate import Row as Question
+from vpp_plugins.evaluate import picture_id, plan, protocol, rows_of_scenes
 from vpp_plugins.pocket import load_pocket
 
 BATCHES = (1, 8, 32)

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rows import interleaved
-from vpp_plugins.prompts.generators import build_detr
-from vpp_plugins.prompts.generators.detr_backbone import FrozenBatchNorm2d
-from vpp_plugins.prompts.generators.folded import WINOGRAD_CHANNELS, Convolution
+from vpp_plugins.prompts.generators import FrozenBatchNorm2d, build_detr
+from vpp_plugins.prompts.generators.cpu import WINOGRAD_CHANNELS, Convolution
 
 
 class Count:

@@ -26,7 +26,7 @@ from benchmarks import gpu_prompt
 from benchmarks.hosts import FILLER_ID, IMAGE_ID, VPP_ID, sharing
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, attach_vpp
-from vpp_plugins.attention import attend
+from vpp_plugins.prompts import attend
 
 OUT = Path("out/bench/gpu.json")
 COMMAND = "python -m benchmarks.gpu, on a machine with a GPU of 40 GB or more"

@@ -12,11 +12,10 @@ from transformers import DetrConfig, DetrModel
 
 from benchmarks.floor import arithmetic, best_rate
 from benchmarks.rows import Row, check_same, interleaved, median_row, ratios
-from vpp_plugins.data.photos import load_real_photos
+from vpp_plugins.data.scenes import load_real_photos
 from vpp_plugins.images import letterbox
-from vpp_plugins.prompts.generators import DETR, build_detr, load_detr_weights
-from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
-from vpp_plugins.prompts.generators.folded import fold_resnet
+from vpp_plugins.prompts.generators import DETR, MultiheadAttention, build_detr, load_detr_weights
+from vpp_plugins.prompts.generators.cpu import fold_resnet
 
 SIDE = 640
 TOLERANCE = 1e-4
@@ -68,7 +67,7 @@ def folding_rows(detr: DETR, rounds: int) -> list[Row]:
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
     def without_winograd() -> Tensor:
-        with mock.patch("vpp_plugins.prompts.generators.folded.WINOGRAD_CHANNELS", sys.maxsize):
+        with mock.patch("vpp_plugins.prompts.generators.cpu.folded.WINOGRAD_CHANNELS", sys.maxsize):
             return folded(pixels)
 
     steps = {"folded": without_winograd, "folded, with Winograd's way": lambda: whole(pixels)}

@@ -4,9 +4,8 @@ On the 50 hand-drawn boxes of the committed photographs. Qwen's families see the
 """
 
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta
-from vpp_plugins.data.photos import load_real_photos
-from vpp_plugins.evaluate.mistakes import Truth, ceiling, mistakes
-from vpp_plugins.evaluate.score import Scores
+from vpp_plugins.data.scenes import load_real_photos
+from vpp_plugins.evaluate import Scores, Truth, ceiling, mistakes
 
 
 def run() -> None:

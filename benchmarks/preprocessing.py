@@ -17,9 +17,9 @@ from torchvision.transforms import functional
 from transformers import LlavaImageProcessor
 
 from benchmarks.rows import Row, interleaved, median_row, ratios
-from vpp_adapters.vpp_llava import process_as_trained
+from vpp_adapters.vpp_llava.adapter import process_as_trained
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox
-from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
+from vpp_plugins.prompts import CLIP_MEAN, CLIP_STD
 
 SIDE, DETECTOR_SIDE = 336, 640
 LEVEL = 1 / 255 / min(CLIP_STD)

@@ -14,9 +14,9 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from vpp_plugins.boxes import codec
-from vpp_plugins.data.photos import load_real_photos
+from vpp_plugins.data.scenes import load_real_photos
 from vpp_plugins.pocket import load_pocket
-from vpp_plugins.train.grpo import VPPGRPOTrainer
+from vpp_plugins.train import VPPGRPOTrainer
 from vpp_plugins.train.rewards import rewards
 
 BOX_FORMAT = "llava"

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attached, save_vpp, vpp_disabled
-from vpp_plugins.data.photos import FOLDER
+from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.pocket import load_pocket
 
 picture, expression = sys.argv[1:3] if len(sys.argv) > 2 else (FOLDER / "farm_animals_dog.jpg", "the dog")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from vpp_adapters.vicuna import IMAGE, with_axis_sentence
 from vpp_adapters.vpp_llava import load_vpp_llava
+from vpp_adapters.vpp_llava.vicuna import IMAGE, with_axis_sentence
 from vpp_plugins import Grounder, attach_vpp, detach_vpp
 from vpp_plugins.plugins import describe
 from vpp_plugins.train import choose_parts, label_answers, parameter_groups, render_chat

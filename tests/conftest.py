@@ -39,7 +39,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def toy() -> Iterator[None]:
     """The generator "toy", installed as a stranger's plugin would be."""
     from tests.tiny import ToyPlugin
-    from vpp_plugins.plugins import manager
+    from vpp_plugins.plugins.registry import manager
 
     manager().register(ToyPlugin(), "toy")
     yield

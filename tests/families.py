@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from examples.families.tiny_hosts import FAMILIES, WORDS, Family, tokenizer
 from tests.tiny import picture, toy_config
 from vpp_plugins import VPPConfig, VPPProcessor, attach_vpp
-from vpp_plugins.attach import host_state
+from vpp_plugins.attach.attach import host_state
 
 __all__ = ["FAMILIES", "WORDS", "Family", "attached_family", "encoder_pixels", "family_inputs", "tokenizer"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpp_plugins.beside import Beside, Unfinished
+from vpp_plugins.attach.beside import Beside, Unfinished
 
 
 class Late(Beside):
@@ -45,5 +45,5 @@ def late_streams(monkeypatch: pytest.MonkeyPatch) -> list[Late]:
         made.append(Late())
         return made[-1]
 
-    monkeypatch.setattr("vpp_plugins.beside.second_stream", second_stream)
+    monkeypatch.setattr("vpp_plugins.attach.beside.second_stream", second_stream)
     return made

@@ -11,7 +11,7 @@ import torch
 from tests.prompts.generators.test_hf_detector import config_of
 from tests.tiny import attached, inputs_for, picture, tiny_llava
 from vpp_plugins import VPPConfig
-from vpp_plugins.plugins import describe
+from vpp_plugins.plugins.registry import describe
 from vpp_plugins.train.groups import choose_parts, parameter_groups
 
 ROOT = Path(__file__).parents[1]

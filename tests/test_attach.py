@@ -33,8 +33,8 @@ from vpp_plugins import (
     save_vpp,
     vpp_disabled,
 )
-from vpp_plugins.attach import host_state, unwrap
-from vpp_plugins.backbone import Backbone
+from vpp_plugins.attach.attach import host_state, unwrap
+from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.testing import assert_same, fingerprint
 
 pytestmark = pytest.mark.usefixtures("toy")

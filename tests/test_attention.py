@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpp_plugins.attention import attend, attend_ragged, attention_implementation, ragged_pays
 from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.attention import attend, attend_ragged, attention_implementation, ragged_pays
 
 Attention = Callable[..., Tensor]
 
@@ -245,7 +245,7 @@ def xformers_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let "xformers" run on CPU: our side of the call is real, the kernel is written out."""
     ops = pytest.importorskip("xformers.ops")
     monkeypatch.setattr(ops, "memory_efficient_attention", kernel_in_words)
-    monkeypatch.setattr("vpp_plugins.attention._chosen", lambda query, implementation: implementation)
+    monkeypatch.setattr("vpp_plugins.prompts.attention._chosen", lambda query, implementation: implementation)
 
 
 @pytest.mark.usefixtures("xformers_in_words")
@@ -279,7 +279,7 @@ def test_where_xformers_has_no_kernel_only_a_free_choice_falls_back(monkeypatch:
         raise NotImplementedError("No operator found")
 
     monkeypatch.setattr("xformers.ops.memory_efficient_attention", no_kernel)
-    monkeypatch.setattr("vpp_plugins.attention._takes_xformers", lambda chosen, query: chosen != "sdpa")
+    monkeypatch.setattr("vpp_plugins.prompts.attention._takes_xformers", lambda chosen, query: chosen != "sdpa")
     inputs = dense_inputs(2, 3, 4)
 
     assert torch.equal(attend(*inputs), attend(*inputs, implementation="sdpa"))

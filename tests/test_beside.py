@@ -13,8 +13,8 @@ from tests.families import FAMILIES, attached_family, family_inputs
 from tests.late_stream import Late, late_streams
 from tests.tiny import TOY_LOCAL, attached, inputs_for
 from vpp_plugins import VPPConfig, vpp_disabled
-from vpp_plugins.attach import host_state
-from vpp_plugins.beside import Beside, Unfinished
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.beside import Beside, Unfinished
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -216,7 +216,7 @@ class Slow(Beside):
 @pytest.mark.gpu
 @pytest.mark.parametrize("reads_early", [False, True])
 def test_two_streams_on_a_gpu_give_the_same_answers(reads_early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpp_plugins.beside.Beside", Slow)
+    monkeypatch.setattr("vpp_plugins.attach.beside.Beside", Slow)
     model, processor = attached()
     model.to("cuda")
     if reads_early:

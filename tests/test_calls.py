@@ -8,9 +8,9 @@ import torch
 
 from tests.tiny import attached, inputs_for, toy_config
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
-from vpp_plugins.attach import host_state
-from vpp_plugins.calls import check_call
-from vpp_plugins.tile_boxes import to_tile_boxes
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.validation import check_call
+from vpp_plugins.processor.tile_boxes import to_tile_boxes
 
 WINDOWS = [(0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
 BOXES = to_tile_boxes(WINDOWS)

@@ -16,7 +16,7 @@ from transformers import LlavaForConditionalGeneration
 
 from tests.tiny import FULL, TOY_GLOBAL, TOY_LOCAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import VPPConfig, VPPError, VPPProcessor, attach_vpp, load_vpp, save_vpp, vpp_disabled
-from vpp_plugins.checkpoint import resolve, write_vpp
+from vpp_plugins.attach.checkpoint import resolve, write_vpp
 
 pytestmark = pytest.mark.usefixtures("toy")
 

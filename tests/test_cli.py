@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import vpp_plugins.demo
+import vpp_plugins.evaluate.demo
 import vpp_plugins.ground
 import vpp_plugins.pocket
 from tests.test_demo import Stub
 from tests.tiny import attached, picture
 from vpp_plugins import VPPError
 from vpp_plugins.cli import main
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
+from vpp_plugins.prompts.generators.heads import DetectionHeads
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -200,9 +200,9 @@ class TestDemo:
         def no_network(folder: Path, *, progress: Any) -> None:
             raise VPPError("There is no [network].")
 
-        monkeypatch.setattr(vpp_plugins.demo, "PHOTOS", 2)
-        monkeypatch.setattr(vpp_plugins.demo, "SCENES", 1)
-        monkeypatch.setattr(vpp_plugins.demo, "fetch_assets", no_network)
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "PHOTOS", 2)
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "SCENES", 1)
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "fetch_assets", no_network)
         monkeypatch.setattr(vpp_plugins.ground, "Grounder", lambda model, processor: Stub())
 
     def test_prints_a_table_and_writes_a_page(self, vpp: Run, pocket: list[bool]) -> None:
@@ -235,7 +235,7 @@ class TestConvert:
         self, vpp: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], dtype: torch.dtype
     ) -> None:
         from tests.reference import FOLDER, resnet
-        from vpp_adapters import vpp_llava_config
+        from vpp_adapters.vpp_llava import config as vpp_llava_config
 
         monkeypatch.setitem(vpp_llava_config.RESNETS, (resnet.STEM, resnet.DEPTHS), resnet.NAME)
 

@@ -4,7 +4,7 @@ import sys
 import torch
 from torch import Tensor
 
-from vpp_plugins.compiling import outside_graphs
+from vpp_plugins.prompts.compiling import outside_graphs
 
 
 @outside_graphs

@@ -8,7 +8,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 from vpp_plugins.cli import main
-from vpp_plugins.coverage import RECORD, Coverage, model_coverage, recorded_coverage, recorded_version
+from vpp_plugins.testing.coverage import RECORD, Coverage, model_coverage, recorded_coverage, recorded_version
 
 PAGE = Path(__file__).parents[1] / "docs/coverage.md"
 

@@ -8,12 +8,20 @@ import pytest
 from rich.console import Console
 
 from tests.tiny import attached, toy_config
-from vpp_plugins import Grounder, Grounding, VPPError, demo
+from vpp_plugins import Grounder, Grounding, VPPError
 from vpp_plugins.boxes import BoxStatus
-from vpp_plugins.data.shapes import Shapes
-from vpp_plugins.demo import DemoResult, assets_or_none, box_text, choose_questions, run_demo, show_table, summary
-from vpp_plugins.demo_page import write_page
-from vpp_plugins.evaluate import shuffled
+from vpp_plugins.data.scenes.shapes import Shapes
+from vpp_plugins.evaluate import demo, shuffled
+from vpp_plugins.evaluate.demo import (
+    DemoResult,
+    assets_or_none,
+    box_text,
+    choose_questions,
+    run_demo,
+    show_table,
+    summary,
+)
+from vpp_plugins.evaluate.demo_page import write_page
 
 pytestmark = pytest.mark.usefixtures("toy")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vpp_plugins import hookspecs
+from vpp_plugins.plugins import hookspecs
 from vpp_plugins.testing.check import PROMISES
 
 ROOT = Path(__file__).parents[1]

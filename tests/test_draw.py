@@ -5,9 +5,9 @@ from PIL import Image, ImageColor
 
 from tests.tiny import attached, picture, toy_config
 from vpp_plugins import GlobalVPP, VPPError
-from vpp_plugins.draw import COLOURS, draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
 from vpp_plugins.prompts import VPP, draw_axes
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
+from vpp_plugins.prompts.draw import COLOURS, draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
+from vpp_plugins.prompts.generators.heads import DetectionHeads
 
 WHITE = Image.new("RGB", (200, 100), "white")
 BOXES = [(20.0, 10.0, 80.0, 60.0), (100.0, 30.0, 190.0, 90.0)]

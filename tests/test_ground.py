@@ -14,9 +14,9 @@ from tests.test_processor_families import CASES
 from tests.tiny import attached, picture, tiny_llava, tiny_processor, toy_config
 from tests.zoo.hosts import tiny_host
 from vpp_plugins import Grounder, Grounding, VPPError, VPPProcessor, attach_vpp, vpp_disabled
-from vpp_plugins.backbone import Backbone
+from vpp_plugins.attach.vocabulary import rows_of
 from vpp_plugins.boxes import BoxStatus
-from vpp_plugins.vocabulary import rows_of
+from vpp_plugins.plugins.backbone import Backbone
 
 pytestmark = [
     pytest.mark.usefixtures("toy"),

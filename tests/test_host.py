@@ -16,9 +16,9 @@ from transformers.cache_utils import StaticCache
 from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
 from tests.twin import twin_of
 from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
-from vpp_plugins.host import attached_class
-from vpp_plugins.never_tokens import NeverTokens
-from vpp_plugins.plugins import describe
+from vpp_plugins.attach.host import attached_class
+from vpp_plugins.attach.never_tokens import NeverTokens
+from vpp_plugins.plugins.registry import describe
 
 pytestmark = pytest.mark.usefixtures("toy")
 

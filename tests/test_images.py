@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import (
+from vpp_plugins.images.load import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     flatten_images,

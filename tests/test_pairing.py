@@ -5,7 +5,7 @@ import pytest
 from tests.families import FAMILIES, WORDS
 from tests.tiny import FULL, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp
-from vpp_plugins.pairing import check_pair
+from vpp_plugins.processor.checks import check_pair
 
 pytestmark = pytest.mark.usefixtures("toy")
 

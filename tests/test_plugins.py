@@ -14,9 +14,9 @@ from torch import nn
 from examples import box_format
 from tests.tiny import ToyGenerator, tiny_llava, tiny_processor
 from vpp_plugins import Grounder, VPPError, attach_vpp, hookimpl, plugins
-from vpp_plugins.backbone import Backbone
 from vpp_plugins.boxes import BoxCodec, ImageMeta, codec
-from vpp_plugins.plugins import (
+from vpp_plugins.plugins.backbone import Backbone
+from vpp_plugins.plugins.registry import (
     BrokenPluginWarning,
     adapters,
     box_codec,

@@ -13,12 +13,12 @@ from torch import nn
 from tests.tiny import TOY_GLOBAL, attached, inputs_for, tiny_llava, toy_config
 from tests.twin import twin_of
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
-from vpp_plugins.attach import host_state
-from vpp_plugins.backbone import Backbone
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.session import SLOT, Slot, inject, install, join, overlay, remove
+from vpp_plugins.attach.windows import Views
+from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.vpp import Prompts
-from vpp_plugins.session import SLOT, Slot, inject, install, join, overlay, remove
-from vpp_plugins.views import Views
 
 PLACEHOLDER = 9
 BACKBONE = Backbone(adapter="mine", hidden_size=3, vision_encoders=(), box_format="llava", frame="square")

@@ -13,13 +13,13 @@ from tests.families import FAMILIES, attached_family
 from tests.tiny import attached, picture, tiny_config, tiny_llava, tiny_processor
 from tests.zoo.hosts import inputs_of, tiny_host
 from vpp_plugins import Grounder, ground
-from vpp_plugins.attach import host_state
-from vpp_plugins.backbone import Backbone
-from vpp_plugins.coverage import recorded_coverage
-from vpp_plugins.plugins import describe
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.deduplicate import distinct_rows, encoded_once, prepared_once
+from vpp_plugins.plugins.backbone import Backbone
+from vpp_plugins.plugins.registry import describe
 from vpp_plugins.pocket import load_pocket
 from vpp_plugins.prompts.vpp import VPP
-from vpp_plugins.shared_encodings import distinct_rows, encoded_once, prepared_once
+from vpp_plugins.testing.coverage import recorded_coverage
 
 pytestmark = [
     pytest.mark.usefixtures("toy"),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import FULL, attached, inputs_for, tiny_llava, tiny_processor
-from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp, session
-from vpp_plugins.backbone import Backbone
-from vpp_plugins.plugins import describe, manager
+from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp
+from vpp_plugins.attach import session
+from vpp_plugins.plugins.backbone import Backbone
+from vpp_plugins.plugins.registry import describe, manager
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import Window
 from vpp_plugins.testing import (
@@ -24,10 +25,10 @@ from vpp_plugins.testing import (
     sample_pixels,
     toy_generator,
 )
-from vpp_plugins.testing.bench import Bench
 from vpp_plugins.testing.check import PROMISES
+from vpp_plugins.testing.fixture import Bench
 from vpp_plugins.testing.outcome import Skipped, asked
-from vpp_plugins.testing.twin import Twin
+from vpp_plugins.testing.reference_host import Twin
 
 Layout = Callable[[Tensor, Overlay, Sequence[Window] | None, Mapping[str, Any]], Tensor]
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from vpp_plugins import VPPError
+from vpp_plugins.attach.windows import Views, windows_of_calls
+from vpp_plugins.processor.tile_boxes import to_tile_boxes
 from vpp_plugins.prompts.resample import Window
-from vpp_plugins.tile_boxes import to_tile_boxes
-from vpp_plugins.views import Views, windows_of_calls
 
 ENCODER = nn.Identity()
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from tests.tiny import FULL, attached, inputs_for, tiny_llava, tiny_processor
-from vpp_plugins import VPPError, VPPProcessor, detach_vpp, vocabulary, vpp_disabled
+from vpp_plugins import VPPError, VPPProcessor, detach_vpp, vpp_disabled
+from vpp_plugins.attach import vocabulary
 
 either = pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 

@@ -11,16 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpp_plugins import plugins
-from vpp_plugins.attach import host_state, is_attached, unwrap
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta
-from vpp_plugins.draw import draw_boxes
+from vpp_plugins.attach import encoded_once, host_state, is_attached, prepared_once, refuse_dropped_prompts, unwrap
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of
 from vpp_plugins.errors import VPPError
-from vpp_plugins.image_metas import metas_of
 from vpp_plugins.images import ImageSource, load_images
-from vpp_plugins.lora import refuse_dropped_prompts
-from vpp_plugins.placeholders import image_marker
-from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.shared_encodings import encoded_once, prepared_once
+from vpp_plugins.processor import VPPProcessor, image_marker
+from vpp_plugins.prompts import draw_boxes
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from vpp_plugins import GlobalVPPConfig, VPPConfig, hookimpl
-from vpp_plugins.backbone import Backbone
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.plugins import Backbone
 
 
 @hookimpl

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, hookimpl
-from vpp_plugins.backbone import Backbone
-from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB
+from vpp_plugins.plugins import Backbone
+from vpp_plugins.prompts import CLIP_MEAN, CLIP_STD, RGB
 
 log = logging.getLogger("vpp_plugins")
 SIGLIP_MEAN = SIGLIP_STD = (0.5, 0.5, 0.5)

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from vpp_adapters.llava import normalisation_of
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, hookimpl
-from vpp_plugins.backbone import Backbone, PixelLayout
-from vpp_plugins.layouts import planes
-from vpp_plugins.prompts.global_vpp import Overlay
-from vpp_plugins.prompts.resample import Window
+from vpp_plugins.plugins import Backbone, PixelLayout
+from vpp_plugins.plugins.layouts import planes
+from vpp_plugins.prompts import Overlay, Window
 
 
 @hookimpl

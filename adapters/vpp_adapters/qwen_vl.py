@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from vpp_plugins import GlobalVPPConfig, VPPConfig, hookimpl
-from vpp_plugins.backbone import Backbone
-from vpp_plugins.layouts import Patches
-from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB
+from vpp_plugins.plugins import Backbone
+from vpp_plugins.plugins.layouts import Patches
+from vpp_plugins.prompts import CLIP_MEAN, CLIP_STD, RGB
 
 HALF: RGB = (0.5, 0.5, 0.5)
 """From Qwen3-VL on, mean and standard deviation of the pixels."""

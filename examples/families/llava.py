@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp
 from vpp_plugins.boxes import codec
-from vpp_plugins.data.photos import FOLDER
+from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.images import load_image
 
 checkpoint, picture, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")

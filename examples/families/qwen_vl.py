@@ -13,7 +13,7 @@ from tiny_hosts import tiny_host
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vpp_plugins import Grounder, VPPProcessor, attach_vpp, save_vpp
-from vpp_plugins.data.photos import FOLDER
+from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.images import load_image
 from vpp_plugins.train import lora_targets
 

@@ -6,9 +6,7 @@ import torch
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vpp_plugins import VPPProcessor, attach_vpp
-from vpp_plugins.pocket import build_pocket, pocket_config
-from vpp_plugins.pocket.build import load_imagenet_backbone
-from vpp_plugins.pocket.weights import BACKBONE_PREFIXES
+from vpp_plugins.pocket import BACKBONE_PREFIXES, build_pocket, load_imagenet_backbone, pocket_config
 
 
 def assemble(checkpoint: Path) -> tuple[LlavaForConditionalGeneration, VPPProcessor, PreTrainedTokenizerFast]:

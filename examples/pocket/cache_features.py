@@ -14,12 +14,10 @@ import torch
 from cached_scenes import SIZE, curriculum, describe
 from numpy.lib.format import open_memmap
 
-from vpp_plugins.data.assets import find_assets
+from vpp_plugins.data.scenes import find_assets
 from vpp_plugins.images import letterbox
-from vpp_plugins.pocket import pocket_config
-from vpp_plugins.pocket.build import load_imagenet_backbone
-from vpp_plugins.pocket.vision import TOKEN_WIDTH, create_backbone, merge_maps
-from vpp_plugins.prompts.global_vpp import GlobalVPP
+from vpp_plugins.pocket import TOKEN_WIDTH, create_backbone, load_imagenet_backbone, merge_maps, pocket_config
+from vpp_plugins.prompts import GlobalVPP
 
 BATCH = 16
 ARMS = ("plain", "vpp")

@@ -9,9 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vpp_plugins.data.assets import Assets
-from vpp_plugins.data.scenes import Scene, SceneGenerator
-from vpp_plugins.pocket.vision import COARSE_CHANNELS
+from vpp_plugins.data.scenes import Assets, Scene, SceneGenerator
+from vpp_plugins.pocket import COARSE_CHANNELS
 
 SIZE = 320  # of a scene, the tower's and the detector's pictures, in pixels
 

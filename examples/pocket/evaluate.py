@@ -19,11 +19,8 @@ from assemble import assemble
 
 from vpp_plugins import Grounder
 from vpp_plugins.boxes import Box
-from vpp_plugins.data.assets import find_assets
-from vpp_plugins.data.photos import load_real_photos
-from vpp_plugins.data.scenes import Scene, SceneGenerator
-from vpp_plugins.evaluate import Scores, full_image, mean_box, random_object, score, shuffled
-from vpp_plugins.evaluate.models import load_grounder
+from vpp_plugins.data.scenes import Scene, SceneGenerator, find_assets, load_real_photos
+from vpp_plugins.evaluate import Scores, full_image, load_grounder, mean_box, random_object, score, shuffled
 from vpp_plugins.pocket import load_pocket
 
 TRAINING_SCENES = 200  # for the mean box

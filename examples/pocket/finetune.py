@@ -21,10 +21,9 @@ from schedule import rate
 from torch import Tensor, nn
 
 from vpp_plugins.attach import is_attached
-from vpp_plugins.data.assets import find_assets
+from vpp_plugins.data.scenes import find_assets
 from vpp_plugins.images import letterbox
-from vpp_plugins.pocket.packing import IGNORE, pack
-from vpp_plugins.pocket.weights import BACKBONE_PREFIXES
+from vpp_plugins.pocket import BACKBONE_PREFIXES, IGNORE, pack
 
 LOCAL = "vpp.local_prompt."
 FIRST_SCENE = 1_000_000  # beyond those that stage 1 saw

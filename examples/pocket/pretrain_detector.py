@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from vpp_plugins.pocket import pocket_config
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
-from vpp_plugins.prompts.generators.detr import build_detr
+from vpp_plugins.prompts.generators import DetectionHeads, build_detr
 
 CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT, NOTHING_WEIGHT = 1.0, 5.0, 2.0, 0.1
 

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from vpp_plugins.pocket.packing import Segment
-from vpp_plugins.pocket.tokenizer import AXES_SENTENCE, COORDINATES, GROUNDING_QUESTION, IMAGE_TOKEN, REGION_QUESTION
+from vpp_plugins.pocket import AXES_SENTENCE, COORDINATES, GROUNDING_QUESTION, IMAGE_TOKEN, REGION_QUESTION, Segment
 
 VPP_TOKEN = "<|vpp|>"
 Box = Sequence[float]

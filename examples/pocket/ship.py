@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from assemble import assemble
 
-from vpp_plugins.pocket import save_pocket
-from vpp_plugins.pocket.weights import FOLDER, save_detection_heads
+from vpp_plugins.pocket import FOLDER, save_detection_heads, save_pocket
 
 
 def main() -> None:

@@ -6,12 +6,9 @@ import torch
 from questions import VPP_TOKEN, Questions
 from torch import Tensor, nn
 
-from vpp_plugins.pocket import pocket_config
-from vpp_plugins.pocket.build import build_pocket
-from vpp_plugins.pocket.packing import Packed, forward_packed
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
-from vpp_plugins.prompts.generators.detr import build_detr
-from vpp_plugins.prompts.local_vpp import LocalVPP
+from vpp_plugins.pocket import Packed, build_pocket, forward_packed, pocket_config
+from vpp_plugins.prompts import LocalVPP
+from vpp_plugins.prompts.generators import DetectionHeads, build_detr
 
 
 class Student(nn.Module):

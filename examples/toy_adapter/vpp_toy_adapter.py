@@ -3,7 +3,7 @@
 from torch import nn
 
 from vpp_plugins import GlobalVPPConfig, VPPConfig, hookimpl
-from vpp_plugins.backbone import Backbone
+from vpp_plugins.plugins import Backbone
 
 
 @hookimpl

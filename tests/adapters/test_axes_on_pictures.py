@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tests.families import FAMILIES, attached_family, encoder_pixels
 from vpp_plugins import GlobalVPPConfig, VPPConfig, vpp_disabled
-from vpp_plugins.attach import host_state
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.boxes import codec
 from vpp_plugins.boxes.frames import padded_square
-from vpp_plugins.host import active_vpp
-from vpp_plugins.plugins import describe
+from vpp_plugins.plugins.registry import describe
 from vpp_plugins.prompts.resample import WHOLE
 
 SIDE = 64

@@ -26,15 +26,15 @@ from transformers.models.llava.modeling_llava import LlavaForConditionalGenerati
 from tests.families import tokenizer
 from tests.tiny import TOY_LOCAL, picture, tiny_llava, toy_config
 from tests.zoo.hosts import PLACEHOLDER, inputs_of, tiny_host
-from vpp_adapters.generic import vpp_adapter
-from vpp_adapters.generic_table import ENCODERS, LAYOUTS, NO_GLOBAL, REFUSED, WHOLE, loose_patches, single_patches
-from vpp_adapters.generic_video_llava import padding
+from vpp_adapters.generic.adapter import vpp_adapter
+from vpp_adapters.generic.table import ENCODERS, LAYOUTS, NO_GLOBAL, REFUSED, WHOLE, loose_patches, single_patches
+from vpp_adapters.generic.video_llava import padding
 from vpp_plugins import GlobalVPP, GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp
 from vpp_plugins.boxes import codec
-from vpp_plugins.layouts import Padded, PaddedPatches, Patches, planes
-from vpp_plugins.plugins import describe
+from vpp_plugins.plugins.layouts import Padded, PaddedPatches, Patches, planes
+from vpp_plugins.plugins.registry import describe
+from vpp_plugins.processor.tile_boxes import tile_boxes, to_windows
 from vpp_plugins.testing import check_adapter
-from vpp_plugins.tile_boxes import tile_boxes, to_windows
 
 pytestmark = pytest.mark.usefixtures("toy")
 

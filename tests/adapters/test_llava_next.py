@@ -8,10 +8,10 @@ from torch import nn
 from tests.families import FAMILIES, attached_family, encoder_pixels, family_inputs
 from tests.tiny import toy_config
 from vpp_adapters.llava_next import OneVisionViews, vpp_adapter
-from vpp_plugins.attach import host_state
-from vpp_plugins.layouts import planes
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.plugins.layouts import planes
+from vpp_plugins.processor.tile_boxes import to_windows
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN
-from vpp_plugins.tile_boxes import to_windows
 
 HOSTS = ["llava_next", "llava_onevision"]
 

@@ -6,7 +6,7 @@ from torch import nn
 from tests.families import FAMILIES
 from vpp_adapters.qwen_vl import vpp_adapter
 from vpp_plugins.boxes import codec
-from vpp_plugins.layouts import Patches
+from vpp_plugins.plugins.layouts import Patches
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
 
 HALF = (0.5, 0.5, 0.5)

@@ -8,7 +8,7 @@ from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
 from tests.reference import FOLDER, reference
-from vpp_adapters.vicuna import AXIS_SENTENCE, IMAGE, VICUNA_V1, vicuna_tokenizer, with_axis_sentence
+from vpp_adapters.vpp_llava.vicuna import AXIS_SENTENCE, IMAGE, VICUNA_V1, vicuna_tokenizer, with_axis_sentence
 from vpp_plugins.boxes import codec
 
 CHECKPOINT = FOLDER / "checkpoint"

@@ -13,10 +13,10 @@ from transformers import LlavaForConditionalGeneration
 from tests.reference import FOLDER, reference
 from tests.tiny import picture, tiny_llava, tiny_processor
 from vpp_adapters import llava
-from vpp_adapters.vpp_llava import REFERENCE, load_vpp_llava, process_as_trained, vpp_adapter, vpp_converter
+from vpp_adapters.vpp_llava.adapter import REFERENCE, load_vpp_llava, process_as_trained, vpp_adapter, vpp_converter
 from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, detach_vpp, is_attached, vpp_disabled
-from vpp_plugins.checkpoint import read_config
-from vpp_plugins.plugins import converter, describe
+from vpp_plugins.attach.checkpoint import read_config
+from vpp_plugins.plugins.registry import converter, describe
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ class TestLoading:
         model, _ = load_vpp_llava(FOLDER / "checkpoint")
         (folder,) = (path for path in cache.iterdir() if path.is_dir())
         assert folder.name.startswith("checkpoint-")
-        monkeypatch.setattr("vpp_adapters.vpp_llava_convert.convert", None)
+        monkeypatch.setattr("vpp_adapters.vpp_llava.convert.convert", None)
 
         again, _ = load_vpp_llava(FOLDER / "checkpoint")
 

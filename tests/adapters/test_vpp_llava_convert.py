@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
 from tests.reference import FOLDER, reference
-from vpp_adapters import vpp_llava_convert
-from vpp_adapters.shards import stored_tensors
-from vpp_adapters.vpp_llava_convert import convert
+from vpp_adapters.vpp_llava import convert as vpp_llava_convert
+from vpp_adapters.vpp_llava.convert import convert
+from vpp_adapters.vpp_llava.shards import stored_tensors
 from vpp_plugins import VPPError, attach_vpp
 
 pytestmark = pytest.mark.usefixtures("small_resnet")

@@ -10,7 +10,7 @@ import transformers
 from PIL import Image
 
 from tests.tiny import picture
-from vpp_adapters.vpp_llava_images import LlavaImageProcessorPil
+from vpp_adapters.vpp_llava.images import LlavaImageProcessorPil
 
 SIDE = 48
 USUAL = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}, "do_pad": True}

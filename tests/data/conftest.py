@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from vpp_plugins.data.assets import Assets, find_assets, keep_pictures, wanted_pictures
+from vpp_plugins.data.scenes.assets import Assets, find_assets, keep_pictures, wanted_pictures
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vpp_plugins.data.assets import PACKAGES, Assets, fetch_assets, find_assets, keep_pictures, list_cutouts
+from vpp_plugins.data.scenes.assets import PACKAGES, Assets, fetch_assets, find_assets, keep_pictures, list_cutouts
 from vpp_plugins.errors import VPPError
 
 

@@ -34,7 +34,7 @@ def test_an_existing_target_is_kept_unless_told_otherwise(tmp_path: Path) -> Non
 
 def test_conversion_and_doctor_load_no_torch() -> None:
     """It alone would take most of the memory that a data set of any size may take."""
-    modules = "vpp_plugins.data.convert, vpp_plugins.data.doctor, vpp_plugins.data.vpp_sft, vpp_plugins.cli"
+    modules = "vpp_plugins.data.convert, vpp_plugins.data.doctor.doctor, vpp_plugins.data.vpp_sft, vpp_plugins.cli"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "False"

@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from vpp_plugins.data.assets import Assets, list_backgrounds, list_cutouts
-from vpp_plugins.data.cutouts import PhotoCutouts, held_out_backgrounds, held_out_names, names_clash
+from vpp_plugins.data.scenes.assets import Assets, list_backgrounds, list_cutouts
+from vpp_plugins.data.scenes.cutouts import PhotoCutouts, held_out_backgrounds, held_out_names, names_clash
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_clashes_are_mutual(first: str, second: str, clash: bool) -> None:
 
 def test_every_noun_of_a_family_is_in_the_list() -> None:
     """A misspelt noun would guard nothing."""
-    from vpp_plugins.data import cutouts
+    from vpp_plugins.data.scenes import cutouts
 
     names = {record.name for record in list_cutouts()}
     mentioned = set().union(*cutouts._FAMILIES, cutouts._LEFT_OUT, cutouts._UNCOUNTABLE)

@@ -14,9 +14,10 @@ from PIL import Image
 from tests.data.formats.layouts import lines, picture, whole
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import ImageMeta, codec
-from vpp_plugins.data.doctor import Examination, examine
-from vpp_plugins.data.doctor_page import write_doctor_page
-from vpp_plugins.data.findings import Fault
+from vpp_plugins.data.doctor import examine
+from vpp_plugins.data.doctor.doctor import Examination
+from vpp_plugins.data.doctor.findings import Fault
+from vpp_plugins.data.doctor.page import write_doctor_page
 
 SHAPES = ((64, 48), (48, 64), (50, 38), (43, 64), (102, 68))
 Rows = list[dict[str, Any]]

@@ -5,7 +5,7 @@ from math import dist
 
 import pytest
 
-from vpp_plugins.data.expressions import KINDS, Expression, SceneObject, box_gap, refer
+from vpp_plugins.data.scenes.expressions import KINDS, Expression, SceneObject, box_gap, refer
 
 SIDE = 320
 

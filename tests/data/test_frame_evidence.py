@@ -3,8 +3,8 @@ import pytest
 
 from vpp_plugins.boxes import BOX_CODECS, codec
 from vpp_plugins.data.box_unit import BoxUnit
-from vpp_plugins.data.frame_candidates import Candidate, Resize, all_candidates, declared_candidate
-from vpp_plugins.data.frame_evidence import agreement, judge
+from vpp_plugins.data.doctor.frame_candidates import Candidate, Resize, all_candidates, declared_candidate
+from vpp_plugins.data.doctor.frame_evidence import agreement, judge
 
 SIZES = np.array([(640, 480), (480, 640), (500, 375), (427, 640), (1024, 683)], float)
 LLAVA = Candidate(BoxUnit("padded", 1.0))

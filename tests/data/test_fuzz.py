@@ -18,7 +18,7 @@ import atheris
 
 with atheris.instrument_imports(include=["vpp_plugins.data", "vpp_plugins.boxes"]):
     from vpp_plugins.data.formats import FORMATS, read_samples
-    from vpp_plugins.data.refer import load_plain_pickle
+    from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
     from vpp_plugins.errors import VPPError
     from PIL import Image
 

@@ -5,8 +5,8 @@ import pytest
 
 from vpp_plugins import VPPError
 from vpp_plugins.data.hf import scenes_as_dataset
-from vpp_plugins.data.scene_folder import load_scenes, write_scenes
-from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.data.scenes.folder import load_scenes, write_scenes
+from vpp_plugins.data.scenes.shapes import Shapes
 
 
 @pytest.fixture(scope="module")

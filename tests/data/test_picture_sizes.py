@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from vpp_plugins import VPPError
-from vpp_plugins.data.picture_sizes import (
+from vpp_plugins.data.image_sizes import (
     PictureError,
     PictureSizes,
     UnsafePathError,

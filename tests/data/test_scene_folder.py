@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vpp_plugins.data.scene_folder import load_scenes, write_scenes
-from vpp_plugins.data.scenes import SCENES_VERSION, SceneGenerator
-from vpp_plugins.data.shapes import Shapes
-from vpp_plugins.data.sources import Cutout
+from vpp_plugins.data.scenes.folder import load_scenes, write_scenes
+from vpp_plugins.data.scenes.generator import SCENES_VERSION, SceneGenerator
+from vpp_plugins.data.scenes.shapes import Shapes
+from vpp_plugins.data.scenes.source import Cutout
 from vpp_plugins.errors import VPPError
 
 COUNT = 120

@@ -5,10 +5,10 @@ from hashlib import sha256
 import pytest
 from PIL import Image
 
-from vpp_plugins.data.assets import Assets
-from vpp_plugins.data.scenes import SCENES_VERSION, SMALLEST_SIDE, SPLITS, Scene, SceneGenerator
-from vpp_plugins.data.shapes import Shapes
-from vpp_plugins.data.sources import Cutout
+from vpp_plugins.data.scenes.assets import Assets
+from vpp_plugins.data.scenes.generator import SCENES_VERSION, SMALLEST_SIDE, SPLITS, Scene, SceneGenerator
+from vpp_plugins.data.scenes.shapes import Shapes
+from vpp_plugins.data.scenes.source import Cutout
 from vpp_plugins.errors import VPPError
 
 

@@ -3,7 +3,7 @@ from itertools import combinations
 
 import pytest
 
-from vpp_plugins.data.shapes import COLOURS, Shapes
+from vpp_plugins.data.scenes.shapes import COLOURS, Shapes
 
 
 @pytest.mark.parametrize("heldout", [False, True])

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import vpp_plugins.data.stream as stream
+import vpp_plugins.data.json_stream as stream
 from vpp_plugins import VPPError
-from vpp_plugins.data.stream import stream_array, stream_lines, stream_records, written_whole
+from vpp_plugins.data.json_stream import stream_array, stream_lines, stream_records, written_whole
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

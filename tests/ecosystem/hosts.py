@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpp_plugins.attach import unwrap
-from vpp_plugins.host import active_vpp
+from vpp_plugins.attach.attach import unwrap
+from vpp_plugins.attach.host import active_vpp
 
 four_families = pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "internvl"])
 

@@ -34,8 +34,8 @@ from transformers import CompileConfig
 
 from tests.tiny import ToyPlugin, attached, inputs_for, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import VPPProcessor, attach_vpp, detach_vpp, is_attached
-from vpp_plugins.attach import unwrap
-from vpp_plugins.plugins import manager
+from vpp_plugins.attach.attach import unwrap
+from vpp_plugins.plugins.registry import manager
 
 manager().register(ToyPlugin(), "toy")
 torch.set_num_threads(1)
@@ -74,7 +74,7 @@ import torch._dynamo
 from tests.families import FAMILIES, attached_family, family_inputs
 from tests.tiny import ToyPlugin
 from vpp_plugins import vpp_disabled
-from vpp_plugins.plugins import manager
+from vpp_plugins.plugins.registry import manager
 
 manager().register(ToyPlugin(), "toy")
 torch.set_num_threads(1)

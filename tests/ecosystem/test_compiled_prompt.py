@@ -11,7 +11,7 @@ import torch
 
 from tests.tiny import attached, inputs_for, tiny_llava
 from vpp_plugins import attach_vpp, detach_vpp
-from vpp_plugins.beside import Beside, beside_encoder
+from vpp_plugins.attach.beside import Beside, beside_encoder
 
 
 def run(script: str) -> None:
@@ -30,7 +30,7 @@ import torch._dynamo
 from torch._dynamo.utils import counters
 
 from tests.tiny import TEXTS, ToyPlugin, attached, inputs_for, picture, tiny_config, toy_config
-from vpp_plugins.plugins import manager
+from vpp_plugins.plugins.registry import manager
 
 manager().register(ToyPlugin(), "toy")
 torch.set_num_threads(1)
@@ -185,7 +185,7 @@ def test_files_and_copies_are_an_ordinary_model_s(tmp_path: Path) -> None:
 def test_two_streams_give_way_to_a_compiled_part(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """All graphs of one GPU share their memory: torch counts on it that one runs after the other."""
     second = object.__new__(Beside)
-    monkeypatch.setattr("vpp_plugins.beside.second_stream", lambda device: second)
+    monkeypatch.setattr("vpp_plugins.attach.beside.second_stream", lambda device: second)
     model, processor = attached()
     model.vpp.two_streams = True
     pixels = inputs_for(processor, [1])["vpp_pixel_values"]

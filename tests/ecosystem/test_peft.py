@@ -24,7 +24,7 @@ from vpp_plugins import (
     save_vpp,
     vpp_disabled,
 )
-from vpp_plugins.host import active_vpp
+from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.testing import fingerprint
 
 pytestmark = pytest.mark.usefixtures("toy")

@@ -15,7 +15,7 @@ from tests.ecosystem.hosts import four_families, labels_of, logits
 from tests.families import attached_family, family_inputs
 from tests.tiny import FULL, TEXTS, attached, inputs_for, picture, tiny_llava
 from vpp_plugins import VPPProcessor, load_vpp
-from vpp_plugins.host import active_vpp
+from vpp_plugins.attach.host import active_vpp
 
 pytestmark = pytest.mark.usefixtures("toy")
 

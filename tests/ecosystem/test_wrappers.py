@@ -13,7 +13,7 @@ from tests.ecosystem.hosts import logits
 from tests.tiny import attached, inputs_for, tiny_llava, toy_config
 from tests.twin import twin_of
 from vpp_plugins import attach_vpp, detach_vpp, is_attached, load_vpp, save_vpp, vpp_disabled
-from vpp_plugins.attach import unwrap
+from vpp_plugins.attach.attach import unwrap
 
 pytestmark = pytest.mark.usefixtures("toy")
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.families import attached_family, family_inputs
 from tests.tiny import ToyPlugin
 from vpp_plugins import is_attached
-from vpp_plugins.plugins import manager
+from vpp_plugins.plugins.registry import manager
 
 
 def loss_of(model: Any, inputs: dict[str, Tensor]) -> Tensor:

@@ -16,8 +16,8 @@ from vpp_plugins.data.formats.lmms import write_lmms
 from vpp_plugins.data.formats.neutral import write_neutral
 from vpp_plugins.data.formats.reading import Writing
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
-from vpp_plugins.data.scene_folder import load_scenes, write_scenes
-from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.data.scenes.folder import load_scenes, write_scenes
+from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.evaluate import captions, models
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vpp_plugins import VPPError
-from vpp_plugins.layouts import PaddedPatches, Patches, patch_strip
+from vpp_plugins.plugins.layouts import PaddedPatches, Patches, patch_strip
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 
 SIDE = 4

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vpp_plugins import VPPError
-from vpp_plugins.layouts import Padded, blocks, planes, tiles
+from vpp_plugins.plugins.layouts import Padded, blocks, planes, tiles
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 
 PARTS = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from vpp_plugins import Grounder, VPPProcessor, save_vpp
-from vpp_plugins.attach import attach_vpp
+from vpp_plugins.attach.attach import attach_vpp
 from vpp_plugins.pocket import build_pocket, pocket_config, untrained_pocket
 from vpp_plugins.pocket.untrained import SIZE
 from vpp_plugins.pocket.vision import make_constant, register_pocket

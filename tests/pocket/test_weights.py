@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attached
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.images.load import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.weights import (
     BACKBONE_PREFIXES,
     compress,
@@ -18,7 +18,7 @@ from vpp_plugins.pocket.weights import (
     save_detection_heads,
     save_pocket,
 )
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
+from vpp_plugins.prompts.generators.heads import DetectionHeads
 
 Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 DETECTOR = {"backbone": "efficientnet_lite0", "width": 32, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 32}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.tiny import tiny_config, tiny_llava, toy_config
 from vpp_plugins import VPPConfig, VPPError, attach_vpp
-from vpp_plugins.prompts.export import export_local_prompt
+from vpp_plugins.export.onnx import export_local_prompt
 
 needs_onnx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),

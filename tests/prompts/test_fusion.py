@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tests.families import attached_family, family_inputs
 from tests.tiny import TOY_LOCAL, attached, inputs_for, tiny_llava, toy_config
 from vpp_plugins import VPPConfig, VPPError, attach_vpp, detach_vpp, load_vpp, save_vpp, vpp_disabled
-from vpp_plugins.attach import host_state
-from vpp_plugins.plugins import describe
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.plugins.registry import describe
 from vpp_plugins.prompts.fusion import CrossAttention, Direction
 from vpp_plugins.testing.fingerprint import assert_same, fingerprint
 

@@ -18,8 +18,8 @@ from tests.ecosystem.two_processes import check_gradients, loss_of
 from tests.families import attached_family, family_inputs
 from tests.tiny import ToyPlugin
 from vpp_plugins.data.sample import Locate, Sample
-from vpp_plugins.plugins import manager
-from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection, named_objects
+from vpp_plugins.plugins.registry import manager
+from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
 
 
 def backward(model: Any, task: AuxiliaryDetection, inputs: dict[str, Tensor], rank: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.tiny import attached, inputs_for, tiny_llava, toy_config
 from vpp_plugins import VPPError, save_vpp
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
-from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection, named_objects
+from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
 
 pytestmark = pytest.mark.usefixtures("toy")
 BOX, OTHER = (4.0, 4.0, 20.0, 20.0), (10.0, 2.0, 38.0, 22.0)

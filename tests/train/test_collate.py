@@ -9,9 +9,9 @@ import torch
 from tests.families import FAMILIES, attached_family
 from tests.train.runs import samples, write_data
 from vpp_plugins import VPPError
-from vpp_plugins.attach import host_state
+from vpp_plugins.attach.attach import host_state
 from vpp_plugins.data.formats import read_samples
-from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.collate import ABOUT, Collator
 from vpp_plugins.train.dataset import ListedData
 from vpp_plugins.train.labels import IGNORED

@@ -10,8 +10,8 @@ from torch import Tensor
 from tests.tiny import tiny_processor
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import build_tokenizer
-from vpp_plugins.train.coordinates import OTHERS, HiddenBoxes, SoftBoxLoss, coordinate_ids
 from vpp_plugins.train.labels import IGNORED
+from vpp_plugins.train.losses.coordinates import OTHERS, HiddenBoxes, SoftBoxLoss, coordinate_ids
 
 FIRST, VOCABULARY = 10, 120
 IDS = torch.arange(FIRST, FIRST + 101)

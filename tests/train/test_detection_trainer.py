@@ -11,8 +11,8 @@ from tests.train.runs import SIZE, recipe, write_data
 from tests.train.test_two_processes import launch
 from vpp_plugins import VPPError
 from vpp_plugins.data.sample import Locate, Sample, Talk
-from vpp_plugins.train.auxiliary_detection import HEADS_FILE
-from vpp_plugins.train.detection_trainer import DetectionTrainer
+from vpp_plugins.train.detector.trainer import DetectionTrainer
+from vpp_plugins.train.losses.detection import HEADS_FILE
 from vpp_plugins.train.run import train
 
 pytestmark = pytest.mark.usefixtures("toy")

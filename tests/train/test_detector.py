@@ -15,9 +15,9 @@ from vpp_plugins import LocalVPPConfig, VPPConfig, VPPError, attach_vpp
 from vpp_plugins.cli.detector import train_detector as command
 from vpp_plugins.data.sample import Describe, Locate, Sample
 from vpp_plugins.prompts.generators import DetectionHeads, build_detr, load_detr_weights
-from vpp_plugins.train.boxed_pictures import gather
-from vpp_plugins.train.detection_loss import Objects
-from vpp_plugins.train.detector import DetectorScore, DetectorTask, train_detector
+from vpp_plugins.train.detector.boxed_images import gather
+from vpp_plugins.train.detector.loss import Objects
+from vpp_plugins.train.detector.train import DetectorScore, DetectorTask, train_detector
 
 OPTIONS: dict[str, Any] = {
     "backbone": "resnet10t",
@@ -155,7 +155,7 @@ class TestTask:
         pixels = torch.rand(8, 3, 64, 64) + 1
         boxes = torch.tensor([0.25, 0.5, 0.1, 0.2]).repeat(8, 1, 1)
 
-        import vpp_plugins.train.detector as module
+        import vpp_plugins.train.detector.train as module
 
         original, pictures = module.detection_loss, []
         task.detector.backbone.register_forward_pre_hook(lambda _, inputs: pictures.append(inputs[0]))
@@ -203,7 +203,7 @@ class TestData:
             run(path, tmp_path / "out")
 
     def test_expressions_are_no_categories(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coco: Path) -> None:
-        monkeypatch.setattr("vpp_plugins.train.boxed_pictures.MOST_CLASSES", 1)
+        monkeypatch.setattr("vpp_plugins.train.detector.boxed_images.MOST_CLASSES", 1)
         with pytest.raises(VPPError, match="one-class"):
             run(coco, tmp_path / "out")
 

@@ -9,7 +9,7 @@ import pytest
 
 from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.data.sample import Describe, Locate
-from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train import drawn_scenes
 from vpp_plugins.train.dataset import load_data

@@ -7,9 +7,9 @@ import torch
 
 from tests.families import FAMILIES, attached_family
 from tests.train.runs import recipe, samples, write_data
-from vpp_plugins.attach import unwrap
-from vpp_plugins.host import active_vpp
-from vpp_plugins.train.build import prepare_for_training
+from vpp_plugins.attach.attach import unwrap
+from vpp_plugins.attach.host import active_vpp
+from vpp_plugins.train.model import prepare_for_training
 from vpp_plugins.train.run import train
 
 pytestmark = pytest.mark.usefixtures("toy")

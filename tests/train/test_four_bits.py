@@ -9,8 +9,8 @@ from torch import nn
 
 from tests.families import FAMILIES
 from tests.train.runs import recipe, samples, write_data
-from vpp_plugins.attach import unwrap
-from vpp_plugins.host import active_vpp
+from vpp_plugins.attach.attach import unwrap
+from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.train import run
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")

@@ -12,12 +12,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from tests.reference import reference
 from tests.tiny import attached, inputs_for, tiny_llava, toy_config
-from vpp_adapters.vpp_llava_keys import new_name
+from vpp_adapters.vpp_llava.keys import new_name
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp, hookimpl
-from vpp_plugins.attach import host_state
-from vpp_plugins.plugins import manager
+from vpp_plugins.attach.attach import host_state
+from vpp_plugins.plugins.registry import manager
+from vpp_plugins.prompts.generators.backbone import TimmBackbone
 from vpp_plugins.prompts.generators.detr import DETR
-from vpp_plugins.prompts.generators.detr_backbone import TimmBackbone
 from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, parameter_groups
 
 RECORDED = reference("param_groups")

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.adapters.test_vicuna import CHECKPOINT, REFERENCE_IMAGE, chat_of
 from tests.reference import reference
 from tests.tiny import attached, picture, tiny_config
-from vpp_adapters.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer, with_axis_sentence
+from vpp_adapters.vpp_llava.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer, with_axis_sentence
 from vpp_plugins import VPPError
 from vpp_plugins.train.labels import IGNORED, NoAnswerError, RenderedChat, label_answers, render_chat
 

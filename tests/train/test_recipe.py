@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from vpp_plugins import VPPError
-from vpp_plugins.train.build import learning_rates
 from vpp_plugins.train.groups import PARTS, PRESETS
+from vpp_plugins.train.model import learning_rates
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import training_arguments
 

@@ -13,18 +13,18 @@ from safetensors.torch import load_file
 
 from tests.families import FAMILIES
 from tests.train.runs import SIZE, write_data
-from vpp_adapters.vicuna import VICUNA_V1, with_axis_sentence
-from vpp_plugins.attach import unwrap
+from vpp_adapters.vpp_llava.vicuna import VICUNA_V1, with_axis_sentence
+from vpp_plugins.attach.attach import unwrap
+from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.data.formats import Writing
 from vpp_plugins.data.formats.conversations import write_conversations
 from vpp_plugins.data.sample import Locate, Sample, Talk
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.models import load_grounder
-from vpp_plugins.host import active_vpp
 from vpp_plugins.train import drawn_scenes
-from vpp_plugins.train.build import load_host
-from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.chat import ChatWriter
+from vpp_plugins.train.model import load_host
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
 

@@ -21,7 +21,7 @@ from tests.families import attached_family
 from tests.tiny import FULL, ToyPlugin, attached, tiny_llava
 from tests.train.runs import recipe, samples, write_data, write_shards
 from vpp_plugins import VPPError
-from vpp_plugins.plugins import manager
+from vpp_plugins.plugins.registry import manager
 from vpp_plugins.train import checkpoints, trainer
 from vpp_plugins.train.checkpoints import last_checkpoint
 from vpp_plugins.train.run import train

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tests.families import FAMILIES, attached_family
 from tests.train.runs import SIZE, recipe, samples, toy_prompts, write_data
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, load_vpp
+from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.data.sample import Locate, Sample, Talk
-from vpp_plugins.host import active_vpp
 from vpp_plugins.train import checkpoints
 from vpp_plugins.train.checkpoints import check_room
 from vpp_plugins.train.run import train

@@ -12,10 +12,10 @@ from transformers.training_args import ParallelMode
 from tests.families import FAMILIES, attached_family
 from tests.train.runs import recipe
 from vpp_plugins import VPPError
+from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.preflight import give_every_parameter_a_gradient
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import training_arguments
-from vpp_plugins.train.sharding import check_sharding, check_whole, shard_by_units
 
 pytestmark = pytest.mark.usefixtures("toy")
 

@@ -9,18 +9,18 @@ import torch
 from PIL import Image
 
 from tests.families import FAMILIES
-from vpp_plugins.attach import attach_vpp
+from vpp_plugins.attach.attach import attach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Turn
 from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import build_pocket
-from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.processor.processor import VPPProcessor
+from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.collate import ABOUT, Collator, real_tokens
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED
-from vpp_plugins.train.turns_apart import PADDING, TurnsApart, check_host, who_sees_whom
+from vpp_plugins.train.packing import PADDING, TurnsApart, check_host, who_sees_whom
 
 SIDE = 64
 BOX = (4.0, 8.0, 30.0, 60.0)

@@ -9,7 +9,7 @@ import torch
 from tests.tiny import attached, inputs_for, tiny_llava
 from vpp_plugins import VPPError
 from vpp_plugins.data.sample import Describe, Locate, Sample
-from vpp_plugins.train.word_alignment import WordAlignment
+from vpp_plugins.train.losses.words import WordAlignment
 
 pytestmark = pytest.mark.usefixtures("toy")
 SIDE = 4

@@ -11,8 +11,8 @@ from accelerate.utils import DistributedType
 from tests.families import attached_family
 from tests.tiny import ToyPlugin
 from tests.train.runs import recipe
-from vpp_plugins.host import active_vpp
-from vpp_plugins.plugins import manager
+from vpp_plugins.attach.host import active_vpp
+from vpp_plugins.plugins.registry import manager
 from vpp_plugins.train import run
 from vpp_plugins.train.recipe import Recipe
 

@@ -9,13 +9,13 @@ import transformers
 from torch import nn
 
 from tests.zoo.hosts import ARCHITECTURES, PLACEHOLDER, QUERIES, inputs_of, tiny_host
-from vpp_adapters.generic_table import NO_GLOBAL
+from vpp_adapters.generic.table import NO_GLOBAL
 from vpp_plugins import LocalVPPConfig, VPPConfig, VPPError, attach_vpp
-from vpp_plugins.backbone import PixelLayout
-from vpp_plugins.coverage import Coverage, recorded_coverage, recorded_version
-from vpp_plugins.plugins import describe
+from vpp_plugins.plugins.backbone import PixelLayout
+from vpp_plugins.plugins.registry import describe
 from vpp_plugins.testing import check_adapter, toy_generator
-from vpp_plugins.testing.twin import give_row, spare_ids
+from vpp_plugins.testing.coverage import Coverage, recorded_coverage, recorded_version
+from vpp_plugins.testing.reference_host import give_row, spare_ids
 
 DEFAULTLESS = {"vision-encoder-decoder": "5.17"}
 """Model types that a release of transformers cannot build from its defaults."""
@@ -92,6 +92,6 @@ def check_without_hooks(host: Any, inputs: dict[str, Any]) -> None:
 
 
 def layout_name(layout: PixelLayout) -> str:
-    """Return a layout's name in `vpp_plugins.layouts`."""
+    """Return a layout's name in `vpp_plugins.plugins.layouts`."""
     name: str = layout.__name__ if callable(layout) and isinstance(layout, type(layout_name)) else type(layout).__name__
     return name

@@ -12,12 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from tests.zoo.pictures import pictures
 from tests.zoo.settings import SETTINGS
 from tests.zoo.shrink import shrunk_config
-from vpp_plugins.layouts import Patches
-from vpp_plugins.plugins import describe
+from vpp_plugins.plugins.layouts import Patches
+from vpp_plugins.plugins.registry import describe
+from vpp_plugins.processor.tile_boxes import encoder_arguments, to_tile_boxes
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import Window
 from vpp_plugins.testing import sample_pixels
-from vpp_plugins.tile_boxes import encoder_arguments, to_tile_boxes
 
 ARCHITECTURES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 """transformers' class of every model type that takes pictures and text and answers with text."""

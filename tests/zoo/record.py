@@ -9,7 +9,7 @@ import transformers
 
 from tests.zoo.coverage import covered
 from tests.zoo.hosts import ARCHITECTURES
-from vpp_plugins.coverage import RECORD, Coverage
+from vpp_plugins.testing.coverage import RECORD, Coverage
 
 PAGE = Path(__file__).parents[2] / "docs/coverage.md"
 HEADER = ["Model type", "Adapter", "Pixels", "Boxes", "Local prompt", "Global prompt", "Note"]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.late_stream import late_streams
 from tests.zoo.hosts import ARCHITECTURES, PLACEHOLDER, inputs_of, tiny_host
-from vpp_plugins.coverage import recorded_coverage
 from vpp_plugins.testing import toy_generator
-from vpp_plugins.testing.bench import Bench, build
+from vpp_plugins.testing.coverage import recorded_coverage
+from vpp_plugins.testing.fixture import Bench, build
 
 pytestmark = [
     pytest.mark.slow,

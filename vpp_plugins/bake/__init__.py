@@ -5,8 +5,6 @@
 - `score.py`: what it does to a model's answers.
 """
 
-from vpp_plugins.bake.apply_axes import apply_axes, load_axes
-from vpp_plugins.bake.prompt import Baked, bake, drop_local_prompt
-from vpp_plugins.bake.score import BakedScores, score_baked
+from vpp_plugins.export import Baked, BakedScores, apply_axes, bake, drop_local_prompt, load_axes, score_baked
 
 __all__ = ["Baked", "BakedScores", "apply_axes", "bake", "drop_local_prompt", "load_axes", "score_baked"]

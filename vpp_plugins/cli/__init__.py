@@ -13,7 +13,7 @@ except ModuleNotFoundError:  # the core installs without it
 from vpp_plugins.cli import grounding, hosts, training
 from vpp_plugins.cli.data import data, doctor
 from vpp_plugins.cli.detector import train_detector
-from vpp_plugins.cli.evaluating import evaluation
+from vpp_plugins.cli.evaluate import evaluation
 
 app = typer.Typer(
     help="Visual Position Prompts for multimodal LLMs: ground expressions, make and check data, train, measure.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from vpp_plugins.data.tally import Tally
+    from vpp_plugins.data import Tally
 
 data = typer.Typer(help="Make and inspect data.", no_args_is_help=True)
 
@@ -38,9 +38,7 @@ def scenes(
 
     A killed run continues when it is called again. Example: vpp data scenes --out scenes/val --count 500 --split val
     """
-    from vpp_plugins.data.assets import fetch_assets
-    from vpp_plugins.data.scene_folder import write_scenes
-    from vpp_plugins.data.shapes import Shapes
+    from vpp_plugins.data.scenes import Shapes, fetch_assets, write_scenes
 
     source = Shapes() if shapes else fetch_assets(assets, progress=typer.echo)
     folder = write_scenes(out, count, seed, split.value, source=source, size=size, workers=workers)
@@ -85,7 +83,7 @@ def convert(
     Example: vpp data convert refcoco/ val.jsonl --from refer --to eval-jsonl --split val
     Shards: vpp data convert train.json shards --from vpp-sft --to webdataset --images pictures
     """
-    from vpp_plugins.data.convert import convert as run
+    from vpp_plugins.data import convert as run
     from vpp_plugins.data.formats import Reading
 
     done = run(
@@ -125,7 +123,7 @@ def build(
     Example: vpp data build-vpp-sft vpp_sft.json --llava llava_v1_5_mix665k.json --cb-grd CB_GND.json
     --cb-ref CB_REF.json --genixer syn_lcs_filtered60.jsonl --images playground/data
     """
-    from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
+    from vpp_plugins.data import PUBLISHED, build_vpp_sft
 
     named = {"llava-665k": llava, "cb-grd": cb_grd, "cb-ref": cb_ref, "genixer": genixer}
     built = build_vpp_sft(
@@ -186,7 +184,7 @@ def doctor(
     for finding in found.findings:
         typer.echo(f"- {finding}")
     if out is not None:
-        from vpp_plugins.data.doctor_page import write_doctor_page
+        from vpp_plugins.data.doctor import write_doctor_page
 
         typer.echo(f"The page: {write_doctor_page(found, out)}")
     if not found.healthy:

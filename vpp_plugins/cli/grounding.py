@@ -54,10 +54,9 @@ def demo(
     """Ground 24 pictures with the pocket model and its twin without VPP; print a table and write a page."""
     from rich.console import Console
 
-    from vpp_plugins.demo import assets_or_none, run_demo, show_table
-    from vpp_plugins.demo_page import write_page
+    from vpp_plugins.attach import active_vpp
+    from vpp_plugins.evaluate import assets_or_none, run_demo, show_table, write_page
     from vpp_plugins.ground import Grounder
-    from vpp_plugins.host import active_vpp
     from vpp_plugins.pocket import load_detection_heads, load_pocket
 
     out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once

@@ -46,7 +46,7 @@ def _show_models() -> None:
     from rich.table import Table
     from transformers import __version__
 
-    from vpp_plugins.coverage import model_coverage, recorded_version
+    from vpp_plugins.testing import model_coverage, recorded_version
 
     rows = model_coverage()
     table = Table(box=None, pad_edge=False)
@@ -108,9 +108,8 @@ def bake(
     """
     from vpp_plugins.bake import bake as bake_prompt
     from vpp_plugins.bake import drop_local_prompt, score_baked
-    from vpp_plugins.data.photos import load_real_photos
-    from vpp_plugins.evaluate.models import load_grounder
-    from vpp_plugins.evaluate.rows import rows_of_scenes
+    from vpp_plugins.data.scenes import load_real_photos
+    from vpp_plugins.evaluate import load_grounder, rows_of_scenes
     from vpp_plugins.processor import VPPProcessor
 
     grounder = load_grounder(model, vpp=vpp)

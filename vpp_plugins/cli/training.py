@@ -55,7 +55,6 @@ def preview(
     """
     from rich.console import Console
 
-    from vpp_plugins.train import Recipe
-    from vpp_plugins.train.run import preview_sample
+    from vpp_plugins.train import Recipe, preview_sample
 
     Console().print(preview_sample(Recipe.load(*recipes, changes=changes or []), index))

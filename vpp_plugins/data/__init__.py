@@ -27,3 +27,37 @@ The splits: train and val show seen nouns on training backgrounds, test shows se
 heldout shows held-out nouns on held-out backgrounds. Most nouns have a single picture, so train, val and test reward
 memory of it; heldout does not.
 """
+
+from vpp_plugins.data.convert import convert
+from vpp_plugins.data.dialogue import Phrases
+from vpp_plugins.data.image_sizes import PictureError, picture_path
+from vpp_plugins.data.json_stream import write_whole, written_whole
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Turn
+from vpp_plugins.data.stored import LAYOUTS, StoredSamples, picture_is_there, sample_line, stored_samples
+from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
+from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
+
+__all__ = [
+    "CHOSEN",
+    "KEPT",
+    "LAYOUTS",
+    "PUBLISHED",
+    "Describe",
+    "Issue",
+    "Locate",
+    "Numbers",
+    "Phrases",
+    "PictureError",
+    "Sample",
+    "StoredSamples",
+    "Tally",
+    "Turn",
+    "build_vpp_sft",
+    "convert",
+    "picture_is_there",
+    "picture_path",
+    "sample_line",
+    "stored_samples",
+    "write_whole",
+    "written_whole",
+]

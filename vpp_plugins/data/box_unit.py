@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
-from vpp_plugins.boxes import Box, BoxStatus, Frame, ImageMeta, frame_rectangle
-from vpp_plugins.boxes.codecs import inside_image
+from vpp_plugins.boxes import Box, BoxStatus, Frame, ImageMeta, frame_rectangle, inside_image
 
 Order: TypeAlias = Literal["xyxy", "xywh", "yxyx", "cxcywh"]
 """Two corners; a corner, width and height; two corners, y first; the middle, width and height, as in YOLO's files."""

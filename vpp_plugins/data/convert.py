@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
-from vpp_plugins.data.picture_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import PictureSizes
 from vpp_plugins.data.record import samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.tally import Tally

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.scene_folder import load_scenes
+from vpp_plugins.data.scenes.folder import load_scenes
 from vpp_plugins.errors import VPPError
 
 

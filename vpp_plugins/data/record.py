@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vpp_plugins.boxes import BoxCodec, BoxStatus, ImageMeta
 from vpp_plugins.data.box_unit import PIXELS, BoxUnit
-from vpp_plugins.data.picture_sizes import PictureError, PictureSizes, UnsafePathError, check_name
+from vpp_plugins.data.image_sizes import PictureError, PictureSizes, UnsafePathError, check_name
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
 from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.errors import VPPError

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.data.shards import INDEX
-from vpp_plugins.data.stream import written_whole
 from vpp_plugins.data.tally import Issue, Tally
 
 PLACE = np.dtype([("file", "<u4"), ("start", "<u8"), ("length", "<u4")])

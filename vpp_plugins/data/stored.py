@@ -21,12 +21,12 @@ from vpp_plugins.data.formats.arrow import arrow_files, arrow_picture, arrow_rec
 from vpp_plugins.data.formats.neutral import neutral_record, neutral_row
 from vpp_plugins.data.formats.reading import Reading
 from vpp_plugins.data.formats.webdataset import packed_record
-from vpp_plugins.data.picture_sizes import PictureError, PictureSizes, picture_path
+from vpp_plugins.data.image_sizes import PictureError, PictureSizes, picture_path
+from vpp_plugins.data.json_stream import json_value, placed_lines
 from vpp_plugins.data.record import Record, to_sample
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.sample_index import PLACE, SampleIndex, Source, keep_index, load_index
 from vpp_plugins.data.shards import packed_samples, shard_paths, unpack
-from vpp_plugins.data.stream import json_value, placed_lines
 from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.errors import VPPError
 

@@ -15,7 +15,7 @@ from vpp_plugins.data.convert import Conversion, Count, check_target, progress_b
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.formats import Reading, Writing, data_format
 from vpp_plugins.data.formats.conversations import conversation
-from vpp_plugins.data.picture_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import PictureSizes
 from vpp_plugins.data.record import samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError

@@ -12,7 +12,52 @@
   looking at the picture.
 """
 
-from vpp_plugins.evaluate.blind import full_image, mean_box, random_object, shuffled
-from vpp_plugins.evaluate.score import Scores, score
+from vpp_plugins.evaluate.batches import plan
+from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
+from vpp_plugins.evaluate.compare import compare, load_evaluation
+from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled
+from vpp_plugins.evaluate.demo import assets_or_none, run_demo, show_table
+from vpp_plugins.evaluate.demo_page import write_page
+from vpp_plugins.evaluate.metrics import Scores, score
+from vpp_plugins.evaluate.mistakes import Truth, ceiling, mistakes
+from vpp_plugins.evaluate.models import load_grounder
+from vpp_plugins.evaluate.page import STYLE
+from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
+from vpp_plugins.evaluate.report import write_comparison
+from vpp_plugins.evaluate.rows import Row, check_rows, picture_id, rows_of_scenes
+from vpp_plugins.evaluate.tables import FIGURES, interval_text
 
-__all__ = ["Scores", "full_image", "mean_box", "random_object", "score", "shuffled"]
+__all__ = [
+    "FIGURES",
+    "STYLE",
+    "Protocol",
+    "Row",
+    "Scores",
+    "Truth",
+    "assets_or_none",
+    "ceiling",
+    "check_rows",
+    "compare",
+    "full_image",
+    "interval_text",
+    "load_evaluation",
+    "load_grounder",
+    "load_rows",
+    "mean_box",
+    "measure",
+    "mistakes",
+    "picture_id",
+    "plan",
+    "protocol",
+    "protocols",
+    "random_object",
+    "rescore",
+    "rows_at_hand",
+    "rows_of_scenes",
+    "run_demo",
+    "score",
+    "show_table",
+    "shuffled",
+    "write_comparison",
+    "write_page",
+]

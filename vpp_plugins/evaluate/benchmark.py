@@ -7,10 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.photos import load_real_photos
-from vpp_plugins.data.scene_folder import load_scenes
-from vpp_plugins.data.stream import write_whole
-from vpp_plugins.data.tally import Tally
+from vpp_plugins.data import Tally, write_whole
+from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
 from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions

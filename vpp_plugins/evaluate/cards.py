@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 
 from vpp_plugins.boxes import Box
-from vpp_plugins.draw import draw_boxes, jpeg_url
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.curve import COLOURS
@@ -14,6 +13,7 @@ from vpp_plugins.evaluate.page import escaped
 from vpp_plugins.evaluate.results import Judged
 from vpp_plugins.evaluate.rows import Row
 from vpp_plugins.images import load_image
+from vpp_plugins.prompts import draw_boxes, jpeg_url
 
 TRUTH = "#2e9e4f"
 SIDE = 480

@@ -9,11 +9,11 @@ from statistics import fmean
 from vpp_plugins.boxes import BoxCodec, BoxStatus, Rounded
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
+from vpp_plugins.evaluate.intervals import Paired, paired
 from vpp_plugins.evaluate.protocol import Protocol, protocol, write_alike
 from vpp_plugins.evaluate.results import Judged, judge
 from vpp_plugins.evaluate.rows import picture_id
 from vpp_plugins.evaluate.run import read_run
-from vpp_plugins.evaluate.statistics import Paired, paired
 from vpp_plugins.plugins import box_codec
 
 TELLING = 0.02

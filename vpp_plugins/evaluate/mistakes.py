@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from vpp_plugins.boxes import Box, BoxCodec, ImageMeta, Rounded, codec
-from vpp_plugins.evaluate.score import Scores, score
+from vpp_plugins.evaluate.metrics import Scores, score
 
 Truth = tuple[Box, ImageMeta]
 """A box in pixels of its original picture, and the sizes of that picture."""

@@ -43,7 +43,7 @@ def load_grounder(
         return Grounder(pocket, own, box_format=box_format)
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from vpp_plugins.pocket.vision import register_pocket
+    from vpp_plugins.pocket import register_pocket
 
     register_pocket()  # a pocket model that was trained anew lies in a folder like any other
     try:

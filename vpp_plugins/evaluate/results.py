@@ -9,10 +9,10 @@ from typing import Any
 from vpp_plugins.boxes import BoxCodec, BoxStatus
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
+from vpp_plugins.evaluate.intervals import interval, share_interval
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.readers import Reading
 from vpp_plugins.evaluate.rows import picture_id
-from vpp_plugins.evaluate.statistics import interval, share_interval
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 CURVE = tuple(step / 20 for step in range(1, 20))

@@ -10,10 +10,8 @@ from typing import Literal, TypeAlias
 from PIL import Image
 
 from vpp_plugins.boxes import Box
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample
-from vpp_plugins.data.scene_folder import SceneFolder
-from vpp_plugins.data.scenes import Scene
-from vpp_plugins.data.tally import Issue, Tally
+from vpp_plugins.data import Describe, Issue, Locate, Numbers, Sample, Tally
+from vpp_plugins.data.scenes import Scene, SceneFolder
 from vpp_plugins.errors import VPPError, few
 from vpp_plugins.images import load_image
 

@@ -15,7 +15,7 @@ from typing import Protocol as Interface
 from PIL import Image
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
-from vpp_plugins.data.stream import write_whole
+from vpp_plugins.data import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
 from vpp_plugins.evaluate.batches import plan

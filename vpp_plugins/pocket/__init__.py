@@ -10,19 +10,52 @@
 It was trained by the scripts in `examples/pocket`.
 """
 
-from vpp_plugins.pocket.build import build_pocket
-from vpp_plugins.pocket.tokenizer import build_tokenizer
+from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
+from vpp_plugins.pocket.packing import IGNORE, Packed, Segment, forward_packed, pack
+from vpp_plugins.pocket.tokenizer import (
+    AXES_SENTENCE,
+    COORDINATES,
+    GROUNDING_QUESTION,
+    IMAGE_TOKEN,
+    REGION_QUESTION,
+    build_tokenizer,
+)
 from vpp_plugins.pocket.untrained import pocket_config, untrained_pocket
-from vpp_plugins.pocket.vision import register_pocket
-from vpp_plugins.pocket.weights import load_detection_heads, load_pocket, save_pocket
+from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
+from vpp_plugins.pocket.weights import (
+    BACKBONE_PREFIXES,
+    FOLDER,
+    load_detection_heads,
+    load_pocket,
+    save_detection_heads,
+    save_pocket,
+)
 
 __all__ = [
+    "AXES_SENTENCE",
+    "BACKBONE_PREFIXES",
+    "COARSE_CHANNELS",
+    "COORDINATES",
+    "FOLDER",
+    "GROUNDING_QUESTION",
+    "IGNORE",
+    "IMAGE_TOKEN",
+    "REGION_QUESTION",
+    "TOKEN_WIDTH",
+    "Packed",
+    "Segment",
     "build_pocket",
     "build_tokenizer",
+    "create_backbone",
+    "forward_packed",
     "load_detection_heads",
+    "load_imagenet_backbone",
     "load_pocket",
+    "merge_maps",
+    "pack",
     "pocket_config",
     "register_pocket",
+    "save_detection_heads",
     "save_pocket",
     "untrained_pocket",
 ]

@@ -25,7 +25,7 @@ from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads
+from vpp_plugins.prompts.generators import DetectionHeads
 
 FOLDER = Path(__file__).with_name("weights")
 BACKBONE_PREFIXES = ("model.vision_tower.backbone.", "vpp.local_prompt.generator.backbone.body.")

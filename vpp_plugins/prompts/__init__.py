@@ -1,8 +1,36 @@
 """The two prompts as plain nn.Modules: no transformers, no host."""
 
+from vpp_plugins.prompts.attention import attend, attend_ragged
 from vpp_plugins.prompts.axes import draw_axes
-from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
+from vpp_plugins.prompts.compiling import outside_graphs
+from vpp_plugins.prompts.draw import draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity, jpeg_url
+from vpp_plugins.prompts.fusion import CrossAttention
+from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
-from vpp_plugins.prompts.vpp import VPP, Prompts
+from vpp_plugins.prompts.resample import Window
+from vpp_plugins.prompts.vpp import TOKEN, VPP, Frame, Prompts
 
-__all__ = ["VPP", "GlobalVPP", "LocalVPP", "Overlay", "Prompts", "draw_axes"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "RGB",
+    "TOKEN",
+    "VPP",
+    "CrossAttention",
+    "Frame",
+    "GlobalVPP",
+    "LocalVPP",
+    "Overlay",
+    "Prompts",
+    "Window",
+    "attend",
+    "attend_ragged",
+    "draw_axes",
+    "draw_boxes",
+    "draw_overlay",
+    "draw_prompt",
+    "draw_queries",
+    "draw_sensitivity",
+    "jpeg_url",
+    "outside_graphs",
+]

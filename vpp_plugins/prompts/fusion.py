@@ -16,8 +16,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vpp_plugins.attention import attend_ragged
 from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.attention import attend_ragged
 
 Direction = Literal["queries-attend", "image-attends"]
 

@@ -3,9 +3,10 @@
 Call it in the tests of your adapter's package, with a host as small as you can build it.
 """
 
-from vpp_plugins.testing.bench import sample_pixels
 from vpp_plugins.testing.check import BrokenPromises, Report, check_adapter
+from vpp_plugins.testing.coverage import model_coverage, recorded_version
 from vpp_plugins.testing.fingerprint import assert_same, fingerprint
+from vpp_plugins.testing.fixture import sample_pixels
 from vpp_plugins.testing.toy import ToyGenerator, toy_generator
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "assert_same",
     "check_adapter",
     "fingerprint",
+    "model_coverage",
+    "recorded_version",
     "sample_pixels",
     "toy_generator",
 ]

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpp_plugins.backbone import Backbone
 from vpp_plugins.config import VPPConfig
+from vpp_plugins.plugins import Backbone
 from vpp_plugins.testing import promises
-from vpp_plugins.testing.bench import Bench, build
+from vpp_plugins.testing.fixture import Bench, build
 from vpp_plugins.testing.outcome import Skipped
 from vpp_plugins.testing.toy import toy_generator
 

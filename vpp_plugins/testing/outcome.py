@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpp_plugins.attach import NeverTokens
 from vpp_plugins.errors import VPPError
-from vpp_plugins.never_tokens import NeverTokens
-from vpp_plugins.testing.bench import Bench, Inputs
-from vpp_plugins.testing.twin import Twin
+from vpp_plugins.testing.fixture import Bench, Inputs
+from vpp_plugins.testing.reference_host import Twin
 
 
 class Broken(AssertionError):  # noqa: N818 - its name is what it says

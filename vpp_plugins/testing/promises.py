@@ -14,9 +14,9 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import detach_vpp, load_vpp, save_vpp, vpp_disabled
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.prompts.vpp import TOKEN
-from vpp_plugins.testing.bench import Bench, Inputs, sample_inputs
+from vpp_plugins.prompts import TOKEN
 from vpp_plugins.testing.fingerprint import assert_same, fingerprint
+from vpp_plugins.testing.fixture import Bench, Inputs, sample_inputs
 from vpp_plugins.testing.outcome import Skipped, asked, expect, first_line, generate, run, same
 from vpp_plugins.testing.toy import ToyGenerator
 

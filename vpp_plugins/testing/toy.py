@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vpp_plugins.hookspecs import hookimpl
-from vpp_plugins.plugins import manager
+from vpp_plugins.plugins import hookimpl, manager
 
 NAME = "toy for tests"
 

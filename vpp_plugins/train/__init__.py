@@ -17,24 +17,34 @@ named groups and holds the learning rates of VPP-LLaVA, and `schedules` how they
 """
 
 from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, parameter_groups
+from vpp_plugins.train.grpo import VPPGRPOTrainer
 from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
 from vpp_plugins.train.lora import lora_targets
+from vpp_plugins.train.mixing import Mixture
 from vpp_plugins.train.recipe import Recipe
-from vpp_plugins.train.run import Trained, train
+from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
+from vpp_plugins.train.run import Trained, preview_sample, train
 
 __all__ = [
     "PARTS",
     "PRESETS",
+    "BoxReward",
     "Labels",
+    "Mixture",
     "NoAnswerError",
+    "NoRewardWarning",
     "Part",
     "Recipe",
     "RenderedChat",
+    "Rewards",
     "Trained",
+    "VPPGRPOTrainer",
     "choose_parts",
     "label_answers",
     "lora_targets",
     "parameter_groups",
+    "preview_sample",
     "render_chat",
+    "rewards",
     "train",
 ]

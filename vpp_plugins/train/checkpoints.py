@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vpp_plugins.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.errors import VPPError
 
 SAVING, FINAL = ".saving", "final"

@@ -9,14 +9,13 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from vpp_plugins.data.sample import Sample
+from vpp_plugins.data import Sample
 from vpp_plugins.errors import VPPError
-from vpp_plugins.placeholders import image_marker
-from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.chats import ChatWriter
-from vpp_plugins.train.coordinates import HiddenBoxes
+from vpp_plugins.processor import VPPProcessor, image_marker
+from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED, RenderedChat, label_answers, render_chat
+from vpp_plugins.train.losses.coordinates import HiddenBoxes
 
 TRIES = 100
 """Samples in a row that may be unusable before it is no accident."""

@@ -8,11 +8,19 @@ from pathlib import Path
 from PIL import Image
 from torch.utils.data import Dataset
 
+from vpp_plugins.data import (
+    CHOSEN,
+    KEPT,
+    LAYOUTS,
+    Sample,
+    StoredSamples,
+    Tally,
+    picture_is_there,
+    picture_path,
+    sample_line,
+    stored_samples,
+)
 from vpp_plugins.data.formats import Reading, read_samples
-from vpp_plugins.data.picture_sizes import picture_path
-from vpp_plugins.data.sample import Sample
-from vpp_plugins.data.stored import LAYOUTS, StoredSamples, picture_is_there, sample_line, stored_samples
-from vpp_plugins.data.tally import CHOSEN, KEPT, Tally
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
 from vpp_plugins.train.recipe import Recipe

@@ -10,12 +10,8 @@ from typing import Any, overload
 from PIL import Image
 from rich.console import Console
 
-from vpp_plugins.data.assets import fetch_assets
-from vpp_plugins.data.sample import Describe, Locate, Sample, Turn
-from vpp_plugins.data.scenes import SCENES_VERSION, Scene, SceneGenerator
-from vpp_plugins.data.shapes import Shapes
-from vpp_plugins.data.sources import SceneSource
-from vpp_plugins.data.tally import Tally
+from vpp_plugins.data import Describe, Locate, Sample, Tally, Turn
+from vpp_plugins.data.scenes import SCENES_VERSION, Scene, SceneGenerator, SceneSource, Shapes, fetch_assets
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.recipe import Recipe

@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from vpp_plugins.attach import host_state, unwrap
-from vpp_plugins.backbone import Backbone
+from vpp_plugins.attach import active_vpp, host_state, unwrap
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.host import active_vpp
+from vpp_plugins.plugins import Backbone
 from vpp_plugins.train.lora import part_of
 
 PARTS = ("llm", "lora", "projector", "vision", "vpp.global", "vpp.local", "vpp.projector")

@@ -14,9 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from vpp_plugins.attach import host_state, unwrap
+from vpp_plugins.attach import active_vpp, host_state, unwrap
 from vpp_plugins.errors import VPPError
-from vpp_plugins.host import active_vpp
 from vpp_plugins.images import letterbox, load_image
 
 Pictures = list[Float[Tensor, "images 3 side side"]]

@@ -7,8 +7,8 @@ from torch import nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import host_state, is_attached, unwrap
-from vpp_plugins.backbone import Backbone
 from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.plugins import Backbone
 
 SCOPES = ("llm", "vision", "projector", "all")
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vpp_plugins.data.sample import Sample
-from vpp_plugins.data.tally import Tally
+from vpp_plugins.data import Sample, Tally
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.dataset import TrainingData, load_data
 from vpp_plugins.train.mixing import mixture_order, source_of

@@ -14,29 +14,29 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from vpp_plugins.attach import host_state, unwrap
-from vpp_plugins.data.stream import written_whole
+from vpp_plugins.data import written_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.auxiliary_detection import AuxiliaryDetection
 from vpp_plugins.train.averaging import WeightAverage
-from vpp_plugins.train.before_after import BeforeAndAfter
-from vpp_plugins.train.build import attach, check_family, empty_host, load_host, prepare_for_training
-from vpp_plugins.train.chats import ChatWriter
+from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, open_run, whole_folder
 from vpp_plugins.train.collate import Collator
-from vpp_plugins.train.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
 from vpp_plugins.train.dataset import TrainingData
-from vpp_plugins.train.detection_trainer import DetectionTrainer
-from vpp_plugins.train.examine import examination
+from vpp_plugins.train.detector.trainer import DetectionTrainer
+from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
+from vpp_plugins.train.evaluation import examination
+from vpp_plugins.train.forgetting import BeforeAndAfter
+from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
+from vpp_plugins.train.losses.detection import AuxiliaryDetection
+from vpp_plugins.train.losses.words import WordAlignment
 from vpp_plugins.train.mixed_data import load_kept, load_mixture
+from vpp_plugins.train.model import attach, check_family, empty_host, load_host, prepare_for_training
 from vpp_plugins.train.muon import MUON, muon_groups
+from vpp_plugins.train.packing import TurnsApart, check_host
 from vpp_plugins.train.preflight import preview, show
 from vpp_plugins.train.recipe import Recipe
-from vpp_plugins.train.sharding import check_sharding, check_whole, shard_by_units
+from vpp_plugins.train.report import write_page
 from vpp_plugins.train.trainer import VPPTrainer
-from vpp_plugins.train.turns_apart import TurnsApart, check_host
-from vpp_plugins.train.watch import write_page
-from vpp_plugins.train.word_alignment import WordAlignment
 
 RUN = "run.json"
 

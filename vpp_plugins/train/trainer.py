@@ -12,22 +12,19 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from vpp_plugins import vocabulary
-from vpp_plugins.attach import host_state, save_vpp, unwrap
-from vpp_plugins.checkpoint import read_into, write_vpp
-from vpp_plugins.data.sample import Sample
+from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, save_vpp, unwrap, vocabulary, write_vpp
+from vpp_plugins.data import Sample
 from vpp_plugins.errors import VPPError
-from vpp_plugins.host import active_vpp, every_vpp
 from vpp_plugins.train.averaging import Averaging, WeightAverage
 from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
 from vpp_plugins.train.collate import ABOUT, About
-from vpp_plugins.train.examine import Examination
+from vpp_plugins.train.distributed import whole_weights
+from vpp_plugins.train.evaluation import Examination
+from vpp_plugins.train.losses.words import WordAlignment
 from vpp_plugins.train.muon import build_muon
 from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
 from vpp_plugins.train.saved_weights import added_rows, check_weights, gathered_prompts, put_rows, read_host
 from vpp_plugins.train.schedules import scheduled
-from vpp_plugins.train.sharding import whole_weights
-from vpp_plugins.train.word_alignment import WordAlignment
 
 ROWS_FILE = "vpp_rows.safetensors"
 """In a checkpoint, the rows that `<|vpp|>` added to the vocabulary: the host's own files are without them."""

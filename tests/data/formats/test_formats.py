@@ -17,8 +17,8 @@ from vpp_plugins import VPPError
 from vpp_plugins.data.formats import FORMATS, Reading, Writing, data_format, read_samples
 from vpp_plugins.data.formats.neutral import neutral_row
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
-from vpp_plugins.data.scene_folder import write_scenes
-from vpp_plugins.data.shapes import Shapes
+from vpp_plugins.data.scenes.folder import write_scenes
+from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.data.tally import Issue
 
 CUP = Locate("the white cup", (BOX,))

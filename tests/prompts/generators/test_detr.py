@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpp_plugins.attention import attend, attention_implementation
 from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts.attention import attend, attention_implementation
 from vpp_plugins.prompts.generators import DETR, build_detr, detr_transformer
-from vpp_plugins.prompts.generators.detr_backbone import TimmBackbone
+from vpp_plugins.prompts.generators.backbone import TimmBackbone
 
 CHANNELS = 16
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.generators.detr_backbone import FrozenBatchNorm2d, TimmBackbone, freeze_batch_norms
+from vpp_plugins.prompts.generators.backbone import FrozenBatchNorm2d, TimmBackbone, freeze_batch_norms
 
 
 def shake_norms(module: nn.Module) -> None:

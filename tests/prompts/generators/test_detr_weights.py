@@ -9,7 +9,7 @@ from transformers import DetrConfig, DetrForObjectDetection, DetrModel, ResNetCo
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.generators import DETR, DetectionHeads, load_detr_weights
-from vpp_plugins.prompts.generators.detr_backbone import TimmBackbone
+from vpp_plugins.prompts.generators.backbone import TimmBackbone
 from vpp_plugins.prompts.generators.detr_weights import VPP_LLAVA_PREFIX
 
 SIZES = {"num_queries": 5, "width": 32, "heads": 4, "feedforward": 24, "encoder_layers": 2, "decoder_layers": 2}

@@ -230,7 +230,7 @@ class TestRefusals:
             load_weights(torch.nn.Linear(2, 2), "folder")
 
     def test_options_that_do_not_fit(self) -> None:
-        from vpp_plugins.plugins import build_generator
+        from vpp_plugins.plugins.registry import build_generator
 
         with pytest.raises(VPPError, match="do not fit the generator 'hf_detector'"):
             build_generator("hf_detector", 3, {"configuration": "x"})

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.generators.weight_files import read_weights
+from vpp_plugins.files import read_weights
 
 STATE = {"one": torch.arange(3.0), "two": torch.ones(2, 2, dtype=torch.float16)}
 

@@ -14,9 +14,9 @@ from typing import Any
 from vpp_plugins.data.formats.fields import text_of
 from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading
-from vpp_plugins.data.picture_sizes import PictureError, upright_size
+from vpp_plugins.data.image_sizes import PictureError, upright_size
+from vpp_plugins.data.json_stream import json_value
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.stream import json_value
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 

@@ -12,9 +12,9 @@ from typing import Any
 from vpp_plugins.data.formats.conversations import paired, row_id, without_marks
 from vpp_plugins.data.formats.fields import numbers_of, positive_size
 from vpp_plugins.data.formats.reading import Reading, Writing, array_into
+from vpp_plugins.data.json_stream import stream_array, written_whole
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
-from vpp_plugins.data.stream import stream_array, written_whole
 from vpp_plugins.data.tally import Issue
 
 _LEAD = "I have provided the box of "

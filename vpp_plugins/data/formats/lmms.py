@@ -11,10 +11,10 @@ from PIL import Image
 from vpp_plugins.data.box_unit import PIXELS_XYWH
 from vpp_plugins.data.formats.fields import numbers_of, text_of
 from vpp_plugins.data.formats.reading import Reading, Writing
-from vpp_plugins.data.picture_sizes import PictureError, check_name, picture_path
+from vpp_plugins.data.image_sizes import PictureError, check_name, picture_path
+from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Locate, Sample
-from vpp_plugins.data.stream import written_whole
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vpp_plugins.data.picture_sizes import PictureError, picture_path
-from vpp_plugins.data.stream import LARGEST_ELEMENT, written_whole
+from vpp_plugins.data.image_sizes import PictureError, picture_path
+from vpp_plugins.data.json_stream import LARGEST_ELEMENT, written_whole
 from vpp_plugins.data.tally import Tally
 
 

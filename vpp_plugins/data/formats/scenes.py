@@ -10,7 +10,7 @@ from vpp_plugins.data.sample import Locate
 
 def read_scenes(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per expression; its kind is the category."""
-    from vpp_plugins.data.scene_folder import load_scenes  # loads torch, which no other format needs
+    from vpp_plugins.data.scenes.folder import load_scenes  # loads torch, which no other format needs
 
     folder = load_scenes(path)
     for record in folder.records:

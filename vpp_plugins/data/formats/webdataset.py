@@ -10,11 +10,11 @@ from pathlib import Path
 from vpp_plugins.data.formats.fields import text_of
 from vpp_plugins.data.formats.neutral import neutral_record, neutral_row
 from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes
-from vpp_plugins.data.picture_sizes import PictureError, picture_path, upright_size
+from vpp_plugins.data.image_sizes import PictureError, picture_path, upright_size
+from vpp_plugins.data.json_stream import json_value, written_whole
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.shards import INDEX, PICTURES, Packed, packed_samples, shard_paths
-from vpp_plugins.data.stream import json_value, written_whole
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 

@@ -9,22 +9,12 @@ import os
 from torch import nn
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.generators.detection_heads import DetectionHeads, Detections
+from vpp_plugins.prompts.generators.backbone import FrozenBatchNorm2d
 from vpp_plugins.prompts.generators.detr import DETR, build_detr
-from vpp_plugins.prompts.generators.detr_weights import load_detr_weights
+from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
+from vpp_plugins.prompts.generators.detr_weights import VPP_LLAVA_PREFIX, load_detr_weights, our_name
+from vpp_plugins.prompts.generators.heads import DetectionHeads, Detections
 from vpp_plugins.prompts.generators.hf_detector import HFDetector, build_hf_detector, load_hf_weights
-
-__all__ = [
-    "DETR",
-    "DetectionHeads",
-    "Detections",
-    "HFDetector",
-    "build_detr",
-    "build_hf_detector",
-    "load_detr_weights",
-    "load_hf_weights",
-    "load_weights",
-]
 
 
 def load_weights(generator: nn.Module, source: str | os.PathLike[str]) -> None:
@@ -38,3 +28,20 @@ def load_weights(generator: nn.Module, source: str | os.PathLike[str]) -> None:
             f"local_vpp.weights are for built-in generators, and {type(generator).__name__} is a plugin's: leave it "
             "None, and let generator_options say what the generator starts from."
         )
+
+
+__all__ = [
+    "DETR",
+    "VPP_LLAVA_PREFIX",
+    "DetectionHeads",
+    "Detections",
+    "FrozenBatchNorm2d",
+    "HFDetector",
+    "MultiheadAttention",
+    "build_detr",
+    "build_hf_detector",
+    "load_detr_weights",
+    "load_hf_weights",
+    "load_weights",
+    "our_name",
+]

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vpp_plugins.attention import ragged_pays
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.generators.detr_backbone import TimmBackbone
+from vpp_plugins.prompts.attention import ragged_pays
+from vpp_plugins.prompts.generators.backbone import TimmBackbone
 from vpp_plugins.prompts.generators.detr_transformer import (
     DecoderLayer,
     EncoderLayer,

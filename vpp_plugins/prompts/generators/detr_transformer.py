@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vpp_plugins.attention import attend, attend_ragged
+from vpp_plugins.prompts.attention import attend, attend_ragged
 
 
 class MultiheadAttention(nn.Module):

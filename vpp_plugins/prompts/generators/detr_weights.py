@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError, few
+from vpp_plugins.files import read_weights
 from vpp_plugins.prompts.generators.detr import DETR
-from vpp_plugins.prompts.generators.weight_files import read_weights
 
 VPP_LLAVA_PREFIX = "model.detr_vision_tower.vision_tower."
 

@@ -1,0 +1,46 @@
+"""Put VPP on a model and take it off again; everything that an attached host is and does."""
+
+from vpp_plugins.attach import vocabulary
+from vpp_plugins.attach.attach import (
+    attach_vpp,
+    detach_vpp,
+    host_state,
+    is_attached,
+    load_vpp,
+    save_vpp,
+    unwrap,
+    vpp_disabled,
+)
+from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
+from vpp_plugins.attach.deduplicate import encoded_once, prepared_once
+from vpp_plugins.attach.host import active_vpp, every_vpp
+from vpp_plugins.attach.never_tokens import NeverTokens
+from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
+from vpp_plugins.attach.vocabulary import rows_of
+from vpp_plugins.attach.windows import PER_SIDE, to_windows
+
+__all__ = [
+    "CONFIG_FILE",
+    "PER_SIDE",
+    "WEIGHTS_FILE",
+    "NeverTokens",
+    "active_vpp",
+    "attach_vpp",
+    "detach_vpp",
+    "encoded_once",
+    "every_vpp",
+    "host_state",
+    "is_attached",
+    "load_vpp",
+    "prepared_once",
+    "read_into",
+    "refuse_dropped_prompts",
+    "resolve",
+    "rows_of",
+    "save_vpp",
+    "to_windows",
+    "unwrap",
+    "vocabulary",
+    "vpp_disabled",
+    "write_vpp",
+]

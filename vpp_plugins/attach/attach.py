@@ -1,0 +1,219 @@
+"""Put VPP on a model and take it off again."""
+
+import contextlib
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from vpp_plugins import plugins
+from vpp_plugins.attach import inner_model, session, vocabulary
+from vpp_plugins.attach.build import build_prompts, framed
+from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, read_into, resolve, write_vpp
+from vpp_plugins.attach.host import AttachedHost, active_vpp, attached_class
+from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
+from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
+from vpp_plugins.plugins import Backbone
+from vpp_plugins.prompts import VPP
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def attach_vpp(
+    model: Model, config: VPPConfig | str | os.PathLike[str] | None = None, *, adapter: str | Backbone | None = None
+) -> Model:
+    """Add Visual Position Prompts to a multimodal LLM, in place, and return the same object.
+
+    `config` is a VPPConfig, a folder or hub id that `save_vpp` wrote (its weights are loaded), or None for the family's
+    defaults. Without saved weights the prompts start untrained: drawn axes, and a detector and projector random from
+    `config.seed`. `adapter` names the adapter to use, or describes the host itself where no plugin does. PeftModel, DDP
+    and torch.compile wrappers are looked through. Afterwards `model.vpp` holds the prompts, and inputs come from
+    `VPPProcessor(processor, model)`.
+
+    Raises VPPError if VPP is attached already, if no adapter or more than one claims the model, or if saved weights do
+    not fit; the model is then as before.
+    """
+    _check_types(model, config)
+    host = unwrap(model)
+    if is_attached(host):
+        raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
+    refuse_dropped_prompts(host)
+    backbone = plugins.describe(host, adapter)
+    if config is None or isinstance(config, VPPConfig):
+        config = config or backbone.defaults
+        backbone = framed(backbone, config)
+        vpp = build_prompts(config, backbone, pretrained=True)
+    else:
+        folder = resolve(config)
+        config = read_config(folder)
+        backbone = framed(backbone, config)
+        vpp = build_prompts(config, backbone, pretrained=False)
+        read_into(vpp, folder)
+    _put_on(host, vpp, backbone)
+    return model
+
+
+def detach_vpp(model: Model) -> Model:
+    """Take VPP off, in place, and return the model: weights, class and hooks are bit for bit what they were."""
+    host = _attached_host(model)
+    state = host._vpp_state
+    state.abandon()
+    if state.disabled:
+        raise VPPError("VPP cannot be detached inside a vpp_disabled block: leave the block first.")
+    with state.lock:  # another thread's running session ends first
+        if state.callers:
+            raise VPPError("VPP cannot be detached while a forward or generate of the model runs: wait for its end.")
+        if state.host_rows is not None:
+            vocabulary.shrink(host, state.host_rows)
+        session.remove(host)
+        inner_model.remove(host)
+        state.attached = False
+        _set_class(host, type(host)._vpp_host_class)
+        del host.vpp
+        del host._vpp_state
+    return model
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Return whether VPP is attached to the model, or to the host inside its wrappers."""
+    return isinstance(unwrap(model), AttachedHost)
+
+
+@contextlib.contextmanager
+def vpp_disabled(model: nn.Module) -> Iterator[None]:
+    """Within this block the model is the bare host, bit for bit, and its VPPProcessor makes host inputs only."""
+    host = _attached_host(model)
+    state = host._vpp_state
+    with state.lock:  # another thread's running session ends first
+        if not state.disabled and state.host_rows is not None:
+            state.whole_tables = vocabulary.narrow(host, state.host_rows)
+        state.disabled += 1
+    try:
+        yield
+    finally:
+        with state.lock:
+            state.disabled -= 1
+            if not state.disabled and state.host_rows is not None:
+                vocabulary.widen(host, state.whole_tables)
+                state.whole_tables = []
+
+
+def save_vpp(
+    model: nn.Module, folder: str | os.PathLike[str], *, push_to_hub: bool = False, repo_id: str | None = None
+) -> None:
+    """Write the prompts, without the host, as `vpp_config.json` and `vpp.safetensors`, through PEFT's wrappers.
+
+    With `push_to_hub` they are then uploaded to `repo_id` (default: the folder's name).
+    """
+    vpp = active_vpp(_attached_host(model))
+    with session.onloaded(vpp):
+        write_vpp(vpp, folder)
+    if push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        path = Path(folder).resolve()
+        name = api.create_repo(repo_id or path.name, exist_ok=True).repo_id
+        api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+
+
+def load_vpp(model: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Load saved prompts into an attached model; raises VPPError, and changes nothing, where they do not fit.
+
+    Not only the weights must fit: prompts saved with another setting (alpha, border, ...) would act differently.
+    """
+    read_into(active_vpp(_attached_host(model)), resolve(source))
+
+
+def unwrap(model: nn.Module) -> Any:
+    """Return the host inside PeftModel, DistributedDataParallel, DataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+            model = model._orig_mod
+        elif "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel):
+            model = model.get_base_model()
+        else:
+            return model
+
+
+def host_state(model: nn.Module) -> session.HostState:
+    """Return what an attached host remembers; raises VPPError if VPP is not attached."""
+    state: session.HostState = _attached_host(model)._vpp_state
+    return state
+
+
+def _attached_host(model: nn.Module) -> Any:
+    host = unwrap(model)
+    if not isinstance(host, AttachedHost):
+        refuse_dropped_prompts(host)
+        raise VPPError(f"VPP is not attached to this {type(host).__name__}: call attach_vpp(model) first.")
+    return host
+
+
+def _check_types(model: Any, config: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise VPPError(
+            f"VPP is attached to a loaded model, but a {type(model).__name__} came: load it first, as by "
+            "AutoModelForImageTextToText.from_pretrained(...)."
+        )
+    if not isinstance(config, VPPConfig | str | os.PathLike | None):
+        raise VPPError(
+            f"the configuration must be a VPPConfig, or a folder or hub id that save_vpp wrote, but is a "
+            f"{type(config).__name__}: of a dictionary, VPPConfig.from_dict makes one."
+        )
+
+
+def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
+    embedding = host.get_input_embeddings()
+    fuses = vpp.local_vpp is not None and vpp.local_vpp.fusion is not None
+    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders, fuses=fuses)
+    encoders = [_submodule(host, path, backbone) for path in state.encoders]
+    vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
+    host.add_module("vpp", vpp)
+    host._vpp_state = state
+    session.install(embedding, encoders, state.slot, host.get_decoder() if fuses else None)
+    inner_model.install(host)
+    kind: type = type(host)
+    _set_class(host, attached_class(kind))
+
+
+def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:
+    try:
+        return host.get_submodule(path)
+    except AttributeError:
+        raise VPPError(
+            f"the adapter '{backbone.adapter}' names the vision encoder '{path}', which this {type(host).__name__} "
+            "does not have: mend the adapter's vision_encoders."
+        ) from None
+
+
+def _device_of(embedding: Any) -> torch.device:
+    device: torch.device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    hook = vars(embedding).get("_hf_hook")
+    if hook is None:
+        raise VPPError(
+            "the model's weights are on the device 'meta', so there are none yet: load them before attach_vpp, as by "
+            "from_pretrained(...)."
+        )
+    return torch.device(hook.execution_device)  # accelerate keeps offloaded weights on "meta"
+
+
+def _set_class(host: Any, cls: type) -> None:
+    host.__class__ = cls
+    if "_old_forward" in host.__dict__:  # accelerate put its `forward` on the instance, around the class's
+        host._old_forward = cls.forward.__get__(host)  # type: ignore[attr-defined]
+        host.forward.__dict__.clear()
+        functools.update_wrapper(host.forward, host._old_forward)
+        if "__signature__" in host.forward.__dict__:  # the copied one counts `self`
+            host.forward.__signature__ = inspect.signature(host._old_forward)

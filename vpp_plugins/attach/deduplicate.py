@@ -1,0 +1,167 @@
+"""Pictures that come several times in one batch, as with several questions about one picture, are encoded once."""
+
+import functools
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from vpp_plugins.attach.attach import is_attached
+from vpp_plugins.plugins import Backbone
+from vpp_plugins.plugins.layouts import planes
+from vpp_plugins.prompts import Prompts
+
+MARKS = 64
+"""How many numbers of a picture are looked at before it is compared with another as a whole."""
+
+Forward = Callable[..., Any]
+
+
+@contextmanager
+def encoded_once(host: nn.Module, backbone: Backbone) -> Iterator[None]:
+    """Within this block, the host's vision encoders and prompts compute equal pictures of one call once.
+
+    Equal pictures are told by their pixels, so whoever calls the host gets the same results as without. Pictures that
+    reach an encoder in another layout than `planes` are encoded as always, and so are those of modules with a `forward`
+    of their own, which accelerate's offloading sets, and those of a compiled forward.
+    """
+    paths = backbone.vision_encoders if backbone.pixel_layout is planes else ()
+    prompts = ("vpp",) if is_attached(host) else ()
+    with ExitStack() as stack:
+        for module in map(host.get_submodule, (*paths, *prompts)):
+            stack.enter_context(_replaced(module, "forward", _run_once))
+        yield
+
+
+@contextmanager
+def prepared_once(image_processor: Any, backbone: Backbone) -> Iterator[None]:
+    """Within this block, a host's image processor prepares a picture object that comes several times in one call once.
+
+    Not where pictures become anything but one input each: patches in one row, tiles.
+    """
+    with ExitStack() as stack:
+        if backbone.pixel_layout is planes and not backbone.tiled:
+            stack.enter_context(_replaced(image_processor, "preprocess", _prepare_once))
+        yield
+
+
+def distinct_rows(rows: Float[Tensor, "rows ..."]) -> tuple[list[int], list[int]]:
+    """Return the numbers of the rows that differ from all before, and for each row which of them it equals."""
+    values = rows.flatten(1)
+    first: list[int] = []
+    index: list[int] = []
+    alike: dict[tuple[float, ...], list[int]] = {}
+    for row, marks in enumerate(values[:, :: max(1, values.shape[1] // MARKS)].tolist()):
+        candidates = alike.setdefault(tuple(marks), [])
+        found = next((number for number in candidates if torch.equal(rows[first[number]], rows[row])), None)
+        if found is None:
+            found = len(first)
+            candidates.append(found)
+            first.append(row)
+        index.append(found)
+    return first, index
+
+
+class _Sharing:
+    """Mixed into the class of an object while something stands in for one of its methods."""
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
+    """Let `by(method, ...)` stand in for a method of one object, unless something stands in for it already.
+
+    The object gets a class of its own for the while, always the same: torch.compile would compile anew for every other.
+    """
+    own: type = type(owner)
+    if name in owner.__dict__ or isinstance(owner, _Sharing):
+        yield
+        return
+    owner.__class__ = _sharing_class(own, name, by)
+    try:
+        yield
+    finally:
+        owner.__class__ = own
+
+
+@functools.cache
+def _sharing_class(own: type, name: str, by: Callable[..., Any]) -> type:
+    method = getattr(own, name)
+
+    @functools.wraps(method)  # hosts look at signatures
+    def shared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return by(functools.partial(method, self), *args, **kwargs)
+
+    # under the same name: transformers keys caches by it
+    body = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, name: shared}
+    return types.new_class(own.__name__, (_Sharing, own), exec_body=lambda names: names.update(body))
+
+
+def _run_once(forward: Forward, *args: Any, **kwargs: Any) -> Any:
+    """Run a forward on the distinct pictures among its one tensor, and give each its result."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    given = [*args, *kwargs.values()]
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    plain = all(value is None or isinstance(value, Tensor | bool | int | float | str) for value in given)
+    if len(tensors) != 1 or not plain or tensors[0].ndim != 4:  # what else there is may belong to single pictures
+        return forward(*args, **kwargs)
+    pixels = tensors[0]
+    first, index = distinct_rows(pixels)
+    if len(first) == len(index):
+        return forward(*args, **kwargs)
+    distinct = pixels[first]
+    output = forward(
+        *(distinct if value is pixels else value for value in args),
+        **{name: distinct if value is pixels else value for name, value in kwargs.items()},
+    )
+    try:
+        return _repeated(output, len(first), torch.tensor(index, device=pixels.device))
+    except _NotByPictureError:
+        return forward(*args, **kwargs)
+
+
+def _prepare_once(preprocess: Callable[..., Any], images: Any, *args: Any, **kwargs: Any) -> Any:
+    """Prepare the distinct objects among pictures, and give each place its own."""
+    if not isinstance(images, list | tuple):
+        return preprocess(images, *args, **kwargs)
+    flat = [picture for part in images for picture in (part if isinstance(part, list | tuple) else [part])]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(map(id, flat)))}
+    if len(numbers) == len(flat):
+        return preprocess(images, *args, **kwargs)
+    distinct = list({id(picture): picture for picture in flat}.values())
+    try:
+        prepared = preprocess(distinct, *args, **kwargs)
+        index = torch.tensor([numbers[id(picture)] for picture in flat])
+        prepared.update({name: _repeated(value, len(distinct), index) for name, value in prepared.items()})
+    except _NotByPictureError:
+        return preprocess(images, *args, **kwargs)
+    return prepared
+
+
+class _NotByPictureError(Exception):
+    """An output that does not have a row for each picture."""
+
+
+def _repeated(output: Any, pictures: int, index: Int[Tensor, " rows"]) -> Any:
+    """Return the output of a module with its rows, one per picture, put where `index` says."""
+    if isinstance(output, Tensor):
+        if output.ndim == 0 or len(output) != pictures:
+            raise _NotByPictureError
+        return output.index_select(0, index.to(output.device))
+    if isinstance(output, Prompts):
+        features = output.features
+        if features is None:
+            return output
+        rows = _repeated(features.unflatten(0, (pictures, -1)), pictures, index)
+        return output._replace(features=rows.flatten(0, 1))
+    if isinstance(output, Mapping):  # transformers' outputs too
+        return type(output)(**{name: _repeated(value, pictures, index) for name, value in output.items()})
+    if type(output) is tuple:  # of layers; a list might be of pictures
+        return tuple(_repeated(value, pictures, index) for value in output)
+    if output is None:
+        return None
+    raise _NotByPictureError

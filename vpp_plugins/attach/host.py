@@ -1,0 +1,261 @@
+"""The class that an attached host has: its own, with VPP's arguments in `forward`, `generate` and `save_pretrained`."""
+
+import functools
+import inspect
+import os
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpp_plugins.attach import notices, session, vocabulary
+from vpp_plugins.attach.beside import beside_encoder, features_beside
+from vpp_plugins.attach.checkpoint import write_vpp
+from vpp_plugins.attach.never_tokens import with_never
+from vpp_plugins.attach.peft_compat import keep_prompts_whole
+from vpp_plugins.attach.validation import check_call, embedded_ids, has_images, refuse_chunks, refuse_nested
+from vpp_plugins.attach.windows import Views, windows_of_calls
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts import TOKEN, VPP
+
+ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
+
+
+class AttachedHost:
+    """Mixed into the host's class by `attached_class`; `self` is the host."""
+
+    vpp: nn.Module
+    _vpp_state: session.HostState
+    _vpp_host_class: type
+    _vpp_positional: Mapping[str, tuple[str, ...]]
+
+    def forward(
+        self, *args: Any, vpp_pixel_values: Tensor | None = None, vpp_tile_boxes: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the host's forward with the prompts in place.
+
+        `vpp_pixel_values [images, 3, height, width]` are the detector's pictures in reading order of the placeholders,
+        `vpp_tile_boxes [inputs, 4]` the part of its picture that each of the vision encoder's inputs shows:
+        see `tile_boxes.tile_boxes`.
+        """
+        self._vpp_state.abandon()
+        if self._vpp_state.inside():
+            refuse_nested(vpp_pixel_values)
+            session.follow(self._vpp_state, kwargs)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        call = dict(zip(type(self)._vpp_positional["forward"], args, strict=False)) | kwargs
+        with open_session(self, call, call.get("input_ids"), vpp_pixel_values, vpp_tile_boxes):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def generate(
+        self, *args: Any, vpp_pixel_values: Tensor | None = None, vpp_tile_boxes: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Run the host's generate in one session: prompts are computed once, and the placeholder is never an answer.
+
+        The arguments are those of `forward`.
+        """
+        self._vpp_state.abandon()
+        if self._vpp_state.inside():
+            refuse_nested(vpp_pixel_values)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        names = type(self)._vpp_positional["generate"]
+        call, rest = dict(zip(names, args, strict=False)) | kwargs, args[len(names) :]
+        if vpp_pixel_values is not None:
+            refuse_chunks(self, call)
+        processors = with_never(call.get("logits_processor"), self._vpp_state, active_vpp(self))
+        if processors is not None:
+            call["logits_processor"] = processors
+        with torch.no_grad(), open_session(self, call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
+            return super().generate(*rest, **call)  # type: ignore[misc]
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
+        """Add what `generate` gave to the host's own processors where the host loses it on the way, as Janus does."""
+        processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
+        return with_never(processors, self._vpp_state, active_vpp(self))
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """Resize the host's vocabulary; its rows are then the host's own, and stay when VPP is taken off.
+
+        Raises VPPError where the placeholder would lose its row, and in a `vpp_disabled` block.
+        """
+        state, token_id = self._vpp_state, active_vpp(self).token_id
+        if state.disabled:
+            raise VPPError("the vocabulary cannot be resized inside a vpp_disabled block: leave the block first.")
+        rows = vocabulary.rows_of(self)
+        asked = args[0] if args else kwargs.get("new_num_tokens")
+        if asked is not None and token_id is not None and asked <= token_id < rows:
+            raise VPPError(
+                f"a vocabulary of {asked} rows has none for {TOKEN}, whose id is {token_id}: resize to at least "
+                f"{token_id + 1}, the length of the VPPProcessor's tokenizer, or call detach_vpp first."
+            )
+        embedding = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
+        if vocabulary.rows_of(self) != rows:
+            state.host_rows = None
+        return embedding
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the bare host as it was, and the prompts beside it in their own files."""
+        if push_to_hub:
+            raise VPPError(
+                "save_pretrained(push_to_hub=True) would upload the host before its prompts are written: call "
+                "model.push_to_hub(repo_id), which uploads both, or save_vpp(model, folder, push_to_hub=True)."
+            )
+        with vocabulary.narrowed(self, self._vpp_state.host_rows):
+            tensors = dict(self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
+            prompts = {
+                name.removeprefix("vpp."): tensors.pop(name) for name in list(tensors) if name.startswith("vpp.")
+            }
+            host_only = _cut(self, tensors)
+            super().save_pretrained(  # type: ignore[misc]
+                save_directory, is_main_process=is_main_process, state_dict=host_only, **kwargs
+            )
+        if is_main_process:
+            vpp = active_vpp(self)
+            whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
+            write_vpp(vpp, save_directory, prompts if whole else None)
+
+    @property
+    def peft_config(self) -> Any:
+        """PEFT's configurations by name, where it has put its layers on the host."""
+        try:
+            return self.__dict__["peft_config"]
+        except KeyError:
+            raise AttributeError("peft_config") from None
+
+    @peft_config.setter
+    def peft_config(self, configs: Any) -> None:
+        self.__dict__["peft_config"] = configs
+        keep_prompts_whole(self)  # PEFT says so as soon as its layers are in place
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        del self.__dict__["peft_config"]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (type(self)._vpp_host_class,), self.__dict__.copy()
+
+
+@functools.cache
+def attached_class(host_class: type) -> type:
+    """Return the host's class with VPP's arguments, under the same name: transformers keys caches and files by it."""
+    body: dict[str, Any] = {
+        "__module__": host_class.__module__,
+        "__qualname__": host_class.__qualname__,
+        "__doc__": host_class.__doc__,
+        "_vpp_host_class": host_class,
+    }
+    methods = [name for name in ("forward", "generate") if name in dir(host_class)]
+    body |= {name: _with_arguments(getattr(AttachedHost, name), getattr(host_class, name)) for name in methods}
+    body["_vpp_positional"] = {name: _positional(getattr(host_class, name)) for name in methods}
+    return types.new_class(host_class.__name__, (AttachedHost, host_class), exec_body=lambda names: names.update(body))
+
+
+def active_vpp(host: Any) -> VPP:
+    """Return the host's prompts, through the wrapper that PEFT's modules_to_save puts around them."""
+    vpp = host.vpp
+    if isinstance(vpp, VPP):
+        return vpp
+    active = [] if vpp.disable_adapters else vpp.active_adapters
+    wrapped: VPP = vpp.modules_to_save[active[0]] if active else vpp.original_module
+    return wrapped
+
+
+def every_vpp(host: Any) -> list[VPP]:
+    """Return the host's prompts and the copies of them that PEFT's modules_to_save keeps."""
+    return [module for module in host.vpp.modules() if isinstance(module, VPP)]
+
+
+def _rebuild(host_class: type) -> Any:
+    return object.__new__(attached_class(host_class))
+
+
+def _with_arguments(ours: Any, theirs: Any) -> Any:
+    """Give our method the host's signature plus VPP's arguments: Trainer and generate choose inputs by signatures."""
+    signature = inspect.signature(theirs)
+    parameters = list(signature.parameters.values())
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ARGUMENTS]
+    last = len(parameters)
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        last -= 1
+    parameters[last:last] = extra
+
+    @functools.wraps(theirs)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return ours(self, *args, **kwargs)
+
+    method.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return method
+
+
+def _positional(method: Any) -> tuple[str, ...]:
+    parameters = list(inspect.signature(method).parameters.values())[1:]
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+@contextmanager
+def open_session(
+    host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
+) -> Iterator[None]:
+    """Check the call, compute its prompts, and let the hooks see them until it ends."""
+    state, vpp = host._vpp_state, active_vpp(host)
+    if pixels is not None and pixels.shape[0] == 0:
+        pixels = None
+    compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
+    if pixels is None and not has_images(state, call):
+        check_call(state, vpp, call, ids, pixels, tile_boxes)
+        with nullcontext() if compiling else state.entered():
+            yield
+        return
+    with nullcontext() if compiling else state.claimed():
+        # only now: another thread may have disabled VPP meanwhile
+        check_call(state, vpp, call, ids, pixels, tile_boxes)
+        try:
+            if not state.disabled:
+                notices.warn(state, vpp, trained=host.vpp.trained)
+                _fill(host, call, ids, pixels, tile_boxes)
+            yield
+            session.check_fused(state.slot)
+        finally:
+            if state.slot.beside is not None:
+                state.slot.beside.join()
+            state.slot.clear()
+
+
+def _fill(
+    host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
+) -> None:
+    state, vpp = host._vpp_state, active_vpp(host)
+    session.heal(host, state)
+    state.slot.beside = beside = beside_encoder(host, vpp, pixels) if state.encoders else None
+    with session.onloaded(vpp):
+        state.slot.prompts = (
+            features_beside(host.vpp, pixels, beside) if beside and pixels is not None else host.vpp(pixels)
+        )
+    state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
+    state.slot.rows = 1 if ids is None else ids.shape[0]
+    state.slot.host_call = call
+    if state.fuses:
+        state.slot.image_id = host.config.image_token_id
+    if tile_boxes is not None:
+        images = [call.get(name) for name in state.backbone.image_arguments]
+        given = [pixels for pixels in images if pixels is not None]
+        state.slot.views = Views(windows_of_calls(tile_boxes, [len(pixels) for pixels in given]), given)
+
+
+def _cut(host: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Cut vocabulary tables that were gathered before `narrowed` took hold (Trainer passes its own state dict)."""
+    rows = host._vpp_state.host_rows
+    if rows is None:
+        return tensors
+    narrow = {name for name, value in host.state_dict().items() if value.shape[:1] == (rows,)}
+    return {name: value[:rows] if name in narrow else value for name, value in tensors.items()}

@@ -1,0 +1,153 @@
+"""Whether a call of an attached host can be served, and if not, what to do about it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpp_plugins.attach.session import HostState
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts import TOKEN, VPP
+
+ENCODED = (
+    "image_embeds",
+    "image_hidden_states",
+    "image_encoder_embeddings",
+    "perceiver_embeddings",
+    "cross_attention_states",
+)
+"""transformers' names, beside `mm_encoder_outputs`, for pictures that are encoded already."""
+
+
+def has_images(state: HostState, call: dict[str, Any]) -> bool:
+    """Return whether the call's arguments bring the host pictures."""
+    return any(call.get(name) is not None for name in state.backbone.image_arguments)
+
+
+def has_features(call: dict[str, Any]) -> bool:
+    """Return whether the call brings the host pictures that are encoded already."""
+    outputs = call.get("mm_encoder_outputs") or {}
+    return outputs.get("image") is not None or any(call.get(name) is not None for name in ENCODED)
+
+
+def check_call(
+    state: HostState,
+    vpp: VPP,
+    call: dict[str, Any],
+    ids: Tensor | None,
+    pixels: Tensor | None,
+    tile_boxes: Tensor | None,
+) -> None:
+    """Raise VPPError for a call whose text, pictures and prompts do not belong together.
+
+    `ids` are those that will be embedded, `pixels` the detector's pictures and `tile_boxes` the vision encoder's
+    windows, None where there is none.
+    """
+    if pixels is not None:
+        _check_pixels(state, vpp, pixels)
+    if not state.disabled:
+        _check_images(state, vpp, call, pixels)
+        _check_boxes(state, vpp, call, tile_boxes)
+    if ids is None:
+        if pixels is not None:
+            raise VPPError("vpp_pixel_values need input_ids, where the placeholders stand; inputs_embeds have none.")
+        return
+    if vpp.token_id is None:
+        if pixels is not None:
+            raise VPPError(
+                f"the model does not know the id of {TOKEN}: make a VPPProcessor(processor, model), or call "
+                "model.vpp.bind_token(id)."
+            )
+        return
+    if not torch.compiler.is_compiling():  # counting would break the graph
+        placeholders = int(ids.eq(vpp.token_id).sum())
+        _check_count(state, vpp, placeholders, images=0 if pixels is None else pixels.shape[0])
+
+
+def embedded_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
+    """Return the ids that generate will embed: not those that a key-value cache already holds."""
+    given = (call.get("input_ids"), call.get("inputs"), *rest)
+    ids = next((c for c in given if isinstance(c, Tensor) and c.ndim == 2 and not c.is_floating_point()), None)
+    cache, mask = call.get("past_key_values"), call.get("attention_mask")
+    if ids is None or cache is None or (mask is not None and mask.shape[1] != ids.shape[1]):  # as generate tells them
+        return ids
+    return ids[:, int(cache.get_seq_length()) :]
+
+
+def refuse_nested(pixels: Tensor | None) -> None:
+    """Raise VPPError for pictures of a call within another: the running one's prompts would stand in for them."""
+    if pixels is not None:
+        raise VPPError(
+            "vpp_pixel_values came in a call within another call of the same model: make one after the other."
+        )
+
+
+def refuse_chunks(host: Any, call: dict[str, Any]) -> None:
+    """Raise VPPError where generate would cut the prompt into chunks."""
+    config = call.get("generation_config") or host.generation_config
+    if call.get("prefill_chunk_size") or config.to_dict().get("prefill_chunk_size"):  # not every config has it
+        raise VPPError("prefill_chunk_size cuts the prompt between placeholders: leave it unset together with VPP.")
+
+
+def _check_count(state: HostState, vpp: VPP, placeholders: int, *, images: int) -> None:
+    if placeholders and state.disabled:
+        raise VPPError(
+            f"input_ids hold {placeholders} {TOKEN} placeholders, but VPP is disabled here: make the inputs inside the "
+            "vpp_disabled block."
+        )
+    each = vpp.tokens_per_image
+    if placeholders != images * each:
+        raise VPPError(
+            f"input_ids hold {placeholders} {TOKEN} placeholders, but vpp_pixel_values hold {images} images that need "
+            f"{images * each} ({each} each): make text and images in one VPPProcessor call."
+        )
+
+
+def _check_pixels(state: HostState, vpp: VPP, pixels: Tensor) -> None:
+    if state.disabled:
+        raise VPPError("vpp_pixel_values came while VPP is disabled: make the inputs inside the vpp_disabled block.")
+    if vpp.local_vpp is None:
+        raise VPPError("vpp_pixel_values came, but this model has no local prompt: leave them out.")
+    planes = pixels.ndim == 4 and pixels.shape[1] == 3 and not pixels.shape[2] % 32 and not pixels.shape[3] % 32
+    if not planes or not pixels.is_floating_point():
+        raise VPPError(
+            "vpp_pixel_values must be normalised floats [images, 3, height, width] with sides in multiples of 32, but "
+            f"are {list(pixels.shape)} of {pixels.dtype}."
+        )
+
+
+def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: Tensor | None) -> None:
+    if tile_boxes is None:
+        if state.backbone.tiled and vpp.global_vpp is not None and has_images(state, call):
+            raise VPPError(
+                "images came without vpp_tile_boxes, which say what part of its picture each tile shows: make the "
+                "inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
+            )
+    elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4 or tile_boxes.dtype in (torch.bfloat16, torch.float16):
+        raise VPPError(
+            "vpp_tile_boxes must be [inputs, 4], the left, top, right and bottom of what each tile shows of its "
+            "picture, in millionths of the frame that has the axes, or float32 fractions of it (half precision would "
+            f"shift them), but are {list(tile_boxes.shape)} of {tile_boxes.dtype}."
+        )
+
+
+def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tensor | None) -> None:
+    if call.get("pixel_values_videos") is not None:
+        raise VPPError(
+            "pixel_values_videos came, but VPP takes pictures only, videos not yet: pass single frames as images, or "
+            "call within vpp_disabled(model)."
+        )
+    if has_features(call) and vpp.global_vpp is not None:
+        raise VPPError(
+            "precomputed image features bypass the vision encoder, where the global prompt acts: pass the pixels."
+        )
+    if pixels is None and vpp.tokens_per_image and has_images(state, call):
+        raise VPPError(
+            f"images came without vpp_pixel_values, but this model has a local prompt of {vpp.tokens_per_image} tokens "
+            "per image: make the inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
+        )
+    if pixels is not None and not has_images(state, call) and not has_features(call):
+        raise VPPError(
+            f"vpp_pixel_values came without {' or '.join(state.backbone.image_arguments)}, so the host would not see "
+            "the pictures: pass everything that one VPPProcessor call made."
+        )

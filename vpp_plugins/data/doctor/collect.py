@@ -1,0 +1,135 @@
+"""What the doctor keeps of the samples as they pass: columns of boxes, hashes of what was said, names of pictures."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vpp_plugins.boxes import BoxCodec
+from vpp_plugins.data.box_unit import BoxUnit
+from vpp_plugins.data.doctor.box_columns import BoxColumns
+from vpp_plugins.data.doctor.findings import Fault, Finding
+from vpp_plugins.data.doctor.frame_candidates import declared_candidate
+from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
+from vpp_plugins.data.doctor.repeats import Repeats
+from vpp_plugins.data.image_sizes import PictureSizes
+from vpp_plugins.data.record import Record, count_marks, fault
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk
+from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
+from vpp_plugins.errors import VPPError
+
+_SPECIMENS = 12
+_SHOWN = 5
+
+_NAMED = {
+    Issue.IMAGE_REPEATED: (Fault.IMAGE_REPEATED, "The picture would be put in several times."),
+    Issue.IMAGE_MISSING: (Fault.IMAGE_MISSING, "The model would not see the picture."),
+    Issue.EMPTY_TEXT: (Fault.EMPTY_TEXT, "There is nothing to look for."),
+    Issue.WRONG_COUNT: (Fault.BROKEN_BOX, "A box has not four numbers."),
+    Issue.NOT_FINITE: (Fault.BROKEN_BOX, "A box holds NaN or infinity."),
+    Issue.HUGE_NUMBER: (Fault.BROKEN_BOX, "A box holds a number beyond a million."),
+}
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A sample for the contact sheet, with its boxes as the file has them."""
+
+    id: str
+    image: str
+    size_wh: tuple[int, int] | None
+    text: str
+    boxes: tuple[Numbers, ...]
+
+
+class Ward:
+    """Takes records one by one. `tally` is the reader's own: what it could not make a record of stands there."""
+
+    def __init__(self, sizes: PictureSizes, tally: Tally) -> None:
+        self._sizes, self._read, self._seen = sizes, tally, Tally()
+        self._repeats = Repeats()
+        self._rng, self._boxed = random.Random(0), 0
+        self._columns: dict[int, tuple[BoxUnit | BoxCodec, BoxColumns]] = {}
+        self.ids: list[str] = []
+        self.pictures: dict[str, tuple[int, int] | None] = {}
+        """Names of pictures with the sizes that the data state."""
+        self.specimens: list[Specimen] = []
+
+    @property
+    def columns(self) -> Mapping[int, BoxColumns]:
+        """The boxes of each declared unit."""
+        return {key: columns for key, (_, columns) in self._columns.items()}
+
+    def admit(self, row: int, record: Record) -> None:
+        """Look at one record."""
+        self.ids.append(record.id)
+        self._repeats.add(row, record)
+        if record.image:
+            if self.pictures.setdefault(record.image, record.size_wh) is None:
+                self.pictures[record.image] = record.size_wh
+            if record.image_marks is not None:
+                count_marks(record.image_marks, record.id, self._seen)
+        for turn in record.turns:
+            if isinstance(turn, Locate) and not turn.expression.strip():
+                self._seen.add(Issue.EMPTY_TEXT, record.id)
+        if boxes := record.boxes:
+            size_wh = self._size(record)
+            self._add_boxes(row, record, boxes, size_wh)
+            self._keep_some(record, boxes, size_wh)
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with texts, single boxes and rows, and what is said twice."""
+        found = self._repeats.findings(self.ids)
+        for issue, (named, meaning) in _NAMED.items():
+            examples = tuple(self._seen.examples.get(issue, ()))
+            found.append(Finding(named, self._seen.counts[issue], len(self.ids), meaning, examples))
+        bad = [issue for issue in self._read.counts if issue not in CHOSEN | KEPT]
+        meaning = ", ".join(f"{issue} ({self._read.counts[issue]:,})" for issue in bad)
+        examples = tuple(example for issue in bad for example in self._read.examples[issue])[:_SHOWN]
+        found.append(Finding(Fault.BAD_ROW, sum(self._read.counts[issue] for issue in bad), 0, f"{meaning}.", examples))
+        return found
+
+    def notes(self, verdicts: Mapping[BoxColumns, FrameVerdict | None]) -> list[str]:
+        """Return what was met that is no fault, and what could not be judged."""
+        notes = [f"{count:,} x {issue}." for issue, count in self._read.counts.items() if issue in CHOSEN | KEPT]
+        if any(len(columns) and verdict is None for columns, verdict in verdicts.items()):
+            notes.append("Frame and unit of the boxes could not be judged: no picture's size is known.")
+        return notes
+
+    def _size(self, record: Record) -> tuple[int, int] | None:
+        try:
+            return record.size_wh or self._sizes(record.image)
+        except VPPError:  # the check of the pictures names it, where there is a folder
+            return None
+
+    def _add_boxes(self, row: int, record: Record, boxes: list[Numbers], size_wh: tuple[int, int] | None) -> None:
+        key = id(record.unit)  # a codec is slow to hash, and a reader uses one object throughout
+        if key not in self._columns:
+            declared = declared_candidate(record.unit)
+            if declared is None:
+                return
+            self._columns[key] = (record.unit, BoxColumns(declared))
+        columns = self._columns[key][1]
+        for numbers in boxes:
+            issue = fault(numbers, 4)
+            if issue is None:
+                columns.add(row, numbers, size_wh)
+            else:
+                self._seen.add(issue, record.id, str(list(numbers)))
+
+    def _keep_some(self, record: Record, boxes: list[Numbers], size_wh: tuple[int, int] | None) -> None:
+        """Keep twelve samples with boxes, each as likely as any other."""
+        place = self._boxed if self._boxed < _SPECIMENS else self._rng.randrange(self._boxed + 1)
+        self._boxed += 1
+        if place < _SPECIMENS:
+            specimen = Specimen(record.id, record.image, size_wh, _words(record), tuple(boxes))
+            self.specimens[place : place + 1] = [specimen]
+
+
+def _words(record: Record) -> str:
+    match next(turn for turn in record.turns if turn.boxes):
+        case Locate(expression):
+            return expression
+        case Describe(_, description):
+            return description
+        case Talk(question):
+            return question

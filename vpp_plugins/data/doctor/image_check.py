@@ -1,0 +1,106 @@
+"""The pictures of a data set: whether they are there, whole, as large as the data say, and in another set too."""
+
+import hashlib
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from vpp_plugins.data.doctor.findings import Fault, Finding
+from vpp_plugins.data.image_sizes import PictureError, UnsafePathError, picture_path, upright_size
+
+_SHOWN = 5
+_COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
+
+
+@dataclass
+class PictureCheck:
+    """Names of pictures, by what is wrong with them, and how many were decoded whole."""
+
+    unsafe: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    decoded: int = 0
+
+    def findings(self, total: int) -> list[Finding]:
+        """Return what was found, of so many pictures."""
+        kinds = (
+            (Fault.UNSAFE_PATH, self.unsafe, "Their names leave the folder of the pictures."),
+            (Fault.UNREADABLE, self.unreadable, "They are missing, or cannot be decoded."),
+            (Fault.SIZE_DIFFERS, self.differing, "The data state other sizes, so their boxes are in another frame."),
+        )
+        return [Finding(fault, len(names), total, meaning, tuple(names[:_SHOWN])) for fault, names, meaning in kinds]
+
+
+def check_pictures(
+    folder: Path, stated: Mapping[str, tuple[int, int] | None], *, decode: int, advance: Callable[[int], None]
+) -> PictureCheck:
+    """Check pictures by name, with the sizes that the data state; `advance` is told after each.
+
+    Headers are read of all, and up to `decode` of them, drawn at random beyond that number, are decoded whole: only
+    that finds a truncated file.
+    """
+    names = list(stated)
+    whole = set(names if len(names) <= decode else random.Random(0).sample(names, decode))
+    found = PictureCheck()
+    for name in names:
+        try:
+            path = picture_path(folder, name)
+            size = upright_size(path)
+            if name in whole:
+                found.decoded += 1
+                _decode(path)
+            if stated[name] not in (None, size):
+                found.differing.append(name)
+        except UnsafePathError:
+            found.unsafe.append(name)
+        except PictureError:
+            found.unreadable.append(name)
+        advance(1)
+    return found
+
+
+def shared_pictures(
+    ours: Sequence[str], theirs: Iterable[str], our_folder: Path | None, their_folder: Path | None
+) -> list[str]:
+    """Return which of our pictures are in the other set too.
+
+    With both folders given the files' bytes decide; else the names do. COCO's pictures are known by their number, under
+    whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`.
+    """
+    others = set(theirs)
+    numbers = {number for name in others if (number := _coco_number(name))}
+    same = {name for name in ours if _coco_number(name) in numbers}
+    if our_folder is None or their_folder is None:
+        same |= others.intersection(ours)
+    else:
+        digests = {digest for name in others if (digest := _digest(their_folder, name))}
+        same |= {name for name in ours if _digest(our_folder, name) in digests}
+    return [name for name in ours if name in same]
+
+
+def _coco_number(name: str) -> str:
+    match = _COCO.search(name)
+    return match[1] if match else ""
+
+
+def _digest(folder: Path, name: str) -> bytes | None:
+    try:
+        with picture_path(folder, name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (PictureError, OSError, ValueError):
+        return None
+
+
+def _decode(path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a picture lacks is among the findings, or is an error
+            with Image.open(path) as image:
+                image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+        raise PictureError(f"'{path}' cannot be decoded ({error}).") from None

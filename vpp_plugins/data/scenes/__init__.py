@@ -1,0 +1,24 @@
+"""The scene benchmark and the committed photographs: images made or loaded with objects and expressions."""
+
+from vpp_plugins.data.scenes.assets import Assets, fetch_assets, find_assets
+from vpp_plugins.data.scenes.folder import SceneFolder, load_scenes, write_scenes
+from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
+from vpp_plugins.data.scenes.photos import FOLDER, load_real_photos
+from vpp_plugins.data.scenes.shapes import Shapes
+from vpp_plugins.data.scenes.source import SceneSource
+
+__all__ = [
+    "FOLDER",
+    "SCENES_VERSION",
+    "Assets",
+    "Scene",
+    "SceneFolder",
+    "SceneGenerator",
+    "SceneSource",
+    "Shapes",
+    "fetch_assets",
+    "find_assets",
+    "load_real_photos",
+    "load_scenes",
+    "write_scenes",
+]

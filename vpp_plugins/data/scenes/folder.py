@@ -1,0 +1,210 @@
+"""Scenes as files: `images/000000.jpg` and so on, `scenes.jsonl` with one line per picture, and `manifest.json`."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, overload
+
+from vpp_plugins.data.json_stream import write_whole
+from vpp_plugins.data.scenes.assets import Assets
+from vpp_plugins.data.scenes.expressions import Expression, SceneObject
+from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
+from vpp_plugins.data.scenes.source import SceneSource
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import load_image
+
+_CHUNK = 50  # scenes between two points from which a killed run continues
+
+
+def write_scenes(
+    out: str | Path,
+    count: int,
+    seed: int,
+    split: str,
+    *,
+    source: Assets | SceneSource,
+    size: int = 448,
+    min_objects: int = 3,
+    max_objects: int = 6,
+    workers: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Writes scenes 0 to count - 1 as JPEG (quality 92) with their expressions, and returns the folder.
+
+    The same arguments and pictures give the same bytes, whatever `workers` (processes) is. The folder `out` appears
+    when complete; until then the work lies beside it, and a killed run continues there. A complete folder with the
+    same settings is left as it is. `progress` shows a bar. Raises VPPError where `out` holds anything else.
+    """
+    out = Path(out)
+    if count < 1 or workers < 1:
+        raise VPPError(f"count and workers must be at least 1, not {count} and {workers}.")
+    generator = SceneGenerator(
+        source, split=split, seed=seed, size=size, min_objects=min_objects, max_objects=max_objects
+    )
+    manifest = {
+        "scenes_version": SCENES_VERSION,
+        "source": generator.source.digest(),
+        "split": split,
+        "seed": seed,
+        "count": count,
+        "size": size,
+        "min_objects": min_objects,
+        "max_objects": max_objects,
+    }
+    work = out.parent / f".{out.name}-partial"
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        _check_same(out / "manifest.json", manifest)
+        shutil.rmtree(work, ignore_errors=True)
+        return out
+    _start_or_continue(work, manifest)
+    starts = [start for start in range(0, count, _CHUNK) if not _lines_file(work, start).is_file()]
+    left = sum(min(_CHUNK, count - start) for start in starts)
+    with _progress_bar(count, count - left, progress) as advance:
+        for written in _write_chunks(generator, work, count, starts, workers):
+            advance(written)
+    _finish(work, out, count)
+    return out
+
+
+def load_scenes(folder: str | Path) -> "SceneFolder":
+    """Opens what `write_scenes` wrote. Raises VPPError for a folder that is no finished scene folder."""
+    folder = Path(folder)
+    if not (folder / "manifest.json").is_file() or not (folder / "scenes.jsonl").is_file():
+        raise VPPError(f"{folder} holds no manifest.json and scenes.jsonl. Write scenes there with write_scenes().")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    lines = (folder / "scenes.jsonl").read_text(encoding="utf-8").splitlines()
+    if len(lines) != manifest["count"]:
+        raise VPPError(f"{folder} should hold {manifest['count']} scenes but lists {len(lines)}. Write it again.")
+    return SceneFolder(folder, manifest, tuple(json.loads(line) for line in lines))
+
+
+@dataclass(frozen=True)
+class SceneFolder(Sequence[Scene]):
+    """The scenes of a folder, in order; each picture is read when its scene is asked for."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Scene: ...
+    @overload
+    def __getitem__(self, index: slice) -> "list[Scene]": ...
+    def __getitem__(self, index: int | slice) -> "Scene | list[Scene]":
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        record = self.records[index]
+        return Scene(
+            key=record["key"],
+            image=load_image(self.folder / record["image"]),
+            width=record["width"],
+            height=record["height"],
+            objects=tuple(
+                SceneObject(item["name"], tuple(item["box_xyxy"]), item["attribute"]) for item in record["objects"]
+            ),
+            expressions=tuple(
+                Expression(item["text"], tuple(item["box_xyxy"]), item["kind"], item["object"])
+                for item in record["expressions"]
+            ),
+        )
+
+
+# While scenes are written, the work folder holds `lines/`, one file per finished chunk, and `scenes/`, which gets its
+# final name in the last step.
+
+
+def _start_or_continue(work: Path, manifest: dict[str, Any]) -> None:
+    for folder in (work / "lines", work / "scenes" / "images"):
+        folder.mkdir(parents=True, exist_ok=True)
+    stored = work / "scenes" / "manifest.json"
+    if stored.exists():
+        _check_same(stored, manifest)
+    else:
+        write_whole(stored, json.dumps(manifest, indent=1) + "\n")
+
+
+def _check_same(stored: Path, manifest: dict[str, Any]) -> None:
+    if not stored.is_file():
+        raise VPPError(f"{stored.parent} exists but holds no scenes. Name a new or an empty folder.")
+    found = json.loads(stored.read_text(encoding="utf-8"))
+    different = [
+        f"{key}={found.get(key)!r}, not {value!r}" for key, value in manifest.items() if found.get(key) != value
+    ]
+    if different:
+        raise VPPError(
+            f"{stored.parent} was begun with other settings ({'; '.join(different)}). "
+            "Name another folder, or delete this one."
+        )
+
+
+def _lines_file(work: Path, start: int) -> Path:
+    return work / "lines" / f"{start:06d}.jsonl"
+
+
+def _write_chunks(generator: SceneGenerator, work: Path, count: int, starts: list[int], workers: int) -> Iterator[int]:
+    """Yields the number of scenes after each finished chunk."""
+    if workers == 1 or len(starts) <= 1:
+        for start in starts:
+            yield _write_chunk(generator, work, count, start)
+        return
+    # A fresh process instead of a forked one: torch's threads may run in this one.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_keep, initargs=(generator,)) as pool:
+        tasks = [pool.submit(_write_chunk_with_kept, work, count, start) for start in starts]
+        for task in as_completed(tasks):
+            yield task.result()
+
+
+_kept: list[SceneGenerator] = []  # one per worker process, so that its decoded pictures serve every chunk
+
+
+def _keep(generator: SceneGenerator) -> None:
+    _kept.append(generator)
+
+
+def _write_chunk_with_kept(work: Path, count: int, start: int) -> int:
+    return _write_chunk(_kept[0], work, count, start)
+
+
+def _write_chunk(generator: SceneGenerator, work: Path, count: int, start: int) -> int:
+    lines = []
+    for index in range(start, min(start + _CHUNK, count)):
+        scene = generator.scene(index)
+        name = f"images/{index:06d}.jpg"
+        scene.image.save(work / "scenes" / name, format="JPEG", quality=92, subsampling="4:2:0", optimize=False)
+        record: dict[str, Any] = {"key": scene.key, "image": name, "width": scene.width, "height": scene.height}
+        record["objects"] = [asdict(item) for item in scene.objects]
+        record["expressions"] = [asdict(expression) for expression in scene.expressions]
+        lines.append(json.dumps(record) + "\n")
+    write_whole(_lines_file(work, start), "".join(lines))
+    return len(lines)
+
+
+def _finish(work: Path, out: Path, count: int) -> None:
+    texts = [_lines_file(work, start).read_text(encoding="utf-8") for start in range(0, count, _CHUNK)]
+    write_whole(work / "scenes" / "scenes.jsonl", "".join(texts))
+    if out.exists():
+        out.rmdir()  # an empty folder, as checked above
+    (work / "scenes").rename(out)
+    shutil.rmtree(work)
+
+
+@contextmanager
+def _progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    if not shown:
+        yield lambda written: None
+        return
+    try:
+        from rich.progress import Progress
+    except ModuleNotFoundError:
+        raise VPPError("The progress bar needs rich: pip install 'vpp-plugins[demo]', or progress=False.") from None
+    with Progress() as bar:
+        task = bar.add_task("Scenes", total=total, completed=done)
+        yield lambda written: bar.advance(task, written)

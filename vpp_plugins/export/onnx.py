@@ -1,0 +1,79 @@
+"""The local prompt as an ONNX graph, for serving it without PyTorch."""
+
+import copy
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts import VPP
+
+
+def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
+    """Write the local prompt as one ONNX file, in float32, and return its path; the file appears whole or not at all.
+
+    The graph takes `pixel_values [images, 3, side, side]`, as `images.letterbox` makes them at the configuration's
+    `image_size`, any number of images at a time, and returns `features [images, queries, hidden]`: what the
+    placeholders' rows of the token embeddings are replaced by. The global prompt on the detector's pictures, and the
+    mask of their padding, are in the graph. `vpp` is an attached model's `model.vpp`, and stays as it is.
+
+        export_local_prompt(model.vpp, "local_prompt.onnx")
+        features = onnxruntime.InferenceSession("local_prompt.onnx").run(None, {"pixel_values": pixels})[0]
+
+    Needs the packages onnx and onnxscript. Raises VPPError without them, without a local prompt, and for a detector
+    that ONNX cannot express.
+    """
+    if vpp.local_vpp is None or vpp.config.local_vpp is None:
+        raise VPPError("there is no local prompt to export: this model was attached with VPPConfig(local_vpp=None).")
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise VPPError(f"exporting to ONNX needs {' and '.join(missing)}: pip install onnx onnxscript.")
+    target, side = Path(path), vpp.config.local_vpp.image_size
+    if not target.parent.is_dir():
+        raise VPPError(f"the folder '{target.parent}' does not exist: make it first.")
+    temporary = target.with_name(f".{target.name}.part")
+    module = _LocalPrompt(copy.deepcopy(vpp).float().cpu()).eval()
+    pictures = torch.zeros(2, 3, side, side)  # two, because tracing takes a single one for a constant
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's exporter calls its own deprecated names
+            program = torch.onnx.export(
+                module,
+                (pictures,),
+                dynamo=True,
+                verbose=False,
+                optimize=False,  # runtimes do it themselves
+                input_names=["pixel_values"],
+                output_names=["features"],
+                dynamic_shapes=({0: torch.export.Dim("images")},),
+            )
+        if program is None:
+            raise VPPError("this version of torch returned no ONNX program: torch 2.6 or newer is needed.")
+        program.save(temporary, external_data=False)
+        temporary.replace(target)
+    except torch.onnx.OnnxExporterError as error:
+        generator = type(vpp.local_vpp.generator).__name__
+        raise VPPError(
+            f"the generator {generator} cannot be exported to ONNX ({str(error).splitlines()[0]}): serve it with torch."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+class _LocalPrompt(nn.Module):
+    """Pictures in, features out, one row of queries for each picture."""
+
+    def __init__(self, vpp: VPP) -> None:
+        super().__init__()
+        self.vpp = vpp
+
+    def forward(self, pixel_values: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
+        features: Tensor = self.vpp(pixel_values).features
+        apart: Tensor = features.unflatten(0, (pixel_values.shape[0], self.vpp.tokens_per_image))
+        return apart

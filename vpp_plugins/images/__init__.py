@@ -1,0 +1,29 @@
+"""Images: loaded upright, letterboxed, drawn on."""
+
+from vpp_plugins.images.load import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
+    ImageSource,
+    flatten_images,
+    letterbox,
+    letterboxes,
+    load_image,
+    load_images,
+    normalise,
+)
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "LARGEST_SIDE",
+    "SMALLEST_SIDE",
+    "ImageSource",
+    "flatten_images",
+    "letterbox",
+    "letterboxes",
+    "load_image",
+    "load_images",
+    "normalise",
+]

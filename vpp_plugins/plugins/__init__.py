@@ -1,0 +1,35 @@
+"""Plugins: the hooks, who claims a model, and what an adapter says of it."""
+
+from vpp_plugins.boxes import BOX_CODECS
+from vpp_plugins.plugins.backbone import Backbone, PixelLayout, keep_processor
+from vpp_plugins.plugins.hookspecs import PROJECT, Converter, hookimpl
+from vpp_plugins.plugins.registry import (
+    GENERATORS,
+    BrokenPluginWarning,
+    adapters,
+    box_codec,
+    broken,
+    build_generator,
+    converter,
+    describe,
+    manager,
+)
+
+__all__ = [
+    "BOX_CODECS",
+    "GENERATORS",
+    "PROJECT",
+    "Backbone",
+    "BrokenPluginWarning",
+    "Converter",
+    "PixelLayout",
+    "adapters",
+    "box_codec",
+    "broken",
+    "build_generator",
+    "converter",
+    "describe",
+    "hookimpl",
+    "keep_processor",
+    "manager",
+]

@@ -1,0 +1,50 @@
+"""Whether a processor can be this host's: another family's would fail late, in words that name neither."""
+
+from typing import Any
+
+from vpp_plugins.attach import vocabulary
+from vpp_plugins.errors import VPPError
+from vpp_plugins.prompts import TOKEN
+
+
+def check_processor(processor: Any) -> None:
+    """Raise VPPError for a part of a processor, or for none."""
+    from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
+
+    if processor is None or isinstance(processor, ImageProcessingMixin | PreTrainedTokenizerBase):
+        raise VPPError(
+            f"the host's whole processor is needed, tokenizer and image processor in one, but a "
+            f"{type(processor).__name__} came: load it with AutoProcessor.from_pretrained(...)."
+        )
+
+
+def check_pair(processor: Any, host: Any) -> None:
+    """Raise VPPError where a processor is certainly another model's.
+
+    That is: its tokenizer has ids for which the host embeds nothing, or no image token at the id where the host expects
+    its images. What cannot be told passes, as do processors and hosts that are not transformers' own.
+    """
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+    tokenizer = vars(processor).get("tokenizer")
+    theirs = isinstance(processor, ProcessorMixin) and isinstance(host, PreTrainedModel)
+    if not theirs or not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return
+    pair = f"{type(processor).__name__} is not the processor of this {type(host).__name__}"
+    rows, ids = vocabulary.rows_of(host), {word: i for word, i in tokenizer.get_vocab().items() if word != TOKEN}
+    word = max(ids, key=lambda name: ids[name], default=None)
+    if word is not None and ids[word] >= rows:
+        raise VPPError(
+            f"{pair}: its tokenizer has '{word}' at {ids[word]}, but the model embeds {rows} ids; load the processor "
+            "of the model's own checkpoint, or after adding tokens call model.resize_token_embeddings(len(tokenizer))."
+        )
+    settings = host.config.to_dict()
+    expected = settings.get("image_token_id", settings.get("image_token_index"))
+    # some processors name the marker in texts, which is not what they write for a picture: Gemma 3, Llama 4
+    own = {vars(processor).get("image_token_id"), *tokenizer.get_added_vocab().values()}
+    if isinstance(expected, int) and expected not in own:
+        raise VPPError(
+            f"{pair}: the model expects pictures at token id {expected}, which is "
+            f"{tokenizer.convert_ids_to_tokens(expected)!r} to its tokenizer, and no image token; load the processor "
+            "of the model's own checkpoint."
+        )

@@ -1,0 +1,244 @@
+"""The processor of an attached model: the host's own, plus the placeholders and the detector's pictures."""
+
+import copy
+import functools
+import os
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
+
+from vpp_plugins import plugins
+from vpp_plugins.attach import active_vpp, every_vpp, host_state, unwrap, vocabulary
+from vpp_plugins.boxes import ImageMeta, metas_of
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import flatten_images, letterboxes
+from vpp_plugins.processor.checks import check_pair, check_processor
+from vpp_plugins.processor.normalisation import match_normalisation
+from vpp_plugins.processor.placeholders import Placement, check_marker, image_marker
+from vpp_plugins.processor.tile_boxes import tile_boxes
+from vpp_plugins.prompts import TOKEN
+
+
+class VPPProcessor:
+    """Called like the host's processor; adds `<|vpp|>` after every image of the text, and `vpp_pixel_values`.
+
+    Works on a copy of `processor`, with the settings that grounding needs (LLaVA: pictures are padded to a square,
+    because transformers' default crops their sides away). Adds `<|vpp|>` to the copy's tokenizer and binds its id to
+    the model; a spare row of the embedding is used where there is one, else the table grows by a row, until detach_vpp:
+    its Parameter is then a new one, so make the processor before the optimizer and before get_peft_model.
+
+    Each image of the text gets its placeholders right after its own tokens (Qwen: before `<|vision_end|>`). Where the
+    host sets images before the text itself and writes no tokens for them, the text begins with the placeholders.
+    """
+
+    def __init__(self, processor: Any, model: nn.Module) -> None:
+        if isinstance(processor, VPPProcessor):
+            raise VPPError("this processor is a VPPProcessor already: pass the host's own processor.")
+        check_processor(processor)
+        host = unwrap(model)
+        self._state = host_state(model)
+        if self._state.disabled:
+            raise VPPError("a VPPProcessor cannot be made inside a vpp_disabled block: leave the block first.")
+        check_pair(processor, host)
+        vpp = active_vpp(host)
+        self.processor = copy.deepcopy(processor)
+        self._state.backbone.prepare_processor(self.processor)
+        self._tokens_per_image = vpp.tokens_per_image
+        self._tiled = vpp.global_vpp is not None and self._state.backbone.tiled
+        self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
+        for copied in every_vpp(host):
+            match_normalisation(copied, self.image_processor)
+        if self._tokens_per_image:
+            marker = image_marker(self.processor, self._state.backbone.image_token)
+            check_marker(self.processor, marker)
+            self._place = Placement(marker, self._tokens_per_image)
+            self._token_id = _add_token(self.processor.tokenizer, host, self._state)
+            for copied in every_vpp(host):
+                copied.bind_token(self._token_id)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], model: nn.Module, **kwargs: Any) -> Self:
+        """Load the processor of a folder or hub id, as `save_pretrained` or the host's own wrote it, and wrap it."""
+        from transformers import AutoProcessor
+
+        return cls(AutoProcessor.from_pretrained(folder, **kwargs), model)
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
+        """Return the host's inputs with `vpp_pixel_values [images, 3, side, side]` in reading order of the images.
+
+        `images` is one picture, a list, or a list per text; pictures are paths, addresses, bytes, PIL images, or 8-bit
+        arrays [height, width, 3] or tensors [3, height, width]. Hosts that cut pictures into tiles also get
+        `vpp_tile_boxes [encoder inputs, 4]`, see `tile_boxes`. Inside `vpp_disabled(model)` the host's inputs come
+        alone.
+        """
+        if not self._state.attached:
+            raise VPPError("this processor's model was detached from VPP: use the host's own processor.")
+        flat = flatten_images(images)
+        pictures = _like(images, iter(flat)) if flat else None
+        if self._state.disabled:
+            return self.processor(images=pictures, text=text, **kwargs)
+        if kwargs.get("videos") is not None:
+            raise VPPError("videos cannot be processed together with VPP yet: pass their frames as images.")
+        host, marked = self._placed(text, _lengths(images), len(flat))
+        inputs = host(images=pictures, text=marked, **kwargs)
+        if self._tokens_per_image and "input_ids" in inputs:
+            self._check_whole(inputs["input_ids"], len(flat) * self._tokens_per_image)
+        if flat:
+            for name, views in self._views(flat, kwargs).items():
+                inputs[name] = views.numpy() if kwargs.get("return_tensors") == "np" else views
+        return inputs
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool = False, **kwargs: Any) -> Any:
+        """Render a chat, or a list of chats, with the host's template.
+
+        With `tokenize`, return the inputs, pictures named in the chat (`image`, `url`, `path`) included. The other
+        arguments are those of the host's own `apply_chat_template`.
+        """
+        if not tokenize:
+            return self.processor.apply_chat_template(conversation, tokenize=False, **kwargs)
+        host, kind = copy.copy(self.processor), self.__class__
+        host.__class__ = _calling_another(kind)
+        host.vpp_processor = self
+        return host.apply_chat_template(conversation, tokenize=True, **{**kwargs, "return_dict": True})
+
+    def image_metas(self, images: Any) -> list[ImageMeta]:
+        """Return what the box codec of the model's family must know of each picture, in reading order."""
+        return metas_of(
+            flatten_images(images), plugins.box_codec(self._state.backbone.box_format), self.image_processor
+        )
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The host processor's too: libraries that ask `isinstance(processor, ProcessorMixin)` take this one."""
+        return type(self.processor)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is not here from the host's processor: `image_token`, `image_token_id`, ..."""
+        if name == "processor":  # not there yet, while this object is being unpickled
+            raise AttributeError(name)
+        return getattr(self.processor, name)
+
+    def __reduce__(self) -> Any:
+        return _restored, (self.__dict__,)
+
+    @property
+    def chat_template(self) -> Any:
+        """The copy's chat template; may be set."""
+        return self.processor.chat_template
+
+    @chat_template.setter
+    def chat_template(self, template: Any) -> None:
+        self.processor.chat_template = template
+
+    @property
+    def tokenizer(self) -> Any:
+        """The copy's tokenizer, which knows `<|vpp|>`."""
+        return self.processor.tokenizer
+
+    @property
+    def image_processor(self) -> Any:
+        """The copy's image processor."""
+        return self.processor.image_processor
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """The host's input names and ours."""
+        ours = {"vpp_pixel_values": self._tokens_per_image, "vpp_tile_boxes": self._tiled}
+        return [*self.processor.model_input_names, *(name for name, given in ours.items() if given)]
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """Decode ids as the host's processor does."""
+        text: str = self.processor.decode(*args, **kwargs)
+        return text
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Decode a batch of ids as the host's processor does."""
+        texts: list[str] = self.processor.batch_decode(*args, **kwargs)
+        return texts
+
+    def save_pretrained(self, folder: Any, **kwargs: Any) -> Any:
+        """Save the host's processor with its settings and `<|vpp|>`; `VPPProcessor.from_pretrained` wraps it again."""
+        return self.processor.save_pretrained(folder, **kwargs)
+
+    def _placed(self, text: Any, sizes: list[int] | None, images: int) -> tuple[Any, Any]:
+        """Return the processor to call, and the text with the placeholders that it does not put in itself."""
+        if not self._tokens_per_image:
+            return self.processor, text
+        found = self.tokenizer.get_vocab().get(TOKEN)
+        if found != self._token_id:
+            raise VPPError(
+                f"the tokenizer's id of {TOKEN} is {found}, but the model knows {self._token_id}: the tokenizer was "
+                "swapped or changed, so make a new VPPProcessor."
+            )
+        return self._place(self.processor, text, sizes, images)
+
+    def _views(self, pictures: list[Image.Image], options: dict[str, Any]) -> dict[str, Tensor]:
+        """Return what VPP takes beside the host's inputs; `options` are those of the call."""
+        views = {}
+        if self._tokens_per_image:
+            views["vpp_pixel_values"] = letterboxes(pictures, self._image_size)
+        if self._tiled:
+            sizes = [(picture.height, picture.width) for picture in pictures]
+            names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
+            settings = {name: value for name, value in options.items() if name in names}
+            views["vpp_tile_boxes"] = tile_boxes(self.processor, sizes, self._state.backbone, **settings)
+        return views
+
+    def _check_whole(self, input_ids: Any, expected: int) -> None:
+        rows = input_ids.tolist() if isinstance(input_ids, Tensor | np.ndarray) else input_ids
+        found = sum(row.count(self._token_id) for row in (rows if rows and isinstance(rows[0], list) else [rows]))
+        if found != expected:
+            raise VPPError(
+                f"{found} of {expected} {TOKEN} placeholders are left in the tokenised text: max_length cuts them off, "
+                "so raise it or turn truncation off."
+            )
+
+
+def _restored(state: dict[str, Any]) -> VPPProcessor:
+    processor = object.__new__(VPPProcessor)
+    processor.__dict__.update(state)
+    return processor
+
+
+def _lengths(images: Any) -> list[int] | None:
+    """Return how many pictures each list holds; None for a flat list, whose pictures belong to no text yet."""
+    if not isinstance(images, list | tuple) or not any(isinstance(part, list | tuple) for part in images):
+        return None
+    return [len(part) if isinstance(part, list | tuple) else 1 for part in images]
+
+
+def _like(images: Any, pictures: Iterator[Image.Image]) -> Any:
+    """Put the pictures back into the nesting of `images`."""
+    if isinstance(images, list | tuple):
+        return [_like(part, pictures) for part in images]
+    return next(pictures)
+
+
+@functools.cache
+def _calling_another(processor_class: type) -> type:
+    """Return a class like the host processor's whose instances, where they call themselves, call `vpp_processor`."""
+
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it is what the class gets
+        return self.vpp_processor(*args, **kwargs)
+
+    body = {"__module__": processor_class.__module__, "__call__": __call__}
+    return type(processor_class.__name__, (processor_class,), body)
+
+
+def _add_token(tokenizer: Any, host: Any, state: Any) -> int:
+    tokenizer.add_tokens([TOKEN], special_tokens=True)
+    token_id: int = tokenizer.convert_tokens_to_ids(TOKEN)
+    bound = active_vpp(host).token_id
+    if bound not in (None, token_id):
+        raise VPPError(
+            f"this processor's tokenizer gives {TOKEN} the id {token_id}, but another VPPProcessor has bound the model "
+            f"to {bound}: use the processor of the same tokenizer, or detach_vpp and attach anew."
+        )
+    rows = vocabulary.rows_of(host)
+    if token_id >= rows:
+        state.host_rows = rows if state.host_rows is None else state.host_rows
+        vocabulary.grow(host, token_id + 1)
+    return token_id

@@ -1,0 +1,170 @@
+"""Which part of its picture each input of a vision encoder shows, asked of the host's own processor.
+
+Processors cut, pad and shrink pictures in as many ways as there are families, and few say how. So a picture whose
+colours are its own coordinates goes through the processor, and the colours that come out tell where each input lies.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from vpp_plugins.attach import PER_SIDE
+from vpp_plugins.errors import VPPError
+from vpp_plugins.plugins import Backbone
+from vpp_plugins.plugins.layouts import Patches
+from vpp_plugins.processor.placeholders import image_marker
+from vpp_plugins.prompts import Overlay, Window
+
+NOWHERE: Window = (2.0, 2.0, 3.0, 3.0)
+"""The window of an input that is padding throughout."""
+
+EDGE = 3
+"""Resizing bends the coordinates near a picture's edge: pixels of the picture, and of the input, that are not asked."""
+
+KEPT = 1000
+"""Answers that are kept for each processor."""
+
+Views = tuple[tuple[Window, ...], ...]
+"""The windows of one picture's inputs, in each of the host's image arguments."""
+
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], Views]] = WeakKeyDictionary()
+"""What each processor answered, by size and settings."""
+
+
+def tile_boxes(
+    processor: Any, sizes_hw: Sequence[tuple[int, int]], backbone: Backbone, **settings: Any
+) -> Int[Tensor, "inputs 4"]:
+    """Return (left, top, right, bottom) of every encoder input, in millionths of the frame that carries the axes.
+
+    The pictures have the given heights and widths, in reading order; `settings` are the arguments of the processor's
+    call that concern images. Inputs come in the order in which the encoder gets them, without padding tiles; where a
+    host has several image arguments, all of the first come before all of the second. (0, 0, 1000000, 1000000) is the
+    whole frame, and what lies beyond it is padding.
+
+    One extra pass of the processor for each new size; answers are kept. Raises VPPError where the processor cannot take
+    such a picture.
+    """
+    known = _KNOWN.setdefault(processor, {})
+    setting = (processor.image_processor.to_json_string(), backbone.pixel_layout, backbone.frame, repr(settings))
+    if len(known) > KEPT:
+        known.clear()
+    each = []
+    for size_hw in sizes_hw:
+        views = known.get((size_hw, *setting))
+        if views is None:
+            views = known[size_hw, *setting] = _ask(processor, size_hw, backbone, settings)
+        each.append(views)  # not looked up again: another thread may clear what is known
+    return to_tile_boxes([window for views in zip(*each, strict=True) for picture in views for window in picture])
+
+
+def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
+    """Return windows as `vpp_tile_boxes`: whole numbers, which `inputs.to(torch.bfloat16)` leaves as they are."""
+    return torch.tensor(windows, dtype=torch.float64).reshape(-1, 4).mul(PER_SIDE).round().long()
+
+
+def _ask(processor: Any, size_hw: tuple[int, int], backbone: Backbone, settings: Mapping[str, Any]) -> Views:
+    inputs = _process(processor, size_hw, backbone, settings)
+    pictures = [_pictures(backbone, inputs, name) for name in backbone.image_arguments]
+    return tuple(
+        tuple(_in_frame(_window(picture, size_hw), size_hw, backbone.frame) for picture in view) for view in pictures
+    )
+
+
+def _process(
+    processor: Any, size_hw: tuple[int, int], backbone: Backbone, settings: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Send coordinates through the processor: red is x, green is y, both from 0 to 1, and blue is 1."""
+    from transformers.image_processing_backends import PilBackend
+
+    height, width = size_hw
+    coordinates = torch.ones(3, height, width)
+    coordinates[0] = (torch.arange(width) + 0.5) / width
+    coordinates[1] = ((torch.arange(height) + 0.5) / height)[:, None]
+    if isinstance(processor.image_processor, PilBackend):
+        coordinates = (coordinates + 0.5 / 255).clamp(max=1)  # PIL holds 8 bits, and rounds down
+    plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    marker = image_marker(processor, backbone.image_token)
+    try:
+        inputs: Mapping[str, Any] = processor(images=[coordinates], text=[marker], **{**settings, **plain})
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise VPPError(
+            f"{type(processor).__name__} cannot tell what its tiles show, because it fails on a picture of floats "
+            f"({error}): pass vpp_tile_boxes of your own, or leave the global prompt out, VPPConfig(global_vpp=None)."
+        ) from error
+    return inputs
+
+
+def _pictures(backbone: Backbone, inputs: Mapping[str, Any], name: str) -> list[Float[Tensor, "3 height width"]]:
+    """Return every input as a picture: what the layout would lay the axes over."""
+    if inputs.get(name) is None:
+        return []
+    nothing = torch.zeros(3, 1, 1)
+    seen = _Seen(nothing, nothing[0], 1.0, "kept", "bilinear", shrink=False)
+    seen.pictures = []
+    backbone.pixel_layout(torch.as_tensor(inputs[name]), seen, None, encoder_arguments(inputs))
+    layout = backbone.pixel_layout
+    return seen.pictures[:: layout.frames if isinstance(layout, Patches) else 1]  # Qwen-VL repeats a picture in time
+
+
+def encoder_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a processor's inputs under the vision encoder's names too, which lack `image_`: `image_grid_thw`, ..."""
+    return {**inputs, **{name.removeprefix("image_"): value for name, value in inputs.items()}}
+
+
+class _Seen(Overlay):
+    """An overlay that lays nothing over the pictures that a layout gives it, and remembers them."""
+
+    pictures: list[Float[Tensor, "3 height width"]]
+
+    def blend(
+        self, pixels: Float[Tensor, "images 3 height width"], windows: Sequence[Window] | None = None
+    ) -> Float[Tensor, "images 3 height width"]:
+        self.pictures.extend(pixels)
+        return pixels
+
+
+def _window(picture: Float[Tensor, "3 height width"], size_hw: tuple[int, int]) -> Window:
+    """Read what an input shows of the picture off the coordinates in it."""
+    x, y, one = picture.double()
+    content = ((one - 1).abs() < 1e-3) & (x > 0) & (x < 1) & (y > 0) & (y < 1)
+    if not content.any():
+        return NOWHERE
+    left, right = _reach((x * content).sum(0) / content.sum(0).clamp(min=1), content.any(0), size_hw[1])
+    top, bottom = _reach((y * content).sum(1) / content.sum(1).clamp(min=1), content.any(1), size_hw[0])
+    return left, top, right, bottom
+
+
+def _reach(coordinates: Float[Tensor, " length"], content: Bool[Tensor, " length"], source: int) -> tuple[float, float]:
+    """Fit a line to the coordinates along one side of an input and return its values at both ends."""
+    length, places = len(coordinates), torch.nonzero(content)[:, 0].numpy()
+    values = coordinates.numpy()[places]
+    if len(places) == 1:  # a sliver at the picture's edge
+        step = 2 * min(values[0], 1 - values[0])
+    else:
+        inner = (values * source > EDGE) & ((1 - values) * source > EDGE)
+        inner &= (places >= places[0] + EDGE) & (places <= places[-1] - EDGE)
+        if inner.sum() > 1:
+            places, values = places[inner], values[inner]
+        step = np.polyfit(places, values, 1)[0]
+    start = values.mean() - step * (places.mean() + 0.5)
+    return round(float(start), 6), round(float(start + step * length), 6)
+
+
+def _in_frame(window: Window, size_hw: tuple[int, int], frame: str) -> Window:
+    """Bring a window from units of the picture to those of the frame that carries the axes."""
+    if frame == "image":
+        return window
+    (height, width), side = size_hw, max(size_hw)
+    left, top, right, bottom = window
+    x, y = (side - width) / 2, (side - height) / 2
+    return (
+        (left * width + x) / side,
+        (top * height + y) / side,
+        (right * width + x) / side,
+        (bottom * height + y) / side,
+    )

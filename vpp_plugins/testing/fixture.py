@@ -1,0 +1,199 @@
+"""What the promises are tried on: a bare host, the same host attached, and batches of inputs for both."""
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from vpp_plugins import plugins
+from vpp_plugins.attach import attach_vpp, host_state, is_attached, rows_of
+from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
+from vpp_plugins.errors import VPPError
+from vpp_plugins.images import letterbox
+from vpp_plugins.plugins import Backbone
+from vpp_plugins.processor import VPPProcessor, image_marker
+from vpp_plugins.prompts import Prompts
+from vpp_plugins.testing import toy
+from vpp_plugins.testing.reference_host import Twin, give_row, spare_ids
+
+IMAGE_SIDE = 64
+SIZES = ((64, 48), (48, 72), (56, 56))
+"""Width and height of the generated pictures."""
+QUERIES = 2
+
+Inputs = dict[str, Any]
+
+
+@dataclass
+class Bench:
+    """A host bare and attached. Promises take copies of what they change."""
+
+    bare: Any
+    """Never run itself: some hosts keep what their first forward computed, or hooks that do not pickle."""
+    attached: Any
+    processor: Any
+    """The host's own, or None where inputs were given."""
+    adapter: str | Backbone | None
+    batches: dict[str, Inputs]
+    """Inputs for the attached host, by how they were made."""
+    spare: Tensor
+    """Ids of the vocabulary that mean nothing to the host; as many as there are placeholders."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """What the adapter told of the host."""
+        return host_state(self.attached).backbone
+
+    @property
+    def token_id(self) -> int:
+        """The placeholder's id; -1 without a local prompt."""
+        token_id: int | None = self.attached.vpp.token_id
+        return -1 if token_id is None else token_id
+
+    def first(self) -> Inputs:
+        """Return one batch, for promises that need no more."""
+        return next(iter(self.batches.values()))
+
+    def host_inputs(self, inputs: Inputs) -> Inputs:
+        """Return what the bare host takes: the placeholders are spare ids, nothing is ours."""
+        placeholders = inputs["input_ids"] == self.token_id
+        ids = inputs["input_ids"].masked_scatter(placeholders, self.spare.to(inputs["input_ids"].device))
+        return {name: value for name, value in inputs.items() if not name.startswith("vpp_")} | {"input_ids": ids}
+
+    @torch.no_grad()
+    def twin(self, inputs: Inputs) -> Twin:
+        """Return the unpatched host that does with `host_inputs(inputs)` what the attached one does with `inputs`."""
+        prompts: Prompts = self.attached.vpp(inputs.get("vpp_pixel_values"))
+        return Twin(copy.deepcopy(self.bare), prompts, self.backbone, inputs, self.spare, rows_of(self.attached))
+
+    def fresh(self) -> Any:
+        """Return a host attached like `attached`, that nothing has run on yet."""
+        model = self.attach(copy.deepcopy(self.bare), self.attached.vpp.config)
+        model.vpp.load_state_dict(self.attached.vpp.state_dict())
+        return model
+
+    def attach(self, model: Any, config: VPPConfig | str) -> Any:
+        """Put VPP on a copy of the bare host and bind the placeholder's id."""
+        attach_vpp(model, config, adapter=self.adapter)
+        if self.processor is not None:
+            VPPProcessor(self.processor, model)
+        elif self.token_id >= 0:
+            model.vpp.bind_token(self.token_id)
+        model.vpp.trained = True
+        return model
+
+    def takes(self, argument: str) -> bool:
+        """Whether the host's forward has an argument of this name."""
+        return argument in inspect.signature(type(self.bare).forward).parameters
+
+    def seeded(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call from the same random state every time: some hosts sample even in their forward."""
+        device = self.bare.get_input_embeddings().weight.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            return call(*args, **kwargs)
+
+
+def build(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any] | None,
+    token_id: int | None,
+    adapter: str | Backbone | None,
+    config: VPPConfig | None,
+) -> Bench:
+    """Attach a copy of the model and make its inputs. The copy's prompts are moved away from their start."""
+    if is_attached(model):
+        raise VPPError("check_adapter attaches by itself: give it the bare host.")
+    if (processor is None) == (inputs is None):
+        raise VPPError("check_adapter needs either the host's processor or ready inputs, and not both.")
+    bare = copy.deepcopy(model).eval()
+    if config is None:
+        queries = QUERIES if inputs is None else _queries(inputs, token_id)
+        config = _small(plugins.describe(bare, adapter), queries)
+    attached = attach_vpp(copy.deepcopy(bare), config, adapter=adapter)
+    if inputs is None:
+        wrapped, backbone = VPPProcessor(processor, attached), host_state(attached).backbone
+        batches = {f"padded on the {side}": sample_inputs(wrapped, backbone, side) for side in ("left", "right")}
+    else:
+        batches = {"as given": dict(inputs)}
+        if token_id is not None:
+            attached.vpp.bind_token(token_id)
+    attached.vpp.trained = True
+    _move(attached.vpp)
+    bench = Bench(bare, attached, processor, adapter, batches, torch.empty(0, dtype=torch.long))
+    used = [batch["input_ids"] for batch in batches.values()] + [torch.tensor([bench.token_id])]
+    bench.spare = spare_ids(bare, used, int((bench.first()["input_ids"] == bench.token_id).sum()))
+    if len(bench.spare):
+        for host in (bare, attached):
+            give_row(host, bench.token_id, bench.spare)
+    return bench
+
+
+def sample_pixels(images: int) -> Float[Tensor, "images 3 height width"]:
+    """Return so many `vpp_pixel_values`, all different, as VPPProcessor would make them at the check's small size."""
+    return torch.stack([letterbox(_picture(seed), IMAGE_SIDE) for seed in range(images)])
+
+
+def sample_inputs(processor: VPPProcessor, backbone: Backbone, side: str) -> Inputs:
+    """Return a text with two pictures and one with one, as a batch padded on that side."""
+    processor.tokenizer.padding_side = side
+    pictures = [[_picture(0), _picture(1)], [_picture(2)]]
+    texts = [_text(processor, backbone, 2), _text(processor, backbone, 1)]
+    return dict(processor(images=pictures, text=texts, return_tensors="pt", padding=True, padding_side=side))
+
+
+def _small(backbone: Backbone, queries: int) -> VPPConfig:
+    """Return the family's configuration at the size of a test, with the toy generator."""
+    family = backbone.defaults
+    axes = replace(family.global_vpp or GlobalVPPConfig(), size=32, border=4)
+    local = family.local_vpp or LocalVPPConfig()
+    return VPPConfig(
+        global_vpp=axes if backbone.vision_encoders else None,
+        local_vpp=replace(
+            local,
+            num_queries=queries,
+            generator=toy.NAME,
+            generator_options={},
+            weights=None,
+            image_size=IMAGE_SIDE,
+            projector_size=16,
+        ),
+    )
+
+
+def _queries(inputs: Mapping[str, Any], token_id: int | None) -> int:
+    images = len(inputs["vpp_pixel_values"])
+    return int((inputs["input_ids"] == token_id).sum()) // images
+
+
+@torch.no_grad()
+def _move(vpp: torch.nn.Module) -> None:
+    """Disturb the prompts, so that nothing can pass for them that only starts alike."""
+    generator = torch.Generator().manual_seed(7)
+    for parameter in vpp.parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.add_(noise.to(parameter), alpha=0.1)
+
+
+def _text(processor: VPPProcessor, backbone: Backbone, images: int) -> str:
+    words = "what is left of this ?" if images == 1 else "where are they ?"
+    if processor.processor.chat_template is None:
+        return image_marker(processor.processor, backbone.image_token) * images + words
+    content: list[Any] = [{"type": "image"}] * images + [{"type": "text", "text": words}]
+    chat: Any = [{"role": "user", "content": content}]
+    text: str = processor.apply_chat_template(chat, add_generation_prompt=True)
+    return text
+
+
+def _picture(seed: int) -> Image.Image:
+    width, height = SIZES[seed % len(SIZES)]
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
