@@ -17,9 +17,8 @@ from typer.testing import CliRunner
 from tests.tiny import TOY_GLOBAL, TOY_LOCAL, attached, picture, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import GlobalVPPConfig, VPPConfig, VPPError, VPPProcessor, attach_vpp, is_attached
 from vpp_plugins.attach.host import active_vpp
-from vpp_plugins.bake import Baked, bake, drop_local_prompt, load_axes, score_baked
 from vpp_plugins.cli import hosts
-from vpp_plugins.export import apply_axes
+from vpp_plugins.export import Baked, apply_axes, bake, drop_local_prompt, load_axes, score_baked
 from vpp_plugins.export.apply_axes import blend, fit
 from vpp_plugins.plugins.registry import describe
 

@@ -15,6 +15,7 @@ from examples import box_format
 from tests.tiny import ToyGenerator, tiny_llava, tiny_processor
 from vpp_plugins import Grounder, VPPError, attach_vpp, hookimpl, plugins
 from vpp_plugins.boxes import BoxCodec, ImageMeta, codec
+from vpp_plugins.plugins import registry
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.plugins.registry import (
     BrokenPluginWarning,
@@ -163,7 +164,7 @@ class TestLoading:
         kept = manager()
         with pytest.MonkeyPatch.context() as patch:
             self.patch = patch
-            patch.setattr(plugins, "_loaded", functools.cache(plugins._loaded.__wrapped__))
+            patch.setattr(registry, "_loaded", functools.cache(registry._loaded.__wrapped__))
             yield
         assert manager() is kept
 

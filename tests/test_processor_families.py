@@ -18,10 +18,10 @@ from tests.families import FAMILIES, WORDS, attached_family, encoder_pixels, fam
 from tests.tiny import picture, tiny_llava, toy_config
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.images.load import letterbox, load_image
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.processor.placeholders import Placement
-from vpp_plugins.processor.tile_boxes import to_windows
 
 pytestmark = [
     pytest.mark.usefixtures("toy"),

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tests.families import FAMILIES
 from vpp_plugins import VPPError
+from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.plugins.registry import describe
-from vpp_plugins.processor.tile_boxes import NOWHERE, tile_boxes, to_tile_boxes, to_windows
+from vpp_plugins.processor.tile_boxes import NOWHERE, tile_boxes, to_tile_boxes
 
 SIZE = (500, 800)
 WHOLE = [0.0, 0.0, 1.0, 1.0]

@@ -30,10 +30,11 @@ from vpp_adapters.generic.adapter import vpp_adapter
 from vpp_adapters.generic.table import ENCODERS, LAYOUTS, NO_GLOBAL, REFUSED, WHOLE, loose_patches, single_patches
 from vpp_adapters.generic.video_llava import padding
 from vpp_plugins import GlobalVPP, GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp
+from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.boxes import codec
 from vpp_plugins.plugins.layouts import Padded, PaddedPatches, Patches, planes
 from vpp_plugins.plugins.registry import describe
-from vpp_plugins.processor.tile_boxes import tile_boxes, to_windows
+from vpp_plugins.processor.tile_boxes import tile_boxes
 from vpp_plugins.testing import check_adapter
 
 pytestmark = pytest.mark.usefixtures("toy")

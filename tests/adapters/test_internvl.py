@@ -9,8 +9,8 @@ from tests.adapters.test_axes_on_pictures import text
 from tests.families import FAMILIES, attached_family
 from tests.tiny import toy_config
 from vpp_adapters.internvl import vpp_adapter
+from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.images.load import IMAGENET_MEAN, IMAGENET_STD
-from vpp_plugins.processor.tile_boxes import to_windows
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

@@ -9,8 +9,8 @@ from tests.families import FAMILIES, attached_family, encoder_pixels, family_inp
 from tests.tiny import toy_config
 from vpp_adapters.llava_next import OneVisionViews, vpp_adapter
 from vpp_plugins.attach.attach import host_state
+from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.plugins.layouts import planes
-from vpp_plugins.processor.tile_boxes import to_windows
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN
 
 HOSTS = ["llava_next", "llava_onevision"]

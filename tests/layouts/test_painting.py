@@ -12,9 +12,10 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
+from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.plugins.backbone import Backbone, PixelLayout
 from vpp_plugins.plugins.layouts import Padded, PaddedPatches, Patches, blocks, patch_strip, planes, tiles
-from vpp_plugins.processor.tile_boxes import encoder_arguments, tile_boxes, to_windows
+from vpp_plugins.processor.tile_boxes import encoder_arguments, tile_boxes
 from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import resample
 

@@ -106,10 +106,10 @@ def bake(
 
     Example: vpp bake --model models/llava-with-axes --out out/baked
     """
-    from vpp_plugins.bake import bake as bake_prompt
-    from vpp_plugins.bake import drop_local_prompt, score_baked
     from vpp_plugins.data.scenes import load_real_photos
     from vpp_plugins.evaluate import load_grounder, rows_of_scenes
+    from vpp_plugins.export import bake as bake_prompt
+    from vpp_plugins.export import drop_local_prompt, score_baked
     from vpp_plugins.processor import VPPProcessor
 
     grounder = load_grounder(model, vpp=vpp)

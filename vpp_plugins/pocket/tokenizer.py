@@ -91,7 +91,7 @@ def build_tokenizer(words: Iterable[str] | None = None, vocab_size: int = 1600) 
 
 def benchmark_words() -> tuple[str, ...]:
     """Return the scene benchmark's nouns and attributes, sorted."""
-    listing = resources.files("vpp_plugins.data") / "tuxpaint_photo_objects.json"
+    listing = resources.files("vpp_plugins.data.scenes") / "tuxpaint_photo_objects.json"
     objects = json.loads(listing.read_text(encoding="utf-8"))
     return tuple(sorted({word for entry in objects for word in (entry["name"], entry["attr"]) if word}))
 
