@@ -17,7 +17,7 @@ help:
 	@echo "Targets (each sets .venv up first when it has to):"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.ready ## ground real pictures on this machine, and show them
+demo: .venv/.ready ## ground real images on this machine, and show them
 	@$(BIN)/vpp demo
 
 test: .venv/.ready ## the tests, under 8 minutes on 2 cores (one file: make test ARGS=tests/test_boxes.py)

@@ -14,9 +14,9 @@ from vpp_plugins.prompts import attend, attend_ragged
 
 IMAGES, HEADS, WIDTH = 4, 8, 32
 SIZES = {"encoder": (400, 400), "decoder": (100, 400)}
-"""Queries and keys of a picture of 640 pixels."""
-PICTURED = (266, 300, 225, 300)
-"""How many of 400 tokens are picture, for photographs of 3:2, 4:3, 16:9 and 3:4."""
+"""Queries and keys of an image of 640 pixels."""
+IMAGED = (266, 300, 225, 300)
+"""How many of 400 tokens are image, for photographs of 3:2, 4:3, 16:9 and 3:4."""
 
 
 def measure(rounds: int = 30, times_round: int = 2) -> list[Row]:
@@ -39,15 +39,15 @@ def measure(rounds: int = 30, times_round: int = 2) -> list[Row]:
 
 def _ragged_row(rounds: int, times_round: int) -> Row:
     padded = _random(SIZES["encoder"][0], torch.float32)
-    mask = torch.arange(padded.shape[2]) < torch.tensor(PICTURED)[:, None]
+    mask = torch.arange(padded.shape[2]) < torch.tensor(IMAGED)[:, None]
     packed = padded.transpose(1, 2)[mask][None]
     variants = {
         "masked": _repeated(times_round, _forward, attend, padded, padded, padded, mask=mask),
-        "packed": _repeated(times_round, _forward, attend_ragged, packed, packed, packed, PICTURED, PICTURED),
+        "packed": _repeated(times_round, _forward, attend_ragged, packed, packed, packed, IMAGED, IMAGED),
     }
     times = interleaved(variants, rounds=rounds)
     name = "attention, encoder, float32, forward: packed segments, speed against masked padding"
-    note = f"{IMAGES} pictures, {sum(PICTURED) / IMAGES / padded.shape[2]:.0%} of whose tokens are picture"
+    note = f"{IMAGES} images, {sum(IMAGED) / IMAGES / padded.shape[2]:.0%} of whose tokens are image"
     return median_row(name, ratios(times["masked"], times["packed"]), unit="x", better="more", note=note)
 
 

@@ -1,6 +1,6 @@
 """How the local prompt's cost grows: `python -m benchmarks.curves`, on one thread of the CPU, takes three minutes.
 
-Writes the numbers to docs/local-prompt.json and their picture to docs/local-prompt.svg, and prints the table of
+Writes the numbers to docs/local-prompt.json and their image to docs/local-prompt.svg, and prints the table of
 docs/performance.md.
 """
 
@@ -17,14 +17,14 @@ from benchmarks.hosts import attach, build_host, plain_inputs, prompted_inputs, 
 from benchmarks.rows import interleaved
 from vpp_plugins.prompts.generators import DETR, build_detr
 
-NUMBERS, PICTURE = Path("docs/local-prompt.json"), Path("docs/local-prompt.svg")
+NUMBERS, IMAGE = Path("docs/local-prompt.json"), Path("docs/local-prompt.svg")
 SIDE, QUERIES, TEXT_TOKENS = 640, 100, 40
 HOST = {"hidden_size": 1024, "intermediate_size": 2816, "layers": 8, "heads": 8}
 CURVES = {
-    "size": "side of the pictures, pixels",
+    "size": "side of the images, pixels",
     "queries": "queries",
-    "batch": "pictures of a batch",
-    "prompt": "pictures of a prompt",
+    "batch": "images of a batch",
+    "prompt": "images of a prompt",
 }
 
 
@@ -39,9 +39,9 @@ def measure(rounds: int = 5) -> dict[str, Any]:
     for curve, value, sizes in points:
         seconds, work = _detector(detr, *sizes, rounds), arithmetic(*sizes)
         found.append(_point(curve, value, seconds, work, rate))
-    for pictures in (1, 2, 4):
-        seconds, work = _prompt(detr, pictures, rounds)
-        found.append(_point("prompt", pictures, seconds, work, rate))
+    for loaded in (1, 2, 4):
+        seconds, work = _prompt(detr, loaded, rounds)
+        found.append(_point("prompt", loaded, seconds, work, rate))
     return {"gflop_per_second": round(rate, 1), "torch": torch.__version__, "threads": 1, "points": found}
 
 
@@ -50,16 +50,16 @@ def _detector(detr: DETR, side: int, images: int, queries: int, rounds: int) -> 
     return statistics.median(interleaved({"it": lambda: net(pixels)}, rounds=rounds, warm_up=1)["it"])
 
 
-def _prompt(detr: DETR, pictures: int, rounds: int) -> tuple[float, dict[str, float]]:
-    """Return what VPP adds to a prefill with these pictures, and the arithmetic of that.
+def _prompt(detr: DETR, images: int, rounds: int) -> tuple[float, dict[str, float]]:
+    """Return what VPP adds to a prefill with these images, and the arithmetic of that.
 
     The detector sees each, and the language model takes 100 more tokens for each.
     """
     host = build_host(**HOST)
     attached = attach(sharing(host), QUERIES, {}, SIDE)
     attached.vpp.local_vpp.generator.load_state_dict(detr.state_dict())
-    plain, longer = (plain_inputs(TEXT_TOKENS, extra, pictures) for extra in (0, QUERIES))
-    prompted = prompted_inputs(TEXT_TOKENS, QUERIES, pictures, SIDE)
+    plain, longer = (plain_inputs(TEXT_TOKENS, extra, images) for extra in (0, QUERIES))
+    prompted = prompted_inputs(TEXT_TOKENS, QUERIES, images, SIDE)
     variants = {"bare": lambda: host(**plain), "attached": lambda: attached(**prompted)}
     times = interleaved(variants, rounds=rounds, warm_up=1)
     added = [one - other for one, other in zip(times["attached"], times["bare"], strict=True)]
@@ -67,7 +67,7 @@ def _prompt(detr: DETR, pictures: int, rounds: int) -> tuple[float, dict[str, fl
         host(**longer)
     with counted(host) as without:
         host(**plain)
-    work, flops = arithmetic(SIDE, pictures, QUERIES), with_them.flops - without.flops
+    work, flops = arithmetic(SIDE, images, QUERIES), with_them.flops - without.flops
     more = {"gflop": flops, "gflop_winograd": flops, "gbyte": with_them.bytes - without.bytes}
     return statistics.median(added), {name: round(work[name] + more[name] / 1e9, 3) for name in work}
 
@@ -121,7 +121,7 @@ def main() -> None:
     with torch.no_grad():
         found = measure()
     NUMBERS.write_text(json.dumps(found, indent=1) + "\n")
-    draw(found["points"], PICTURE)
+    draw(found["points"], IMAGE)
     print("\n".join(table(found["points"])))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from vpp_plugins.boxes import ImageMeta, codec
 
 SAMPLES = 616_471
-PICTURES = 100_000
+IMAGES = 100_000
 SECONDS, MEGABYTES = 90.0, 500.0
 _CHILD = """
 import resource, sys, time
@@ -35,10 +35,10 @@ print(done.samples, report.samples, converted - began, checked - converted, peak
 
 
 def write_synthetic(folder: Path, count: int) -> tuple[Path, Path]:
-    """Write the dialogues and the file of the pictures' sizes; the same for every run."""
+    """Write the dialogues and the file of the images' sizes; the same for every run."""
     rng = random.Random(0)
-    pictures = 1 + count * PICTURES // SAMPLES
-    sizes = [(rng.choice((640, 500, 427, 480, 1024)), rng.choice((480, 375, 640, 333, 768))) for _ in range(pictures)]
+    images = 1 + count * IMAGES // SAMPLES
+    sizes = [(rng.choice((640, 500, 427, 480, 1024)), rng.choice((480, 375, 640, 333, 768))) for _ in range(images)]
     known = folder / "sizes.jsonl"
     with known.open("w") as file:
         for number, (width, height) in enumerate(sizes):
@@ -46,8 +46,8 @@ def write_synthetic(folder: Path, count: int) -> tuple[Path, Path]:
     llava, data = codec("llava"), folder / "vpp_sft.json"
     with data.open("w") as file:
         for number in range(count):
-            picture = rng.randrange(pictures)
-            width, height = sizes[picture]
+            image = rng.randrange(images)
+            width, height = sizes[image]
             messages = []
             for turn in range(1 + number % 3):
                 left, top = rng.uniform(0, 0.8 * width), rng.uniform(0, 0.8 * height)
@@ -59,7 +59,7 @@ def write_synthetic(folder: Path, count: int) -> tuple[Path, Path]:
                     {"from": "human", "value": said if turn else f"<image>\n{said}"},
                     {"from": "gpt", "value": answer},
                 ]
-            row = {"id": str(number), "image": f"vg/VG_100K/{picture}.jpg", "conversations": messages}
+            row = {"id": str(number), "image": f"vg/VG_100K/{image}.jpg", "conversations": messages}
             file.write(("[" if number == 0 else ", ") + json.dumps(row))
         file.write("]")
     return data, known

@@ -1,6 +1,6 @@
 """How many questions a second the pocket model answers in batches of 1, 8 and 32, under three loads.
 
-What a batch gains depends on how many questions come about each picture, since it encodes a picture once.
+What a batch gains depends on how many questions come about each image, since it encodes an image once.
 """
 
 import time
@@ -11,7 +11,7 @@ from benchmarks.rows import Row, interleaved, median_row, ratios
 from vpp_plugins import Grounder
 from vpp_plugins.data.scenes import SceneGenerator, Shapes, load_real_photos
 from vpp_plugins.evaluate import Row as Question
-from vpp_plugins.evaluate import picture_id, plan, protocol, rows_of_scenes
+from vpp_plugins.evaluate import image_id, plan, protocol, rows_of_scenes
 from vpp_plugins.pocket import load_pocket
 
 BATCHES = (1, 8, 32)
@@ -21,11 +21,11 @@ BAR = 2.0
 def loads() -> dict[str, list[Question]]:
     """Return the questions of each load: all about the photographs and three scenes, one each about 16 photographs.
 
-    RefCOCO's testA asks 7.5 questions a picture (5,657 about 750), RefCOCOg's test 3.7 (9,602 about 2,600).
+    RefCOCO's testA asks 7.5 questions an image (5,657 about 750), RefCOCOg's test 3.7 (9,602 about 2,600).
     """
     photographs = rows_of_scenes(load_real_photos())
     generator = SceneGenerator(Shapes(), split="test", seed=0, size=320)
-    first = {picture_id(row.file, row.id): row for row in reversed(photographs)}
+    first = {image_id(row.file, row.id): row for row in reversed(photographs)}
     return {
         "photographs": photographs,
         "scenes": rows_of_scenes(generator.scene(number) for number in range(3)),
@@ -46,15 +46,15 @@ def _measure(
     grounder: Grounder, load: str, rows: Sequence[Question], rounds: int, batches: tuple[int, ...]
 ) -> list[Row]:
     rules = protocol("default")
-    read = {id(row.image): row.picture() for row in rows}
-    pictures = [read[id(row.image)] for row in rows]
+    read = {id(row.image): row.load_image() for row in rows}
+    images = [read[id(row.image)] for row in rows]
     asked = [rules.ask(row, grounder.codec) for row in rows]
     in_order = list(chain.from_iterable(plan(rows, max(batches))))
 
     def ask_all(batch_size: int) -> None:
         for batch in plan(rows, batch_size) if batch_size > 1 else [[row] for row in in_order]:
             grounder.ask(
-                [pictures[row] for row in batch],
+                [images[row] for row in batch],
                 [asked[row] for row in batch],
                 max_new_tokens=rules.max_new_tokens,
                 num_beams=rules.num_beams,
@@ -66,8 +66,8 @@ def _measure(
         warm_up=1,
         clock=time.process_time,
     )
-    each = len(rows) / len({picture_id(row.file, row.id) for row in rows})
-    title = f"pocket model, {load} ({each:.1f} questions a picture)"
+    each = len(rows) / len({image_id(row.file, row.id) for row in rows})
+    title = f"pocket model, {load} ({each:.1f} questions an image)"
     throughput = [
         median_row(
             f"{title}: questions a second, batch {size}",

@@ -57,9 +57,9 @@ def best_rate(dtype: torch.dtype = torch.float32) -> float:
     """Return GFLOP a second on these threads, of the quickest there is: a large product or convolution."""
     side, places = 1024, 40 * 40
     sizes = (places, side), (side, side), (1, side, 40, 40)
-    left, right, picture = (torch.randn(size, dtype=dtype) for size in sizes)
+    left, right, image = (torch.randn(size, dtype=dtype) for size in sizes)
     source = nn.Conv2d(side, side, 1, bias=False, dtype=dtype)
     convolution = Convolution(source, FrozenBatchNorm2d(side).to(dtype), relu=False)
-    last = picture.contiguous(memory_format=torch.channels_last)
+    last = image.contiguous(memory_format=torch.channels_last)
     times = interleaved({"product": lambda: left @ right, "convolution": lambda: convolution(last)}, rounds=15)
     return 2 * places * side**2 / 1e9 / min(*times["product"], *times["convolution"])

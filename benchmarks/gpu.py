@@ -1,6 +1,6 @@
 """What VPP costs on a GPU, in LLaVA-1.5-7B's geometry, bfloat16, random weights: `python -m benchmarks.gpu`.
 
-- Prefill of a picture and a question with VPP, against the floor of its extra work: the time of the bare host with as
+- Prefill of an image and a question with VPP, against the floor of its extra work: the time of the bare host with as
   many tokens, and the detector's and projector's FLOPs at the rate that a large matrix product reaches here.
 - Decoding: tokens a second of `generate` with VPP, against the bare host with as many tokens.
 - A LoRA training step, likewise, and the memory at its peak.
@@ -164,13 +164,13 @@ def attach(host: Any, sizes: dict[str, Any]) -> Any:
 def inputs(
     sizes: dict[str, Any], device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a picture and 40 words: with as many other tokens as VPP would add, and with VPP's own."""
+    """Return an image and 40 words: with as many other tokens as VPP would add, and with VPP's own."""
     side = sizes["vision"]["image_size"]
     patches = (side // sizes["vision"]["patch_size"]) ** 2
     ids = torch.tensor([[1, *[IMAGE_ID] * patches, *[FILLER_ID] * sizes["queries"], *[7] * 40]], device=device)
     longer = {"input_ids": ids, "pixel_values": torch.randn(1, 3, side, side, device=device, dtype=dtype)}
-    pictures = torch.randn(1, 3, sizes["side"], sizes["side"], device=device, dtype=dtype)
-    prompted = longer | {"input_ids": ids.masked_fill(ids == FILLER_ID, VPP_ID), "vpp_pixel_values": pictures}
+    images = torch.randn(1, 3, sizes["side"], sizes["side"], device=device, dtype=dtype)
+    prompted = longer | {"input_ids": ids.masked_fill(ids == FILLER_ID, VPP_ID), "vpp_pixel_values": images}
     return longer, prompted
 
 
@@ -219,7 +219,7 @@ def _memory(name: str, steps: dict[str, Callable[[], None]], device: torch.devic
 def _attention(
     sizes: dict[str, Any], device: torch.device, dtype: torch.dtype, rounds: int, clock: Callable[[], float]
 ) -> list[Row]:
-    """Time the detector's self-attention over the picture, for 8 pictures, forward and backward."""
+    """Time the detector's self-attention over the image, for 8 images, forward and backward."""
     tokens = (sizes["side"] // 32) ** 2
     query, key, value = (
         torch.randn(8, 8, tokens, 32, device=device, dtype=dtype, requires_grad=True) for _ in range(3)

@@ -22,15 +22,15 @@ NAMES = (
 
 
 def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: Callable[[], float]) -> list[Row]:
-    """Return the rows of a model with both prompts and inputs with a picture; the model stays as it is."""
-    pictures = prompted["vpp_pixel_values"]
+    """Return the rows of a model with both prompts and inputs with an image; the model stays as it is."""
+    images = prompted["vpp_pixel_values"]
     graphed, beside = sharing(attached), sharing(attached)
-    graphed.vpp.local_vpp.compile(**({"mode": "reduce-overhead"} if pictures.is_cuda else {"backend": "eager"}))
+    graphed.vpp.local_vpp.compile(**({"mode": "reduce-overhead"} if images.is_cuda else {"backend": "eager"}))
     beside.vpp.two_streams = True
     with torch.no_grad():
         began = clock()
         for _ in range(3):  # compiles, runs once as it will be recorded, records
-            graphed.vpp.local_vpp(pictures)
+            graphed.vpp.local_vpp(images)
         note = f"compiling and recording took {clock() - began:.1f} s"
         expected = attached(**prompted).logits
         tolerance = 1e-4 if expected.dtype == torch.float32 else 0.05
@@ -38,8 +38,8 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
             check_same(option, model(**prompted).logits, expected, tolerance)
     alone = interleaved(
         {
-            "eager": lambda: attached.vpp.local_vpp(pictures),
-            "graphed": lambda: graphed.vpp.local_vpp(pictures),
+            "eager": lambda: attached.vpp.local_vpp(images),
+            "graphed": lambda: graphed.vpp.local_vpp(images),
         },
         rounds=rounds,
         clock=clock,
@@ -58,6 +58,6 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
         ratios(prefill["graphed"], prefill["eager"]),
         ratios(prefill["beside"], prefill["eager"]),
     )
-    if not pictures.is_cuda:
+    if not images.is_cuda:
         note = "a CPU has no CUDA graphs and no second stream: nothing is compared here"
     return [median_row(name, times, unit="x", note=note) for name, times in zip(NAMES, samples, strict=True)]

@@ -61,19 +61,19 @@ def sharing(model: Any) -> Any:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def plain_inputs(text_tokens: int, extra_tokens: int = 0, pictures: int = 1) -> dict[str, Tensor]:
-    """Return pictures and a text; `extra_tokens` stand where each picture's placeholders would."""
-    ids = [1, *[*[IMAGE_ID] * IMAGE_TOKENS, *[FILLER_ID] * extra_tokens] * pictures, *[7] * text_tokens]
+def plain_inputs(text_tokens: int, extra_tokens: int = 0, images: int = 1) -> dict[str, Tensor]:
+    """Return images and a text; `extra_tokens` stand where each image's placeholders would."""
+    ids = [1, *[*[IMAGE_ID] * IMAGE_TOKENS, *[FILLER_ID] * extra_tokens] * images, *[7] * text_tokens]
     generator = torch.Generator().manual_seed(0)
-    return {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(pictures, 3, 32, 32, generator=generator)}
+    return {"input_ids": torch.tensor([ids]), "pixel_values": torch.randn(images, 3, 32, 32, generator=generator)}
 
 
-def prompted_inputs(text_tokens: int, queries: int, pictures: int = 1, side: int = 64) -> dict[str, Tensor]:
-    """Return the same with placeholders and the detector's pictures."""
-    inputs = plain_inputs(text_tokens, queries, pictures)
+def prompted_inputs(text_tokens: int, queries: int, images: int = 1, side: int = 64) -> dict[str, Tensor]:
+    """Return the same with placeholders and the detector's images."""
+    inputs = plain_inputs(text_tokens, queries, images)
     ids = inputs["input_ids"].masked_fill(inputs["input_ids"] == FILLER_ID, VPP_ID)
     generator = torch.Generator().manual_seed(1)
     return inputs | {
         "input_ids": ids,
-        "vpp_pixel_values": torch.randn(pictures, 3, side, side, generator=generator),
+        "vpp_pixel_values": torch.randn(images, 3, side, side, generator=generator),
     }

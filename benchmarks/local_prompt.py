@@ -43,7 +43,7 @@ def rows(rounds: int = 8, rounds_of_four: int = 4) -> list[Row]:
         _check_equal(variants)
         times = interleaved(variants, rounds=times_round, warm_up=1)
         note = _floor_note(images, times["DetrModel"], times["ours"], torch.float32)
-        label = f"local prompt, {images} picture{'s' if images > 1 else ''}"
+        label = f"local prompt, {images} image{'s' if images > 1 else ''}"
         for other in ("DetrModel", "a plain DETR"):
             name, samples = f"{label}, float32, speed against {other}", ratios(times[other], times["ours"])
             found.append(median_row(name, samples, unit="x", bar=2.0, better="more", note=note))
@@ -59,7 +59,7 @@ def rows(rounds: int = 8, rounds_of_four: int = 4) -> list[Row]:
 
 
 def folding_rows(detr: DETR, rounds: int) -> list[Row]:
-    """Return how much quicker the backbone is for one picture, step by step, than the module itself."""
+    """Return how much quicker the backbone is for one image, step by step, than the module itself."""
     body = detr.backbone.body
     folded, whole = fold_resnet(body), fold_resnet(body)
     assert folded is not None
@@ -75,7 +75,7 @@ def folding_rows(detr: DETR, rounds: int) -> list[Row]:
     milliseconds = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
     return [
         median_row(
-            f"backbone, 1 picture, float32, {step}, speed against the module",
+            f"backbone, 1 image, float32, {step}, speed against the module",
             ratios(times["module"], times[step]),
             unit="x",
             better="more",
@@ -104,7 +104,7 @@ def packing_row(detr: DETR, rounds: int = 15) -> Row:
         "encoder and decoder, photos packed against padded",
         ratios(times["packed"], times["padded"]),
         unit="x",
-        note=f"{len(photos)} photos, letterboxed: {content:.0%} of their tokens are picture; timed on the first 4.",
+        note=f"{len(photos)} photos, letterboxed: {content:.0%} of their tokens are image; timed on the first 4.",
     )
 
 

@@ -1,6 +1,6 @@
 """What a mistake in the frame, the unit or the order costs a perfect predictor: `python -m benchmarks.mistakes`.
 
-On the 50 hand-drawn boxes of the committed photographs. Qwen's families see the picture resized to multiples of 28.
+On the 50 hand-drawn boxes of the committed photographs. Qwen's families see the image resized to multiples of 28.
 """
 
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta
@@ -30,7 +30,7 @@ def photo_boxes() -> list[Truth]:
 
 
 def resized(height: int, width: int) -> tuple[int, int]:
-    """The size that Qwen2.5-VL's processor makes of a picture, of at most 1280 x 28 x 28 pixels."""
+    """The size that Qwen2.5-VL's processor makes of an image, of at most 1280 x 28 x 28 pixels."""
     from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
     new_height, new_width = smart_resize(height, width, factor=28, max_pixels=1280 * 28 * 28)

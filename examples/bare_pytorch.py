@@ -1,6 +1,6 @@
 """Both prompts on a toy vision-language model in plain PyTorch: no transformers, no plugin, no host.
 
-A picture shows a red square; asked for it, the model says where it stands. Runs in seconds on a CPU:
+An image shows a red square; asked for it, the model says where it stands. Runs in seconds on a CPU:
 
     python examples/bare_pytorch.py
 """
@@ -27,7 +27,7 @@ class TinyDetector(nn.Module):
 
 
 class ToyVLM(nn.Module):
-    """The question, the picture's patches and any extra tokens go through a transformer, which answers with a box."""
+    """The question, the image's patches and any extra tokens go through a transformer, which answers with a box."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,18 +38,18 @@ class ToyVLM(nn.Module):
         self.answer = nn.Linear(WIDTH, 4)
 
     def forward(self, pixels: Tensor, extra_tokens: Tensor) -> Tensor:
-        picture = self.patches(pixels).flatten(2).mT + self.places
-        tokens = torch.cat([self.question.expand(len(pixels), 1, -1), picture, extra_tokens], dim=1)
+        image = self.patches(pixels).flatten(2).mT + self.places
+        tokens = torch.cat([self.question.expand(len(pixels), 1, -1), image, extra_tokens], dim=1)
         return self.answer(self.block(tokens)[:, 0]).sigmoid()
 
 
 def make_batch(count: int) -> tuple[Tensor, Tensor]:
-    """Return pictures, as pixels from -1 to 1, and the true boxes."""
-    pictures = 0.2 * torch.rand(count, 3, SIDE, SIDE) - 0.1
+    """Return images, as pixels from -1 to 1, and the true boxes."""
+    images = 0.2 * torch.rand(count, 3, SIDE, SIDE) - 0.1
     corners = torch.randint(0, SIDE - 8, (count, 2))
-    for picture, (x, y) in zip(pictures, corners.tolist(), strict=True):
-        picture[:, y : y + 8, x : x + 8] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
-    return pictures, torch.cat([corners, corners + 8], dim=1) / SIDE
+    for image, (x, y) in zip(images, corners.tolist(), strict=True):
+        image[:, y : y + 8, x : x + 8] = torch.tensor([1.0, -1.0, -1.0])[:, None, None]
+    return images, torch.cat([corners, corners + 8], dim=1) / SIDE
 
 
 torch.manual_seed(0)

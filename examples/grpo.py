@@ -23,7 +23,7 @@ BOX_FORMAT = "llava"
 
 
 def questions() -> Dataset:
-    """One row per expression: the question as a chat, the picture, and what the rewards need."""
+    """One row per expression: the question as a chat, the image, and what the rewards need."""
     rows: dict[str, list[Any]] = {"prompt": [], "image": [], "boxes": [], "size_hw": []}
     for photo in load_real_photos():
         for expression in photo.expressions:

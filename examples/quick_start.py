@@ -2,7 +2,7 @@
 
 Runs offline on a CPU, with the pocket model that ships with the library:
 
-    python examples/quick_start.py [PICTURE EXPRESSION]
+    python examples/quick_start.py [IMAGE EXPRESSION]
 """
 
 import sys
@@ -13,18 +13,18 @@ from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attac
 from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.pocket import load_pocket
 
-picture, expression = sys.argv[1:3] if len(sys.argv) > 2 else (FOLDER / "farm_animals_dog.jpg", "the dog")
+image, expression = sys.argv[1:3] if len(sys.argv) > 2 else (FOLDER / "farm_animals_dog.jpg", "the dog")
 
 # --8<-- [start:ground]
 model, processor = load_pocket()  # a small LLaVA with trained prompts, and its VPPProcessor
-grounding = Grounder(model, processor)(picture, expression)
+grounding = Grounder(model, processor)(image, expression)
 print(grounding.boxes, grounding.status, grounding.text)
 grounding.draw().save("boxed.png")
 # --8<-- [end:ground]
 
 # --8<-- [start:disabled]
 with vpp_disabled(model):  # the same weights, without the prompts
-    print("the host alone:", Grounder(model, processor)(picture, expression).boxes)
+    print("the host alone:", Grounder(model, processor)(image, expression).boxes)
 # --8<-- [end:disabled]
 
 # --8<-- [start:save]

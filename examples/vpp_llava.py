@@ -1,6 +1,6 @@
 """VPP-LLaVA: load a checkpoint, ask it where something is, and take one training step at the reference's rates.
 
-    python examples/vpp_llava.py CHECKPOINT PICTURE EXPRESSION
+    python examples/vpp_llava.py CHECKPOINT IMAGE EXPRESSION
 
 CHECKPOINT is a folder or hub id, as VPP-LLaVA's own code saved it or as `vpp convert` wrote it.
 """
@@ -17,14 +17,14 @@ from vpp_plugins import Grounder, attach_vpp, detach_vpp
 from vpp_plugins.plugins import describe
 from vpp_plugins.train import choose_parts, label_answers, parameter_groups, render_chat
 
-checkpoint, picture, expression = sys.argv[1:4]
+checkpoint, image, expression = sys.argv[1:4]
 
 # --8<-- [start:load]
 model, processor = load_vpp_llava(checkpoint, dtype=torch.float32)  # None keeps the checkpoint's bfloat16
 # --8<-- [end:load]
 
 # --8<-- [start:ground]
-grounding = Grounder(model, processor)(picture, expression)
+grounding = Grounder(model, processor)(image, expression)
 print(grounding.boxes, grounding.status, grounding.text)
 # --8<-- [end:ground]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.families.tiny_hosts import FAMILIES, WORDS, Family, tokenizer
-from tests.tiny import picture, toy_config
+from tests.tiny import image, toy_config
 from vpp_plugins import VPPConfig, VPPProcessor, attach_vpp
 from vpp_plugins.attach.attach import host_state
 
@@ -15,7 +15,7 @@ __all__ = ["FAMILIES", "WORDS", "Family", "attached_family", "encoder_pixels", "
 
 QUESTIONS = ["the red cup .", "where is the cup", "red cup is the cup", "is the red cup where the cup is"]
 SIZES = [(40, 24), (24, 40), (56, 32), (32, 32)]
-"""Sizes of the pictures, width x height, in turn."""
+"""Sizes of the images, width x height, in turn."""
 
 
 def attached_family(name: str, config: VPPConfig | None = None, *, seed: int = 0) -> tuple[Any, VPPProcessor]:
@@ -27,10 +27,10 @@ def attached_family(name: str, config: VPPConfig | None = None, *, seed: int = 0
 
 
 def family_inputs(processor: Any, images_per_text: Sequence[int], *, side: str = "left") -> dict[str, Tensor]:
-    """Return a padded batch in the family's chat shape, with so many pictures in each text, of different sizes."""
+    """Return a padded batch in the family's chat shape, with so many images in each text, of different sizes."""
     processor.tokenizer.padding_side = side
     seeds = iter(range(100))
-    images = [[picture(seed := next(seeds), SIZES[seed % len(SIZES)]) for _ in range(n)] for n in images_per_text]
+    images = [[image(seed := next(seeds), SIZES[seed % len(SIZES)]) for _ in range(n)] for n in images_per_text]
     texts = [
         processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": QUESTIONS[n]}]}],

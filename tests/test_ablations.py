@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.prompts.generators.test_hf_detector import config_of
-from tests.tiny import attached, inputs_for, picture, tiny_llava
+from tests.tiny import attached, image, inputs_for, tiny_llava
 from vpp_plugins import VPPConfig
 from vpp_plugins.plugins.registry import describe
 from vpp_plugins.train.groups import choose_parts, parameter_groups
@@ -89,13 +89,13 @@ def test_trains_and_answers(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 32), (32, 64), (48, 48)], ids=["wide", "high", "square"])
-def test_axes_on_the_picture_leave_the_padding_alone(size: tuple[int, int]) -> None:
-    """On the padded square the band covers the padding; on the picture it frames the picture."""
+def test_axes_on_the_image_leave_the_padding_alone(size: tuple[int, int]) -> None:
+    """On the padded square the band covers the padding; on the image it frames the image."""
     reached = {}
     for name in ("axes-edge-0.1", "axes-on-the-picture"):
         config = in_little(read(name)[0])
         model, processor = attached(config=config)
-        inputs = processor(images=picture(0, size), text="USER: <image> where ASSISTANT:", return_tensors="pt")
+        inputs = processor(images=image(0, size), text="USER: <image> where ASSISTANT:", return_tensors="pt")
         seen: list[torch.Tensor] = []
         model.model.vision_tower.embeddings.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         model(**inputs)
@@ -103,10 +103,10 @@ def test_axes_on_the_picture_leave_the_padding_alone(size: tuple[int, int]) -> N
         reached[name] = (changed.any(1), changed.any(0))
     side, (width, height) = max(size), size
     rows, columns = (torch.arange(32) + 0.5) * side / 32, (torch.arange(32) + 0.5) * side / 32
-    on_picture = ((rows - side / 2).abs() < height / 2, (columns - side / 2).abs() < width / 2)
+    on_image = ((rows - side / 2).abs() < height / 2, (columns - side / 2).abs() < width / 2)
 
     assert all(axis.all() for axis in reached["axes-edge-0.1"])
-    assert [axis.tolist() for axis in reached["axes-on-the-picture"]] == [axis.tolist() for axis in on_picture]
+    assert [axis.tolist() for axis in reached["axes-on-the-picture"]] == [axis.tolist() for axis in on_image]
 
 
 @every_recipe

@@ -251,11 +251,11 @@ class TestDetach:
             detach_vpp(model)
             assert (model.lm_head.weight is model.get_input_embeddings().weight) is host.get("tied", False)
 
-    @pytest.mark.parametrize("pictures", [0, 1])
-    def test_is_refused_in_the_middle_of_generate(self, pictures: int) -> None:
+    @pytest.mark.parametrize("images", [0, 1])
+    def test_is_refused_in_the_middle_of_generate(self, images: int) -> None:
         """The next step found half of a host."""
         model, processor = attached()
-        inputs = inputs_for(processor, [pictures])
+        inputs = inputs_for(processor, [images])
         expected = model.generate(**inputs, max_new_tokens=3)
 
         def stop(*_: Any, **__: Any) -> Any:
@@ -308,7 +308,7 @@ class TestDisabled:
             torch.manual_seed(1)
             answer = model.generate(**found, **sampling)
 
-        # VPPProcessor pads LLaVA's pictures to a square, also for the bare host: its own processor crops
+        # VPPProcessor pads LLaVA's images to a square, also for the bare host: its own processor crops
         assert torch.equal(found["input_ids"], inputs["input_ids"])
         expected = bare(**found).logits
         torch.manual_seed(1)

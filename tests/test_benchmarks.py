@@ -163,9 +163,9 @@ def test_the_page_shows_the_curves_that_were_measured(tmp_path: Path) -> None:
     assert {point["curve"] for point in points} == set(curves.CURVES)
 
 
-def test_the_curves_picture_is_of_their_numbers(tmp_path: Path) -> None:
+def test_the_curves_image_is_of_their_numbers(tmp_path: Path) -> None:
     matplotlib = pytest.importorskip("matplotlib")
-    committed = curves.PICTURE.read_text()
+    committed = curves.IMAGE.read_text()
     if f"Matplotlib v{matplotlib.__version__}" not in committed:
         pytest.skip("another matplotlib draws other lines")
 
@@ -174,26 +174,26 @@ def test_the_curves_picture_is_of_their_numbers(tmp_path: Path) -> None:
     assert (tmp_path / "again.svg").read_text() == committed
 
 
-def test_each_picture_of_a_prompt_costs_a_forward_of_the_detector_and_its_tokens() -> None:
+def test_each_image_of_a_prompt_costs_a_forward_of_the_detector_and_its_tokens() -> None:
     points = json.loads(curves.NUMBERS.read_text())["points"]
     gflop = {(point["curve"], point["value"]): point["gflop"] for point in points}
 
     assert gflop["batch", 2] == pytest.approx(2 * gflop["batch", 1], rel=1e-4)
     weights = 8 * (4 * 1024**2 + 3 * 1024 * 2816)
-    for pictures in (1, 2, 4):
-        tokens = 2 * weights * curves.QUERIES * pictures / 1e9
-        assert gflop["prompt", pictures] - gflop["batch", pictures] > tokens
-        assert gflop["prompt", pictures] - gflop["batch", pictures] < 1.1 * tokens
+    for images in (1, 2, 4):
+        tokens = 2 * weights * curves.QUERIES * images / 1e9
+        assert gflop["prompt", images] - gflop["batch", images] > tokens
+        assert gflop["prompt", images] - gflop["batch", images] < 1.1 * tokens
 
 
 def test_preprocessing_makes_the_reference_s_pixels() -> None:
-    picture = preprocessing.photograph((90, 50))
+    image = preprocessing.photograph((90, 50))
 
-    for theirs, ours in zip(preprocessing.reference_pixels(picture), preprocessing.our_pixels()(picture), strict=True):
+    for theirs, ours in zip(preprocessing.reference_pixels(image), preprocessing.our_pixels()(image), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_preprocessing_is_timed_for_pictures_of_every_shape() -> None:
+def test_preprocessing_is_timed_for_images_of_every_shape() -> None:
     rows = preprocessing.measure(rounds=1)
 
     assert [row.bar for row in rows] == [2.0, 2.0, 2.0, None]
@@ -207,7 +207,7 @@ def test_the_pocket_model_is_timed_in_batches() -> None:
 
     assert [row.unit for row in rows] == ["/s", "/s", "x"] * 2
     assert [row.bar for row in rows] == [None, None, 2.0, None, None, None]
-    assert "scenes (2.0 questions a picture)" in rows[0].name
+    assert "scenes (2.0 questions an image)" in rows[0].name
     assert all(row.value is not None and row.value > 0 for row in rows)
 
 

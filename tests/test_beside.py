@@ -121,7 +121,7 @@ def test_one_wait_finishes_all() -> None:
 
 
 def test_a_host_that_reads_before_it_encodes_waits_there(streams: list[Late]) -> None:
-    """GIT adds its positions to the embeddings before it looks at the picture: once it answered with no numbers."""
+    """GIT adds its positions to the embeddings before it looks at the image: once it answered with no numbers."""
     model, processor = attached()
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: output * 1)
     inputs = inputs_for(processor, [2, 1])

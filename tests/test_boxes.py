@@ -357,7 +357,7 @@ def test_paligemma_writes_y_first() -> None:
     assert numbers == [0, 0, 102, 1023]
 
 
-def test_qwen25_counts_pixels_of_the_resized_picture() -> None:
+def test_qwen25_counts_pixels_of_the_resized_image() -> None:
     meta = ImageMeta((480, 640), (252, 336))
     text = codec("qwen2.5-vl").encode([(64, 48, 320, 240)], meta)
     assert json.loads(text) == [{"bbox_2d": [34, 25, 168, 126]}]

@@ -17,7 +17,7 @@ BOXES = to_tile_boxes(WINDOWS)
 
 
 def tiled(**changes: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A host that says that its pictures come in tiles, and inputs without their places."""
+    """A host that says that its images come in tiles, and inputs without their places."""
     model, processor = attached(config=toy_config(**changes))
     state = host_state(model)
     state.backbone = replace(state.backbone, tiled=True)
@@ -38,7 +38,7 @@ class TestTileBoxes:
 
         assert model(**inputs).logits.isfinite().all()
 
-    def test_are_not_needed_without_a_picture(self) -> None:
+    def test_are_not_needed_without_a_image(self) -> None:
         model, _ = tiled()
 
         assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
@@ -84,12 +84,12 @@ class TestTileBoxes:
     def test_must_be_one_for_each_tile(self) -> None:
         model, inputs = tiled()
 
-        with pytest.raises(VPPError, match="2 came for 3 pictures"):
+        with pytest.raises(VPPError, match="2 came for 3 images"):
             model(**inputs, vpp_tile_boxes=BOXES[:2])
 
 
 @pytest.mark.usefixtures("toy")
-def test_the_detectors_pictures_are_no_bytes() -> None:
+def test_the_detectors_images_are_no_bytes() -> None:
     model, processor = attached()
     inputs = inputs_for(processor, [1])
 
@@ -98,10 +98,10 @@ def test_the_detectors_pictures_are_no_bytes() -> None:
 
 
 @pytest.mark.usefixtures("toy")
-class TestPicturesForTheHost:
+class TestImagesForTheHost:
     @pytest.mark.parametrize("how", ["forward", "generate"])
     def test_are_missed_where_only_the_detectors_came(self, how: str) -> None:
-        """The placeholders were filled, and the host answered without ever having seen the picture."""
+        """The placeholders were filled, and the host answered without ever having seen the image."""
         model, processor = attached()
         inputs = inputs_for(processor, [1])
         del inputs["pixel_values"]
@@ -137,10 +137,10 @@ class TestPicturesForTheHost:
 @pytest.mark.usefixtures("toy")
 class TestVideos:
     @pytest.mark.parametrize("how", ["forward", "generate"])
-    @pytest.mark.parametrize("with_pictures", [True, False])
-    def test_are_refused_in_words(self, how: str, with_pictures: bool) -> None:
+    @pytest.mark.parametrize("with_images", [True, False])
+    def test_are_refused_in_words(self, how: str, with_images: bool) -> None:
         model, processor = attached()
-        inputs = inputs_for(processor, [1 if with_pictures else 0])
+        inputs = inputs_for(processor, [1 if with_images else 0])
         videos = {"pixel_values_videos": torch.zeros(2, 3, 32, 32)}
 
         with pytest.raises(VPPError, match="videos not yet"):

@@ -15,7 +15,7 @@ import vpp_plugins.evaluate.demo
 import vpp_plugins.ground
 import vpp_plugins.pocket
 from tests.test_demo import Stub
-from tests.tiny import attached, picture
+from tests.tiny import attached, image
 from vpp_plugins import VPPError
 from vpp_plugins.cli import main
 from vpp_plugins.prompts.generators.heads import DetectionHeads
@@ -60,7 +60,7 @@ def pocket(monkeypatch: pytest.MonkeyPatch, toy: None) -> list[bool]:
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
-    picture(0, (100, 100)).save(path)
+    image(0, (100, 100)).save(path)
     return path
 
 
@@ -96,7 +96,7 @@ class TestGround:
         [
             (("--image", "missing.jpg"), "'missing.jpg' does not exist"),
             (("--image", "."), "'.' is a folder"),
-            (("--image", "text.jpg"), "is not a picture"),
+            (("--image", "text.jpg"), "is not an image"),
             (("--image", "empty.jpg"), "is empty"),
             (("--image", "short.png"), "damaged or truncated"),
             (("--image", "tiny.png"), "is 1 x 1 pixels"),
@@ -109,7 +109,7 @@ class TestGround:
     def test_bad_input_ends_in_one_sentence_before_any_model_is_loaded(
         self, vpp: Run, pocket: list[bool], photo: Path, words: Sequence[str], message: str
     ) -> None:
-        Path("text.jpg").write_text("no picture")
+        Path("text.jpg").write_text("no image")
         Path("empty.jpg").touch()
         Path("short.png").write_bytes(photo.read_bytes()[:500])
         Image.new("L", (1, 1)).save("tiny.png")
@@ -212,7 +212,7 @@ class TestDemo:
         assert "There is no [network]. The demo goes on with these." in out.replace("\n", " ")
         assert "VPP: Acc@0.5 = 1.000" in out
         assert "without VPP: Acc@0.5 = 1.000" in out.replace("\n", " ")
-        assert out.endswith("The pictures: a[b]/page/index.html\n")
+        assert out.endswith("The images: a[b]/page/index.html\n")
         assert Path("a[b]/page/index.html").is_file()
         assert pocket == [True, False]
 
@@ -299,7 +299,7 @@ def test_in_a_process_of_its_own_there_is_no_traceback(tmp_path: Path) -> None:
     finished = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
 
     assert finished.returncode == 1
-    assert finished.stderr == "vpp: 'missing.jpg' does not exist: give the path of a picture.\n"
+    assert finished.stderr == "vpp: 'missing.jpg' does not exist: give the path of an image.\n"
 
 
 def test_without_typer_the_command_says_what_to_install() -> None:

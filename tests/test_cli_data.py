@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from tests.data.formats import layouts
-from tests.data.formats.layouts import lines, picture, refer_folder, whole
+from tests.data.formats.layouts import image, lines, refer_folder, whole
 from vpp_plugins.cli.data import data, doctor
 from vpp_plugins.data.formats import FORMATS
 
@@ -46,15 +46,15 @@ def test_formats_lists_all() -> None:
 
 
 def test_doctor_ends_with_1_where_something_was_found() -> None:
-    picture(Path("pictures/coco/train2017/000000033471.jpg"))
+    image(Path("images/coco/train2017/000000033471.jpg"))
     whole(Path("set.json"), layouts.LLAVA_665K[:1])
-    words = ["set.json", "--format", "vpp-sft", "--images", "pictures"]
+    words = ["set.json", "--format", "vpp-sft", "--images", "images"]
     healthy = RUNNER.invoke(DOCTOR, words)
     assert healthy.exit_code == 0, healthy.output
     assert "Nothing was found." in healthy.output
 
-    Path("pictures/coco/train2017/000000033471.jpg").write_text("broken")
+    Path("images/coco/train2017/000000033471.jpg").write_text("broken")
     ill = RUNNER.invoke(DOCTOR, [*words, "--out", "page.html"])
     assert ill.exit_code == 1
-    assert "- unreadable pictures: 1 of 1 (100.0%)" in ill.output
+    assert "- unreadable images: 1 of 1 (100.0%)" in ill.output
     assert Path("page.html").exists()

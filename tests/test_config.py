@@ -71,7 +71,7 @@ def test_every_field_of_the_example_above_differs_from_its_default() -> None:
 
 
 def test_the_defaults_are_the_paper_s() -> None:
-    """VPP-LLaVA (arXiv 2503.15426): P of 336 x 336, band 30 pixels, alpha 0.95, 100 queries of a 640 x 640 picture."""
+    """VPP-LLaVA (arXiv 2503.15426): P of 336 x 336, band 30 pixels, alpha 0.95, 100 queries of a 640 x 640 image."""
     axes, local = GlobalVPPConfig(), LocalVPPConfig()
 
     assert (axes.size, axes.border, axes.alpha, axes.style) == (336, 30, 0.95, "edge-0.1")

@@ -67,6 +67,6 @@ def test_the_command_prints_the_table(capsys: pytest.CaptureFixture[str], monkey
     assert ended.value.code in (0, None)
     out = capsys.readouterr().out
     assert "internvl" in out
-    assert "it reads proteins, not pictures" in out
+    assert "it reads proteins, not images" in out
     assert f"take VPP. Tested on tiny random models with transformers {recorded_version()}" in " ".join(out.split())
     assert transformers.__version__ in out

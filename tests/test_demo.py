@@ -34,7 +34,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stub(Grounder):
-    """Answers without a model: the truth to every expression that is its picture's own, or always the same."""
+    """Answers without a model: the truth to every expression that is its image's own, or always the same."""
 
     def __init__(self, answer: str = "truth", batch_size: int = 4) -> None:
         self.answer, self.batch_size = answer, batch_size
@@ -57,7 +57,7 @@ def result(**answers: str) -> DemoResult:
     return run_demo({name: Stub(answer) for name, answer in (answers or {"VPP": "truth"}).items()}, None)
 
 
-def test_every_expression_is_asked_and_one_of_each_picture_shown() -> None:
+def test_every_expression_is_asked_and_one_of_each_image_shown() -> None:
     questions, shown = choose_questions(None)
 
     assert len(shown) == 5
@@ -99,15 +99,15 @@ def test_every_model_is_asked_the_same_and_then_the_shuffled_control() -> None:
     run = run_demo(grounders, None, told.append)
 
     first, second = (grounder.asked for grounder in grounders.values())
-    pictures = [question.scene.image.tobytes() for question in run.questions]
+    images = [question.scene.image.tobytes() for question in run.questions]
     expressions = [question.expression for question in run.questions]
     control = shuffled(expressions, [question.scene.key for question in run.questions])
-    assert first == second == list(zip(pictures * 2, expressions + control, strict=True))
+    assert first == second == list(zip(images * 2, expressions + control, strict=True))
     assert len(told) == 2
-    assert f"{len(expressions)} expressions in 5 pictures: VPP" in told[0]
+    assert f"{len(expressions)} expressions in 5 images: VPP" in told[0]
 
 
-def test_the_table_has_a_row_per_picture_and_the_accuracies_below() -> None:
+def test_the_table_has_a_row_per_image_and_the_accuracies_below() -> None:
     run = result(VPP="truth", twin="no idea")
     hostile = run.questions[0].expression + " [bold]x[/]"
     run.questions[0] = replace(run.questions[0], expression=hostile)
@@ -134,7 +134,7 @@ def test_a_box_is_told_in_whole_pixels_and_its_absence_by_its_status() -> None:
     assert box_text(unknown) == "unparsable"
 
 
-def test_without_the_scene_pictures_a_sentence_says_why_and_the_demo_goes_on(
+def test_without_the_scene_images_a_sentence_says_why_and_the_demo_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def no_network(folder: Path, *, progress: Any) -> None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from tests.tiny import attached, picture, toy_config
+from tests.tiny import attached, image, toy_config
 from vpp_plugins import GlobalVPP, VPPError
 from vpp_plugins.prompts import VPP, draw_axes
 from vpp_plugins.prompts.draw import COLOURS, draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
@@ -28,8 +28,8 @@ def test_boxes_are_outlined_on_a_copy_in_one_colour_each() -> None:
     assert WHITE.getcolors() == [(200 * 100, (255, 255, 255))]
 
 
-def test_without_boxes_the_picture_is_the_same() -> None:
-    assert draw_boxes(picture(), []).tobytes() == picture().tobytes()
+def test_without_boxes_the_image_is_the_same() -> None:
+    assert draw_boxes(image(), []).tobytes() == image().tobytes()
 
 
 def test_more_boxes_than_colours_go_round() -> None:
@@ -41,8 +41,8 @@ def test_more_boxes_than_colours_go_round() -> None:
 
 
 @pytest.mark.parametrize("box", [*BOXES, (0.0, 0.0, 200.0, 100.0), (150.0, 95.0, 200.0, 100.0), (0.0, 0.0, 0.0, 0.0)])
-@pytest.mark.parametrize("text", ["cup", "an expression much longer than its picture is wide " * 2, "çé 日本\nx"])
-def test_labels_stand_on_the_picture(box: tuple[float, float, float, float], text: str) -> None:
+@pytest.mark.parametrize("text", ["cup", "an expression much longer than its image is wide " * 2, "çé 日本\nx"])
+def test_labels_stand_on_the_image(box: tuple[float, float, float, float], text: str) -> None:
     with_label, without = draw_boxes(WHITE, [box], labels=[text]), draw_boxes(WHITE, [box])
 
     assert changed(with_label, without).sum() > 50
@@ -55,7 +55,7 @@ def test_labels_and_boxes_must_be_as_many() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_pictures_of_other_modes_are_drawn_on_too(mode: str) -> None:
+def test_images_of_other_modes_are_drawn_on_too(mode: str) -> None:
     assert draw_boxes(WHITE.convert(mode), BOXES).mode == "RGB"
 
 
@@ -67,7 +67,7 @@ def test_a_fresh_prompt_is_drawn_as_its_axes() -> None:
 
 class TestOverlay:
     def test_shows_the_padded_square_with_the_band_changed_only(self) -> None:
-        prompt, shown = GlobalVPP(64, border=6), picture(0, (64, 32))
+        prompt, shown = GlobalVPP(64, border=6), image(0, (64, 32))
 
         plain, drawn = draw_overlay(prompt, shown, gain=0), draw_overlay(prompt, shown)
 
@@ -87,9 +87,9 @@ class TestOverlay:
 
     def test_the_prompts_precision_does_not_matter(self) -> None:
         prompt = GlobalVPP(64, border=6)
-        precise = np.asarray(draw_overlay(prompt, picture()), dtype=int)
+        precise = np.asarray(draw_overlay(prompt, image()), dtype=int)
 
-        assert np.abs(np.asarray(draw_overlay(prompt.bfloat16(), picture()), dtype=int) - precise).max() <= 2
+        assert np.abs(np.asarray(draw_overlay(prompt.bfloat16(), image()), dtype=int) - precise).max() <= 2
 
 
 @pytest.mark.usefixtures("toy")
@@ -117,18 +117,18 @@ class TestSensitivity:
         vpp = attached()[0].vpp
 
         with torch.no_grad():
-            draw_sensitivity(vpp, picture())
+            draw_sensitivity(vpp, image())
 
         assert all(parameter.grad is None for parameter in vpp.parameters())
 
     def test_needs_a_local_prompt(self) -> None:
         with pytest.raises(VPPError, match="no local prompt"):
-            draw_sensitivity(attached(config=toy_config(local_vpp=None))[0].vpp, picture())
+            draw_sensitivity(attached(config=toy_config(local_vpp=None))[0].vpp, image())
 
 
 @pytest.mark.usefixtures("toy")
 class TestQueries:
-    """What the local queries see, on a picture of 200 x 100 pixels: its square begins 50 pixels above it."""
+    """What the local queries see, on an image of 200 x 100 pixels: its square begins 50 pixels above it."""
 
     def heads(self, vpp: VPP) -> DetectionHeads:
         """Heads that see one cup, in the left half of the square's middle, whatever the query."""
@@ -141,7 +141,7 @@ class TestQueries:
             heads.bbox_embed.layers[-1].bias.copy_(torch.logit(torch.tensor([0.25, 0.5, 0.4, 0.3])))
         return heads
 
-    def test_boxes_are_brought_from_the_square_to_the_picture(self) -> None:
+    def test_boxes_are_brought_from_the_square_to_the_image(self) -> None:
         vpp = attached()[0].vpp
 
         drawn = draw_queries(vpp, self.heads(vpp), ["cup"], WHITE)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.families import FAMILIES, attached_family
 from tests.test_processor_families import CASES
-from tests.tiny import attached, picture, tiny_llava, tiny_processor, toy_config
+from tests.tiny import attached, image, tiny_llava, tiny_processor, toy_config
 from tests.zoo.hosts import tiny_host
 from vpp_plugins import Grounder, Grounding, VPPError, VPPProcessor, attach_vpp, vpp_disabled
 from vpp_plugins.attach.vocabulary import rows_of
@@ -47,9 +47,9 @@ def grounder(*answers: str, **options: Any) -> Grounder:
     return Grounder(model, saying(processor, *answers), max_new_tokens=2, **options)
 
 
-def test_one_pair_gives_one_grounding_in_pixels_of_the_picture() -> None:
+def test_one_pair_gives_one_grounding_in_pixels_of_the_image() -> None:
     """The box is of the square to which LLaVA pads: 40 x 24 pixels begin 8 pixels below its top."""
-    asked = picture(0, (40, 24))
+    asked = image(0, (40, 24))
 
     grounding = grounder(" [0.1, 0.2, 0.3, 0.6]\n")(asked, "the red cup")
 
@@ -65,37 +65,37 @@ def test_one_pair_gives_one_grounding_in_pixels_of_the_picture() -> None:
 def test_two_lists_give_one_grounding_per_pair_in_their_order() -> None:
     answers = [f"[0.{i}, 0.5, 0.9, 0.6]" for i in range(5)]
 
-    groundings = grounder(*answers, batch_size=2)([picture(i, (100, 100)) for i in range(5)], EXPRESSIONS)
+    groundings = grounder(*answers, batch_size=2)([image(i, (100, 100)) for i in range(5)], EXPRESSIONS)
 
     assert [grounding.boxes[0][0] for grounding in groundings] == pytest.approx([0, 10, 20, 30, 40])
     assert [grounding.expression for grounding in groundings] == EXPRESSIONS
     for seed, grounding in enumerate(groundings):
-        assert grounding.image.tobytes() == picture(seed, (100, 100)).tobytes()
+        assert grounding.image.tobytes() == image(seed, (100, 100)).tobytes()
 
 
 def test_lists_may_be_tuples_and_may_be_empty() -> None:
     assert grounder()([], []) == []
-    assert len(grounder("x", "y")((picture(0), picture(1)), ("red", "cup"))) == 2
+    assert len(grounder("x", "y")((image(0), image(1)), ("red", "cup"))) == 2
 
 
-def test_every_kind_of_picture_is_read(tmp_path: Path) -> None:
+def test_every_kind_of_image_is_read(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
-    picture(3).save(path)
+    image(3).save(path)
 
-    groundings = grounder(*"abcd")([path, str(path), path.read_bytes(), picture(3)], ["cup"] * 4)
+    groundings = grounder(*"abcd")([path, str(path), path.read_bytes(), image(3)], ["cup"] * 4)
 
-    assert all(grounding.image.tobytes() == picture(3).tobytes() for grounding in groundings)
+    assert all(grounding.image.tobytes() == image(3).tobytes() for grounding in groundings)
 
 
 @pytest.mark.parametrize(
     ("images", "expressions", "message"),
     [
-        ([picture(), picture()], ["cup"], "2 pictures came with 1 expressions"),
-        ([picture(), picture()], "cup", "one expression came with 2 pictures"),
-        (picture(), ["cup", "red"], "one picture came with 2 expressions"),
-        ("photo.jpg", ["cup"], "one picture came with 1 expressions"),
-        (picture(), "", "the expression is empty"),
-        ([picture(), picture()], ["cup", " \n"], "the expression is empty"),
+        ([image(), image()], ["cup"], "2 images came with 1 expressions"),
+        ([image(), image()], "cup", "one expression came with 2 images"),
+        (image(), ["cup", "red"], "one image came with 2 expressions"),
+        ("photo.jpg", ["cup"], "one image came with 1 expressions"),
+        (image(), "", "the expression is empty"),
+        ([image(), image()], ["cup", " \n"], "the expression is empty"),
         ("missing.jpg", "cup", "'missing.jpg' does not exist"),
     ],
 )
@@ -111,12 +111,12 @@ def test_what_cannot_be_asked_is_refused_before_anything_is(images: Any, express
 @pytest.mark.parametrize(
     ("images", "expressions", "message"),
     [
-        (np.zeros((9, 9, 3)), "cup", "a picture must be a path, .* but is a ndarray"),
-        (picture(), None, "an expression is a text, .* but None came"),
-        ([picture()], [3], r"an expression is a text, .* but \[3\] came"),
+        (np.zeros((9, 9, 3)), "cup", "an image must be a path, .* but is a ndarray"),
+        (image(), None, "an expression is a text, .* but None came"),
+        ([image()], [3], r"an expression is a text, .* but \[3\] came"),
     ],
 )
-def test_what_is_no_picture_and_no_text_is_refused(images: Any, expressions: Any, message: str) -> None:
+def test_what_is_no_image_and_no_text_is_refused(images: Any, expressions: Any, message: str) -> None:
     with pytest.raises(VPPError, match=message):
         grounder()(images, expressions)
 
@@ -135,7 +135,7 @@ def test_what_is_no_picture_and_no_text_is_refused(images: Any, expressions: Any
     ],
 )
 def test_status_is_the_worst_of_the_boxes(answer: str, boxes: int, status: str, statuses: list[str]) -> None:
-    grounding = grounder(answer)(picture(0, (100, 100)), "cup")
+    grounding = grounder(answer)(image(0, (100, 100)), "cup")
 
     assert (len(grounding.boxes), grounding.status, list(grounding.statuses)) == (boxes, status, statuses)
     assert len(grounding.labels) == boxes
@@ -159,15 +159,15 @@ def hosts() -> dict[str, Callable[[], tuple[Any, Any]]]:
 
 @pytest.mark.parametrize("host", hosts())
 def test_a_batch_answers_as_its_pairs_one_by_one(host: str) -> None:
-    """Token for token, with pictures of other shapes and expressions of other lengths beside them."""
+    """Token for token, with images of other shapes and expressions of other lengths beside them."""
     model, processor = hosts()[host]()
     asking = Grounder(model, showing_ids(processor), max_new_tokens=6)
-    pictures = [picture(seed, size) for seed, size in enumerate(SIZES)]
+    images = [image(seed, size) for seed, size in enumerate(SIZES)]
 
-    together = asking(pictures, EXPRESSIONS)
+    together = asking(images, EXPRESSIONS)
 
     compared = 0
-    for shown, expression, grounding in zip(pictures, EXPRESSIONS, together, strict=True):
+    for shown, expression, grounding in zip(images, EXPRESSIONS, together, strict=True):
         certain = certain_tokens(asking, shown, expression)
         alone = asking(shown, expression)
         assert grounding.text.split()[:certain] == alone.text.split()[:certain]
@@ -180,22 +180,22 @@ def test_a_batch_answers_as_its_pairs_one_by_one(host: str) -> None:
 def test_a_batch_of_any_family_answers_as_its_pairs_one_by_one(name: str) -> None:
     model, processor = attached_family(name)
     asking = Grounder(model, showing_ids(processor), max_new_tokens=5)
-    pictures = [picture(seed, (size[0] * 2, size[1] * 2)) for seed, size in enumerate(SIZES)]
+    images = [image(seed, (size[0] * 2, size[1] * 2)) for seed, size in enumerate(SIZES)]
 
-    together = asking(pictures, EXPRESSIONS)
+    together = asking(images, EXPRESSIONS)
 
     compared = 0
-    for shown, expression, grounding in zip(pictures, EXPRESSIONS, together, strict=True):
+    for shown, expression, grounding in zip(images, EXPRESSIONS, together, strict=True):
         certain = certain_tokens(asking, shown, expression)
         assert grounding.text.split()[:certain] == asking(shown, expression).text.split()[:certain]
         compared += certain
     assert compared > 12
 
 
-def test_boxes_in_pixels_of_the_resized_picture_come_back_to_the_original() -> None:
+def test_boxes_in_pixels_of_the_resized_image_come_back_to_the_original() -> None:
     """Qwen2.5-VL; its image processor brings 100 x 52 pixels to the nearest sides it can cut into patches."""
     model, processor = attached_family("qwen2_5_vl")
-    shown = picture(0, (100, 52))
+    shown = image(0, (100, 52))
     grid = processor(images=[shown], text=[Grounder(model, processor)._prompt("cup")], return_tensors="pt")
     _, rows, columns = grid["image_grid_thw"][0].tolist()
     height, width = rows * 4, columns * 4
@@ -213,9 +213,9 @@ def test_another_processor_does_not_tell_how_it_resizes() -> None:
     model, processor = attached()
 
     with pytest.raises(
-        VPPError, match="counts pixels of the picture as Qwen's image processor resizes it, which a Llava"
+        VPPError, match="counts pixels of the image as Qwen's image processor resizes it, which a Llava"
     ):
-        Grounder(model, processor, box_format="qwen2.5-vl", max_new_tokens=1)(picture(), "cup")
+        Grounder(model, processor, box_format="qwen2.5-vl", max_new_tokens=1)(image(), "cup")
 
 
 def test_location_tokens_are_read_though_they_are_special() -> None:
@@ -225,7 +225,7 @@ def test_location_tokens_are_read_though_they_are_special() -> None:
     answer = processor.tokenizer.convert_tokens_to_ids(["<s>", tokens[0], tokens[2], tokens[1], "</s>", "<pad>"])
     model.generate = lambda **inputs: torch.cat([inputs["input_ids"], torch.tensor([answer])], dim=1)
 
-    grounding = Grounder(model, processor, box_format="qwen2-vl")(picture(0, (50, 100)), "cup")
+    grounding = Grounder(model, processor, box_format="qwen2-vl")(image(0, (50, 100)), "cup")
 
     assert grounding.boxes == (pytest.approx((5, 20, 15, 40)),)
     assert grounding.text.split() == ["<|box_start|>", "(100,200),(300,400)", "<|box_end|>"]
@@ -236,10 +236,10 @@ def test_every_end_that_generation_knows_is_left_out() -> None:
     model.generation_config.eos_token_id = [2, 12]
     model.generate = lambda **inputs: torch.cat([inputs["input_ids"], torch.tensor([[10, 12, 0]])], dim=1)
 
-    assert Grounder(model, processor)(picture(), "cup").text == "cup"
+    assert Grounder(model, processor)(image(), "cup").text == "cup"
 
 
-def test_without_a_template_the_picture_comes_before_the_question() -> None:
+def test_without_a_template_the_image_comes_before_the_question() -> None:
     plain = Backbone(adapter="any", hidden_size=24, vision_encoders=(), box_format="qwen2-vl", frame="image")
     config = toy_config(global_vpp=None)
     model = attach_vpp(tiny_llava(), config, adapter=plain)
@@ -275,13 +275,13 @@ def test_every_kind_of_host_is_asked_in_its_own_way(kind: str) -> None:
     model: Any = attach_vpp(host, toy_config())
     asking = Grounder(model, showing_ids(VPPProcessor(processor, model)), max_new_tokens=4)
     model.vpp.trained = True
-    pictures, expressions = [picture(0, (64, 64)), picture(1, (64, 48))], ["the red cup", "cup"]
+    images, expressions = [image(0, (64, 64)), image(1, (64, 48))], ["the red cup", "cup"]
 
-    together = asking(pictures, expressions)
+    together = asking(images, expressions)
 
     assert asking._prompt(asking.codec.prompt("the red cup")).startswith(begins)
     assert all(0 < len(grounding.text.split()) <= 4 for grounding in together)
-    assert [asking(*pair).text for pair in zip(pictures, expressions, strict=True)] == [g.text for g in together]
+    assert [asking(*pair).text for pair in zip(images, expressions, strict=True)] == [g.text for g in together]
 
 
 def certain_tokens(asking: Grounder, shown: Image.Image, expression: str) -> int:
@@ -297,15 +297,15 @@ def certain_tokens(asking: Grounder, shown: Image.Image, expression: str) -> int
 
 def test_inside_vpp_disabled_the_bare_host_answers() -> None:
     model, processor = attached()
-    pictures = [picture(seed, size) for seed, size in enumerate(SIZES)]
+    images = [image(seed, size) for seed, size in enumerate(SIZES)]
     asking = Grounder(model, showing_ids(processor), max_new_tokens=6)
     bare = Grounder(tiny_llava(), showing_ids(processor.processor), max_new_tokens=6)
 
     with vpp_disabled(model):
-        disabled = [grounding.text for grounding in asking(pictures, EXPRESSIONS)]
+        disabled = [grounding.text for grounding in asking(images, EXPRESSIONS)]
 
-    assert disabled == [grounding.text for grounding in bare(pictures, EXPRESSIONS)]
-    assert disabled != [grounding.text for grounding in asking(pictures, EXPRESSIONS)]
+    assert disabled == [grounding.text for grounding in bare(images, EXPRESSIONS)]
+    assert disabled != [grounding.text for grounding in asking(images, EXPRESSIONS)]
 
 
 def test_the_families_question_is_asked_in_the_hosts_chat_template() -> None:
@@ -325,7 +325,7 @@ def test_the_families_question_is_asked_in_the_hosts_chat_template() -> None:
 def test_another_families_codec_can_be_named() -> None:
     asking = grounder("<|box_start|>(100,200),(300,400)<|box_end|>", box_format="qwen2-vl")
 
-    grounding = asking(picture(0, (50, 100)), "the red cup")
+    grounding = asking(image(0, (50, 100)), "the red cup")
 
     assert "Locate the red cup in this image" in asking._prompt(asking.codec.prompt("the red cup"))
     assert grounding.boxes == (pytest.approx((5, 20, 15, 40)),)
@@ -347,14 +347,14 @@ def test_a_batch_is_padded_on_the_left_and_the_tokenizers_own_side_put_back() ->
     generate = asking.model.generate
     asking.model.generate = lambda **inputs: (masks.append(inputs["attention_mask"]), generate(**inputs))[1]
 
-    asking([picture(), picture()], ["cup", "the red cup . the red cup"])
+    asking([image(), image()], ["cup", "the red cup . the red cup"])
 
     assert not masks[0][0, 0]
     assert masks[0][:, -1].all()
     assert asking.processor.tokenizer.padding_side == "right"
 
     with pytest.raises(VPPError, match="2 image placeholders"):
-        asking(picture(), "the <image> cup")
+        asking(image(), "the <image> cup")
     assert asking.processor.tokenizer.padding_side == "right"
 
 
@@ -376,9 +376,9 @@ def test_every_modules_training_mode_is_put_back(fails: bool) -> None:
     model.generate = watched
     if fails:
         with pytest.raises(RuntimeError):
-            asking(picture(), "cup")
+            asking(image(), "cup")
     else:
-        asking(picture(), "cup")
+        asking(image(), "cup")
 
     assert not any(during)
     assert {name: module.training for name, module in model.named_modules()} == before
@@ -388,12 +388,12 @@ def test_every_modules_training_mode_is_put_back(fails: bool) -> None:
 def test_answers_are_greedy_whatever_the_generation_config_says() -> None:
     model, processor = attached()
     asking = Grounder(model, showing_ids(processor), max_new_tokens=6)
-    greedy = asking(picture(), "cup").text
+    greedy = asking(image(), "cup").text
 
     model.generation_config.do_sample = True
     model.generation_config.num_beams = 3
 
-    assert {asking(picture(), "cup").text for _ in range(3)} == {greedy}
+    assert {asking(image(), "cup").text for _ in range(3)} == {greedy}
 
 
 def test_an_encoder_decoders_answer_is_read_from_its_start() -> None:
@@ -402,18 +402,18 @@ def test_an_encoder_decoders_answer_is_read_from_its_start() -> None:
     model.generate = lambda **_: torch.tensor([[7, 8, 9]])
     model.config.is_encoder_decoder = True
 
-    assert Grounder(model, processor)(picture(), "cup").text == "7 8 9"
+    assert Grounder(model, processor)(image(), "cup").text == "7 8 9"
 
 
 def test_any_question_can_be_asked(toy: None) -> None:
     model, processor = attached()
     asking = Grounder(model, processor)
-    pictures = [picture(0), picture(1, (24, 40))]
+    images = [image(0), image(1, (24, 40))]
     own = [asking.codec.prompt("the red cup")] * 2
-    told = asking.ask(pictures, ["is the cup red", own[0]], max_new_tokens=3)
+    told = asking.ask(images, ["is the cup red", own[0]], max_new_tokens=3)
 
     assert [meta.size_hw for _, meta in told] == [(24, 40), (40, 24)]
     assert all(len(text.split()) <= 3 for text, _ in told)
-    assert [text.strip() for text, _ in asking.ask(pictures, own)] == [
-        grounding.text for grounding in asking(pictures, ["the red cup"] * 2)
+    assert [text.strip() for text, _ in asking.ask(images, own)] == [
+        grounding.text for grounding in asking(images, ["the red cup"] * 2)
     ]

@@ -115,20 +115,20 @@ class TestEqualsAnUnpatchedTwin:
 
     @pytest.mark.parametrize("given", ["the whole conversation", "only what is new"])
     def test_generate_continues_from_a_cache(self, given: str) -> None:
-        """generate tells by the mask whether it is given the whole conversation again; pictures are new ones only."""
+        """generate tells by the mask whether it is given the whole conversation again; images are new ones only."""
         model, processor = attached()
         first, second = inputs_for(processor, [1]), inputs_for(processor, [2])
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
             model(**first, past_key_values=cache, use_cache=True)
         whole = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
-        pictures = {k: second[k] for k in ("pixel_values", "vpp_pixel_values")}
-        everything = {k: torch.cat([first[k], second[k]]) for k in pictures}
+        images = {k: second[k] for k in ("pixel_values", "vpp_pixel_values")}
+        everything = {k: torch.cat([first[k], second[k]]) for k in images}
         mask = torch.ones_like(whole)
 
         ids = whole if given == "the whole conversation" else second["input_ids"]
 
-        ours = answer(model, {"input_ids": ids, "attention_mask": mask, **pictures}, past_key_values=cache)
+        ours = answer(model, {"input_ids": ids, "attention_mask": mask, **images}, past_key_values=cache)
 
         assert torch.equal(ours, answer(model, {"input_ids": whole, "attention_mask": mask, **everything}))
 
@@ -167,7 +167,7 @@ class TestThePlaceholderIsNeverAnAnswer:
 
         assert model.vpp.token_id not in answer(model, inputs, **DECODERS[decoder])
 
-    def test_also_in_a_text_without_pictures(self) -> None:
+    def test_also_in_a_text_without_images(self) -> None:
         model, processor = attached()
         inputs = inputs_for(processor, [0])
         model.lm_head.weight.data[model.vpp.token_id] = (
@@ -261,7 +261,7 @@ class TestGradients:
 
 
 class TestWrongCalls:
-    def test_fewer_pictures_than_placeholders(self) -> None:
+    def test_fewer_images_than_placeholders(self) -> None:
         model, processor = attached()
         inputs = inputs_for(processor, [2, 1])
         inputs["vpp_pixel_values"] = inputs["vpp_pixel_values"][:2]
@@ -273,7 +273,7 @@ class TestWrongCalls:
         with pytest.raises(VPPError, match="hold 12"):
             model.generate(**inputs)
 
-    def test_pictures_without_placeholders(self) -> None:
+    def test_images_without_placeholders(self) -> None:
         model, processor = attached()
         inputs = inputs_for(processor, [1])
         inputs["input_ids"] = inputs["input_ids"][inputs["input_ids"] != model.vpp.token_id][None]
@@ -281,7 +281,7 @@ class TestWrongCalls:
         with pytest.raises(VPPError, match=r"hold 0 <\|vpp\|> placeholders, but .* hold 1 images that need 4"):
             model(**inputs)
 
-    def test_placeholders_without_pictures(self) -> None:
+    def test_placeholders_without_images(self) -> None:
         model, processor = attached()
         ids = inputs_for(processor, [1])["input_ids"]
         text_only = ids[ids != 4][None]
@@ -363,7 +363,7 @@ class TestWrongCalls:
         assert model(**inputs).logits.isfinite().all()
 
     @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 3, 64, 60)], ids=str)
-    def test_pictures_of_a_shape_that_no_detector_takes(self, shape: tuple[int, ...]) -> None:
+    def test_images_of_a_shape_that_no_detector_takes(self, shape: tuple[int, ...]) -> None:
         model, processor = attached()
         inputs = inputs_for(processor, [1]) | {"vpp_pixel_values": torch.ones(shape)}
 
@@ -372,7 +372,7 @@ class TestWrongCalls:
         ):
             model(**inputs)
 
-    def test_pictures_in_a_call_within_another(self) -> None:
+    def test_images_in_a_call_within_another(self) -> None:
         model, processor = attached()
         inputs = inputs_for(processor, [1])
 

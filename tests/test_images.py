@@ -43,7 +43,7 @@ def pixel(image: Image.Image, x: int = 1, y: int = 1) -> tuple[int, ...]:
     return colour
 
 
-def test_a_path_its_text_its_bytes_and_the_image_give_the_same_picture(tmp_path: Path) -> None:
+def test_a_path_its_text_its_bytes_and_the_image_give_the_same_image(tmp_path: Path) -> None:
     path = tmp_path / "photo.png"
     noise().save(path)
 
@@ -103,7 +103,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_undone(orientation: int) -> None:
-    """Viewers turn the stored picture as the tag says; the numbers are those of the EXIF standard."""
+    """Viewers turn the stored image as the tag says; the numbers are those of the EXIF standard."""
     turn = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -149,7 +149,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded() -> None:
 
 def test_every_unreadable_file_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
-    (tmp_path / "text.png").write_text("no picture at all")
+    (tmp_path / "text.png").write_text("no image at all")
     (tmp_path / "short.jpg").write_bytes(encoded(noise(), "JPEG")[:-200])
     (tmp_path / "short.png").write_bytes(encoded(noise())[:-200])
     (tmp_path / "header.png").write_bytes(encoded(noise())[:20])
@@ -157,12 +157,12 @@ def test_every_unreadable_file_says_what_is_wrong_with_it(tmp_path: Path) -> Non
     for name, message in {
         "missing.jpg": "missing.jpg' does not exist: give the path",
         "text.png/below.jpg": "does not exist",
-        "": "is a folder: give the path of one picture",
+        "": "is a folder: give the path of one image",
         "empty.jpg": "empty.jpg' is empty",
-        "text.png": "text.png' is not a picture that can be read",
+        "text.png": "text.png' is not an image that can be read",
         "short.jpg": "short.jpg' is damaged or truncated",
         "short.png": "short.png' is damaged or truncated",
-        "header.png": "header.png' is (damaged|not a picture)",
+        "header.png": "header.png' is (damaged|not an image)",
     }.items():
         with pytest.raises(VPPError, match=message) as raised:
             load_image(tmp_path / name)
@@ -179,13 +179,13 @@ def test_a_file_without_permission_says_so(monkeypatch: pytest.MonkeyPatch) -> N
         load_image("photo.jpg")
 
 
-def test_bytes_that_are_no_picture_are_refused() -> None:
-    for source, message in ((b"", "empty"), (b"GIF89a", "the picture is"), (b"\x00" * 100, "not a picture")):
+def test_bytes_that_are_no_image_are_refused() -> None:
+    for source, message in ((b"", "empty"), (b"GIF89a", "the image is"), (b"\x00" * 100, "not an image")):
         with pytest.raises(VPPError, match=message):
             load_image(source)
 
 
-def test_floating_point_pictures_have_no_known_range() -> None:
+def test_floating_point_images_have_no_known_range() -> None:
     with pytest.raises(VPPError, match="floating-point"):
         load_image(Image.new("F", (16, 16)))
 
@@ -224,9 +224,7 @@ LETTERBOXED = {
 
 
 @pytest.mark.parametrize(("size", "place"), LETTERBOXED.items())
-def test_letterbox_places_pictures_as_the_reference_does(
-    size: tuple[int, int], place: tuple[int, int, int, int]
-) -> None:
+def test_letterbox_places_images_as_the_reference_does(size: tuple[int, int], place: tuple[int, int, int, int]) -> None:
     inside = (letterbox(noise(*size), 640) != 0).any(0)
 
     rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
@@ -234,31 +232,31 @@ def test_letterbox_places_pictures_as_the_reference_does(
     assert inside.sum() == place[2] * place[3]
 
 
-def test_letterbox_normalises_an_unresized_picture_exactly() -> None:
-    picture = noise(64, 32)
+def test_letterbox_normalises_an_unresized_image_exactly() -> None:
+    image = noise(64, 32)
 
-    boxed = letterbox(picture, 64)
+    boxed = letterbox(image, 64)
 
-    expected = torch.from_numpy(np.array(picture)).float().div(255).sub(torch.tensor(IMAGENET_MEAN))
+    expected = torch.from_numpy(np.array(image)).float().div(255).sub(torch.tensor(IMAGENET_MEAN))
     expected = expected.div(torch.tensor(IMAGENET_STD)).permute(2, 0, 1)
     assert torch.equal(boxed[:, 16:48], expected)
     assert not boxed[:, :16].any()
     assert not boxed[:, 48:].any()
 
 
-def test_letterbox_equals_torchvisions_resize_of_the_8_bit_picture() -> None:
+def test_letterbox_equals_torchvisions_resize_of_the_8_bit_image() -> None:
     from torchvision.transforms import functional
 
-    picture = noise(90, 50)
+    image = noise(90, 50)
 
-    boxed = letterbox(picture, 64)
+    boxed = letterbox(image, 64)
 
-    resized = functional.to_tensor(functional.resize(picture, [36, 64]))
+    resized = functional.to_tensor(functional.resize(image, [36, 64]))
     assert torch.equal(boxed[:, 14:50], functional.normalize(resized, IMAGENET_MEAN, IMAGENET_STD))
 
 
 def test_no_8_bit_value_normalises_to_the_padding_s_zero() -> None:
-    """What tells padding from picture, also in the half precisions that hosts run in."""
+    """What tells padding from image, also in the half precisions that hosts run in."""
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
 
     boxed = letterbox(Image.fromarray(values), 16)
@@ -283,7 +281,7 @@ class TestAddresses:
 
         assert (found.size, found.getpixel((3, 3))) == ((20, 30), (255, 0, 0))
 
-    def test_may_hold_the_picture(self) -> None:
+    def test_may_hold_the_image(self) -> None:
         buffer = io.BytesIO()
         Image.new("RGB", (20, 30), "red").save(buffer, "PNG")
 
@@ -298,15 +296,15 @@ class TestAddresses:
             load_image("http://127.0.0.1:9/red.png")
 
     def test_that_hold_nonsense_are_named(self) -> None:
-        with pytest.raises(VPPError, match="the picture is "):
+        with pytest.raises(VPPError, match="the image is "):
             load_image("data:image/png;base64,AAAA")
-        with pytest.raises(VPPError, match="the picture is damaged"):
+        with pytest.raises(VPPError, match="the image is damaged"):
             load_image("data:image/png;base64,A")
 
 
-class TestPicturesThatComeSeveralTimes:
+class TestImagesThatComeSeveralTimes:
     def test_are_read_once(self, tmp_path: Path) -> None:
-        path = tmp_path / "picture.png"
+        path = tmp_path / "image.png"
         Image.new("RGB", (20, 30), "red").save(path)
         other = Image.new("RGB", (20, 30), "blue")
         again = str(path)
@@ -315,9 +313,9 @@ class TestPicturesThatComeSeveralTimes:
 
         assert read[0] is read[2] is read[4]
         assert read[1] is read[3]
-        assert [picture.getpixel((3, 3)) for picture in read[:2]] == [(255, 0, 0), (0, 0, 255)]
+        assert [image.getpixel((3, 3)) for image in read[:2]] == [(255, 0, 0), (0, 0, 255)]
 
-    def test_pictures_that_a_sequence_makes_anew_at_every_look_stay_apart(self) -> None:
+    def test_images_that_a_sequence_makes_anew_at_every_look_stay_apart(self) -> None:
         """What is told by its id must live on: Python gives the id of what is gone to the next."""
 
         class Column(Sequence[bytes]):
@@ -329,7 +327,7 @@ class TestPicturesThatComeSeveralTimes:
                     raise IndexError
                 return encoded(Image.new("RGB", (20, 30), (40 * number, 0, 0)), "PNG")
 
-        assert [picture.getpixel((3, 3)) for picture in load_images(Column())] == [(40 * n, 0, 0) for n in range(6)]
+        assert [image.getpixel((3, 3)) for image in load_images(Column())] == [(40 * n, 0, 0) for n in range(6)]
 
     def test_are_one_object_in_any_nesting(self) -> None:
         red, blue = Image.new("RGB", (20, 30), "red"), Image.new("RGB", (20, 30), "blue")
@@ -344,7 +342,7 @@ class TestPicturesThatComeSeveralTimes:
 
         boxed = letterboxes([red, blue, red], 64)
 
-        assert torch.equal(boxed, torch.stack([letterbox(picture, 64) for picture in (red, blue, red)]))
+        assert torch.equal(boxed, torch.stack([letterbox(image, 64) for image in (red, blue, red)]))
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):

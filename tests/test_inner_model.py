@@ -66,7 +66,7 @@ class TestInnerModel:
             inputs = inputs_for(processor, [2, 1])
             assert torch.equal(hidden(model, inputs), hidden(tiny_llava(), inputs))
 
-    def test_pictures_without_their_prompts_are_refused(self) -> None:
+    def test_images_without_their_prompts_are_refused(self) -> None:
         model, processor = attached()
         with vpp_disabled(model):
             inputs = inputs_for(processor, [1])

@@ -23,7 +23,7 @@ def test_a_processor_with_a_word_where_the_model_has_its_image_token_is_refused(
     with pytest.raises(
         VPPError,
         match="InternVLProcessor is not the processor of this LlavaForConditionalGeneration: the model expects "
-        f"pictures at token id {WORDS.index('cup')}, which is 'cup' to its tokenizer, and no image token; load the",
+        f"images at token id {WORDS.index('cup')}, which is 'cup' to its tokenizer, and no image token; load the",
     ):
         VPPProcessor(FAMILIES["internvl"].processor(), model)
     assert model.vpp.token_id is None
@@ -62,7 +62,7 @@ def test_a_saved_processor_with_the_placeholder_passes_on_a_full_vocabulary() ->
     assert again.vpp.token_id == FULL
 
 
-def test_a_host_that_does_not_say_where_its_pictures_stand_is_believed() -> None:
+def test_a_host_that_does_not_say_where_its_images_stand_is_believed() -> None:
     model = tiny_llava()
     model.config.image_token_id = None
 

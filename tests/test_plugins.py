@@ -13,7 +13,7 @@ from torch import nn
 
 from examples import box_format
 from tests.tiny import ToyGenerator, tiny_llava, tiny_processor
-from vpp_plugins import Grounder, VPPError, attach_vpp, hookimpl, plugins
+from vpp_plugins import Grounder, VPPError, attach_vpp, hookimpl
 from vpp_plugins.boxes import BoxCodec, ImageMeta, codec
 from vpp_plugins.plugins import registry
 from vpp_plugins.plugins.backbone import Backbone

@@ -1,4 +1,4 @@
-"""The processor adds each picture's placeholders and the detector's view of it, and says what is wrong with inputs."""
+"""The processor adds each image's placeholders and the detector's view of it, and says what is wrong with inputs."""
 
 import base64
 import copy
@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
-from tests.tiny import FULL, TEXTS, TOY_GLOBAL, attached, inputs_for, picture, tiny_llava, tiny_processor, toy_config
+from tests.tiny import FULL, TEXTS, TOY_GLOBAL, attached, image, inputs_for, tiny_llava, tiny_processor, toy_config
+from tests.tiny import image as noise
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
 from vpp_plugins.images.load import letterbox, load_image
 from vpp_plugins.prompts.global_vpp import RGB
@@ -31,7 +32,7 @@ def ids_without_placeholders(model: Any, inputs: Any) -> list[list[int]]:
 class TestInputs:
     @pytest.mark.parametrize("layout", [[1], [2, 1], [0, 2, 1]], ids=str)
     @pytest.mark.parametrize("side", ["left", "right"])
-    def test_are_the_hosts_plus_placeholders_and_pictures(self, layout: list[int], side: str) -> None:
+    def test_are_the_hosts_plus_placeholders_and_images(self, layout: list[int], side: str) -> None:
         model, processor = attached()
         with vpp_disabled(model):
             host = inputs_for(processor, layout, side=side)
@@ -44,7 +45,7 @@ class TestInputs:
         assert torch.equal(inputs["pixel_values"], host["pixel_values"])
         assert inputs["attention_mask"].shape == inputs["input_ids"].shape
 
-    def test_placeholders_follow_their_picture(self) -> None:
+    def test_placeholders_follow_their_image(self) -> None:
         model, processor = attached()
 
         ids = inputs_for(processor, [2])["input_ids"][0].tolist()
@@ -53,21 +54,21 @@ class TestInputs:
         words = [processor.tokenizer.convert_tokens_to_ids(word) for word in ("red", "cup")]
         assert ids == [*image, *ours, words[0], *image, *ours, words[1]]
 
-    def test_pictures_come_in_reading_order(self) -> None:
+    def test_images_come_in_reading_order(self) -> None:
         _, processor = attached()
-        pictures = [picture(seed, size) for seed, size in ((1, (40, 24)), (2, (24, 40)), (3, (64, 64)))]
+        images = [image(seed, size) for seed, size in ((1, (40, 24)), (2, (24, 40)), (3, (64, 64)))]
 
         inputs = processor(
-            images=[pictures[:2], pictures[2:]], text=[TEXTS[2], TEXTS[1]], return_tensors="pt", padding=True
+            images=[images[:2], images[2:]], text=[TEXTS[2], TEXTS[1]], return_tensors="pt", padding=True
         )
 
-        expected = torch.stack([letterbox(each, 64) for each in pictures])
+        expected = torch.stack([letterbox(each, 64) for each in images])
         assert torch.equal(inputs["vpp_pixel_values"], expected)
 
     @pytest.mark.parametrize("form", ["PIL", "list", "nested", "array", "tensor", "bytes", "path", "Path", "RGBA"])
-    def test_every_form_of_picture(self, form: str, tmp_path: Path) -> None:
+    def test_every_form_of_image(self, form: str, tmp_path: Path) -> None:
         _, processor = attached()
-        image, buffer = picture(), io.BytesIO()
+        image, buffer = noise(), io.BytesIO()
         image.save(tmp_path / "it.png")
         image.save(buffer, "PNG")
         forms: dict[str, Any] = {
@@ -88,27 +89,27 @@ class TestInputs:
         for name in ("input_ids", "pixel_values", "vpp_pixel_values"):
             assert torch.equal(inputs[name], expected[name]), name
 
-    def test_a_list_of_texts_may_share_a_flat_list_of_pictures(self) -> None:
+    def test_a_list_of_texts_may_share_a_flat_list_of_images(self) -> None:
         _, processor = attached()
-        pictures = [picture(seed) for seed in range(3)]
+        images = [image(seed) for seed in range(3)]
         call = {"text": [TEXTS[2], TEXTS[1]], "return_tensors": "pt", "padding": True}
 
-        flat, nested = processor(images=pictures, **call), processor(images=[pictures[:2], pictures[2:]], **call)
+        flat, nested = processor(images=images, **call), processor(images=[images[:2], images[2:]], **call)
 
         assert all(torch.equal(flat[name], nested[name]) for name in nested)
 
     def test_lists_instead_of_tensors(self) -> None:
         model, processor = attached()
 
-        one, batch = processor(images=picture(), text=TEXTS[1]), processor(images=[picture()], text=[TEXTS[1]])
+        one, batch = processor(images=image(), text=TEXTS[1]), processor(images=[image()], text=[TEXTS[1]])
 
         assert np.array(one["input_ids"]).ravel().tolist().count(model.vpp.token_id) == 4
         assert np.array(batch["input_ids"]).ravel().tolist().count(model.vpp.token_id) == 4
 
-    def test_pictures_alone_and_text_alone(self) -> None:
+    def test_images_alone_and_text_alone(self) -> None:
         _, processor = attached()
 
-        assert processor(images=[picture(), picture(1)], return_tensors="pt")["vpp_pixel_values"].shape == (
+        assert processor(images=[image(), image(1)], return_tensors="pt")["vpp_pixel_values"].shape == (
             2,
             3,
             64,
@@ -119,7 +120,7 @@ class TestInputs:
     def test_move_to_a_dtype_together(self) -> None:
         _, processor = attached()
 
-        inputs = processor(images=picture(), text=TEXTS[1], return_tensors="pt").to(torch.bfloat16)
+        inputs = processor(images=image(), text=TEXTS[1], return_tensors="pt").to(torch.bfloat16)
 
         assert inputs["vpp_pixel_values"].dtype == inputs["pixel_values"].dtype == torch.bfloat16
         assert inputs["input_ids"].dtype == torch.int64
@@ -139,9 +140,7 @@ class TestInputs:
             "{% for m in messages %}{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }} "
             "{% endfor %}{% endfor %}{{ 'ASSISTANT:' if add_generation_prompt }}"
         )
-        chat = [
-            {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "the cup"}]}
-        ]
+        chat = [{"role": "user", "content": [{"type": "image", "image": image()}, {"type": "text", "text": "the cup"}]}]
 
         text = processor.apply_chat_template(chat, add_generation_prompt=True)
         inputs = processor.apply_chat_template(
@@ -150,22 +149,22 @@ class TestInputs:
         batch = processor.apply_chat_template([chat, chat], tokenize=True, return_tensors="pt", padding=True)
 
         assert text == "<image> the cup ASSISTANT:"
-        expected = processor(images=[picture()], text=[text], return_tensors="pt")
+        expected = processor(images=[image()], text=[text], return_tensors="pt")
         assert all(torch.equal(inputs[name], expected[name]) for name in expected)
         assert batch["vpp_pixel_values"].shape[0] == 2
 
     @pytest.mark.parametrize("key", ["path", "url", "image"])
-    def test_chats_may_name_their_pictures(self, key: str, tmp_path: Path) -> None:
+    def test_chats_may_name_their_images(self, key: str, tmp_path: Path) -> None:
         _, processor = attached()
         processor.chat_template = "{% for m in messages %}{% for c in m['content'] %}<image> {% endfor %}{% endfor %}"
-        picture().save(tmp_path / "it.png")
+        image().save(tmp_path / "it.png")
         data = base64.b64encode((tmp_path / "it.png").read_bytes()).decode()
         source = f"data:image/png;base64,{data}" if key == "url" else str(tmp_path / "it.png")
         chat = [{"role": "user", "content": [{"type": "image", key: source}]}]
 
         inputs = processor.apply_chat_template(chat, tokenize=True, return_tensors="pt")
 
-        expected = processor(images=[picture()], text=["<image> "], return_tensors="pt")
+        expected = processor(images=[image()], text=["<image> "], return_tensors="pt")
         assert all(torch.equal(inputs[name], expected[name]) for name in expected)
 
     def test_chats_with_videos_are_refused(self) -> None:
@@ -186,14 +185,14 @@ class TestInputs:
     def test_image_metas(self) -> None:
         _, processor = attached()
 
-        metas = processor.image_metas([[picture(size=(40, 24))], [picture(size=(30, 50))]])
+        metas = processor.image_metas([[image(size=(40, 24))], [image(size=(30, 50))]])
 
         assert [(meta.size_hw, meta.image_index) for meta in metas] == [((24, 40), 0), ((50, 30), 1)]
 
 
 MISTAKES: dict[str, tuple[Callable[[VPPProcessor], Any], str]] = {
     "images without placeholders": (
-        lambda p: p(images=[picture()], text="the cup"),
+        lambda p: p(images=[image()], text="the cup"),
         r"the text has 0 image placeholders '<image>', but 1 images came: every image needs one",
     ),
     "placeholders without images": (
@@ -201,38 +200,38 @@ MISTAKES: dict[str, tuple[Callable[[VPPProcessor], Any], str]] = {
         r"the text has 2 image placeholders '<image>', but 0 images came",
     ),
     "fewer images than placeholders": (
-        lambda p: p(images=[[picture()], [picture()]], text=[TEXTS[2], TEXTS[1]]),
+        lambda p: p(images=[[image()], [image()]], text=[TEXTS[2], TEXTS[1]]),
         r"the text has 3 image placeholders '<image>', but 2 images came",
     ),
     "images of the wrong text": (
-        lambda p: p(images=[[picture()], [picture(), picture()]], text=[TEXTS[2], TEXTS[1]]),
+        lambda p: p(images=[[image()], [image(), image()]], text=[TEXTS[2], TEXTS[1]]),
         r"the texts have \[2, 1\] image placeholders '<image>', but \[1, 2\] images came for them",
     ),
     "our token in the text": (
-        lambda p: p(images=[picture()], text=TEXTS[1] + "<|vpp|>"),
+        lambda p: p(images=[image()], text=TEXTS[1] + "<|vpp|>"),
         r"the text holds <\|vpp\|>, which VPPProcessor places itself: leave it out",
     ),
     "truncation": (
-        lambda p: p(images=[picture()], text=TEXTS[1], truncation=True, max_length=19),
+        lambda p: p(images=[image()], text=TEXTS[1], truncation=True, max_length=19),
         r"2 of 4 <\|vpp\|> placeholders are left in the tokenised text: max_length cuts them off, so raise it",
     ),
-    "a picture of floats": (
+    "an image of floats": (
         lambda p: p(images=[np.zeros((9, 9, 3))], text=TEXTS[1]),
-        r"a picture array must be 8-bit \[height, width, 3\], but is float64 \[9, 9, 3\]",
+        r"an image array must be 8-bit \[height, width, 3\], but is float64 \[9, 9, 3\]",
     ),
     "something else": (
-        lambda p: p(images=[[picture()], [None]], text=[TEXTS[1], TEXTS[1]]),
-        "a picture must be a path, bytes, a PIL image, an array or a tensor, but is None",
+        lambda p: p(images=[[image()], [None]], text=[TEXTS[1], TEXTS[1]]),
+        "an image must be a path, bytes, a PIL image, an array or a tensor, but is None",
     ),
     "no text": (
-        lambda p: p(images=[picture()], text=3),
+        lambda p: p(images=[image()], text=3),
         "the text must be a string or a list of strings, but is 3",
     ),
     "videos": (
-        lambda p: p(images=[picture()], text=TEXTS[1], videos=["clip.mp4"]),
+        lambda p: p(images=[image()], text=TEXTS[1], videos=["clip.mp4"]),
         "videos cannot be processed together with VPP yet: pass their frames as images",
     ),
-    "no picture at all": (
+    "no image at all": (
         lambda p: p(images=["/nowhere/cup.jpg"], text=TEXTS[1]),
         "'/nowhere/cup.jpg' does not exist",
     ),
@@ -269,7 +268,7 @@ class TestMistakes:
         with pytest.raises(
             VPPError, match="this processor's model was detached from VPP: use the host's own processor"
         ):
-            processor(images=[picture()], text=TEXTS[1])
+            processor(images=[image()], text=TEXTS[1])
 
 
 class TestAnotherTokenizer:
@@ -282,7 +281,7 @@ class TestAnotherTokenizer:
         with pytest.raises(
             VPPError, match=r"id of <\|vpp\|> is None, but the model knows 13: the tokenizer was swapped"
         ):
-            processor(images=[picture()], text=TEXTS[1])
+            processor(images=[image()], text=TEXTS[1])
 
     def test_is_refused_in_a_second_processor(self) -> None:
         model, _ = attached()
@@ -315,7 +314,7 @@ class TestTheHostsProcessor:
         model = attach_vpp(tiny_llava(), toy_config())
 
         processor = VPPProcessor(original, model)
-        processor(images=[picture()], text=TEXTS[1])
+        processor(images=[image()], text=TEXTS[1])
 
         assert (original.to_dict(), original.tokenizer.get_vocab(), original.image_processor.to_dict()) == before
         assert "<|vpp|>" in processor.tokenizer.get_vocab()
@@ -415,7 +414,7 @@ class TestInWorkers:
     def test_collates_in_a_data_loader(self) -> None:
         _, processor = attached()
         expected = inputs_for(processor, [1])
-        loader = DataLoader([(picture(), TEXTS[1])], collate_fn=Collator(processor), num_workers=1)
+        loader = DataLoader([(image(), TEXTS[1])], collate_fn=Collator(processor), num_workers=1)
 
         (found,) = list(loader)
 
@@ -427,14 +426,14 @@ class Collator:
         self.processor = processor
 
     def __call__(self, samples: list[tuple[Image.Image, str]]) -> dict[str, torch.Tensor]:
-        pictures, texts = zip(*samples, strict=True)
-        return dict(self.processor(images=[[p] for p in pictures], text=list(texts), return_tensors="pt", padding=True))
+        images, texts = zip(*samples, strict=True)
+        return dict(self.processor(images=[[p] for p in images], text=list(texts), return_tensors="pt", padding=True))
 
 
 def test_the_detectors_view_is_the_reference_letterbox() -> None:
-    """Both sides of a wide picture are kept, unlike in transformers' default crop for LLaVA."""
+    """Both sides of a wide image are kept, unlike in transformers' default crop for LLaVA."""
     _, processor = attached()
-    wide = picture(size=(80, 20))
+    wide = image(size=(80, 20))
 
     pixels = processor(images=[wide], text=TEXTS[1], return_tensors="pt")["vpp_pixel_values"][0]
 

@@ -15,7 +15,8 @@ from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tests.families import FAMILIES, WORDS, attached_family, encoder_pixels, family_inputs, tokenizer
-from tests.tiny import picture, tiny_llava, toy_config
+from tests.tiny import image, tiny_llava, toy_config
+from tests.tiny import image as noise
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.windows import to_windows
@@ -45,17 +46,17 @@ def any_host() -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """A processor, and what its texts and pictures may look like."""
+    """A processor, and what its texts and images may look like."""
 
     build: Callable[[], Any]
     image: str
-    """How one picture stands in the text; "" where the processor sets it before the text."""
+    """How one image stands in the text; "" where the processor sets it before the text."""
     before: str
     """The token before the run."""
     after: str = "is"
     """The token after the run."""
     counts: tuple[int, int, int] = (3, 0, 1)
-    """How many pictures the texts of a batch have; (1, 1, 1) where a text must have one."""
+    """How many images the texts of a batch have; (1, 1, 1) where a text must have one."""
     options: dict[str, Any] = field(default_factory=dict)
     """What the processor is called with besides."""
 
@@ -228,19 +229,19 @@ def wrapped(case: Case) -> tuple[Any, VPPProcessor]:
 
 
 def batch(processor: Any, case: Case, side: str = "left", **options: Any) -> Any:
-    """A padded batch: texts of three pictures, of none and of one, or of one each, of different lengths."""
+    """A padded batch: texts of three images, of none and of one, or of one each, of different lengths."""
     processor.tokenizer.padding_side = side
     begin = "" if case.counts == ONE_EACH else "the "
     words = ["the cup red", "the", "where is the cup"]
     texts = [begin + (case.image + "is ") * n + w for n, w in zip(case.counts, words, strict=True)]
     sizes = iter([(200, 320), (320, 200), (256, 256), (160, 64), (64, 64), (200, 64)])
-    images = [[picture(seed, next(sizes)) for seed in range(n)] for n in case.counts]
+    images = [[image(seed, next(sizes)) for seed in range(n)] for n in case.counts]
     return processor(images=images, text=texts, **{"return_tensors": "pt", "padding": True, **case.options, **options})
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_picture_gets_its_run_and_the_hosts_own_ids_stay(name: str, side: str) -> None:
+def test_every_image_gets_its_run_and_the_hosts_own_ids_stay(name: str, side: str) -> None:
     case = CASES[name]
     model, processor = wrapped(case)
     with vpp_disabled(model):
@@ -276,13 +277,13 @@ def test_every_picture_gets_its_run_and_the_hosts_own_ids_stay(name: str, side: 
             strict=True,
         ):
             assert torch.equal(types[mask.bool() & (row != token)], bare[bare_mask.bool()])
-    assert torch.equal(inputs["vpp_pixel_values"][0], letterbox(first_picture(), 64))
+    assert torch.equal(inputs["vpp_pixel_values"][0], letterbox(first_image(), 64))
 
 
 def test_paligemmas_answer_is_the_only_part_that_is_no_prefix() -> None:
     model, processor = wrapped(CASES["paligemma"])
 
-    inputs = processor(images=[picture()], text=["is the cup"], suffix=["red"], return_tensors="pt")
+    inputs = processor(images=[image()], text=["is the cup"], suffix=["red"], return_tensors="pt")
 
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0][inputs["token_type_ids"][0] == 1])
     assert tokens == ["red", "</s>"]
@@ -296,11 +297,11 @@ def test_cutting_a_run_is_refused(name: str) -> None:
     case = CASES[name]
     _, processor = wrapped(case)
     text = f"{case.image}is the cup red"
-    whole = processor(images=[picture()], text=[text], return_tensors="pt")["input_ids"].shape[1]
-    processor(images=[picture()], text=[text], truncation=True, max_length=whole - 1)
+    whole = processor(images=[image()], text=[text], return_tensors="pt")["input_ids"].shape[1]
+    processor(images=[image()], text=[text], truncation=True, max_length=whole - 1)
 
     with pytest.raises(VPPError, match="placeholders are left in the tokenised text: max_length cuts them off"):
-        processor(images=[picture()], text=[text], truncation=True, max_length=whole - 6)
+        processor(images=[image()], text=[text], truncation=True, max_length=whole - 6)
 
 
 def test_the_qformer_is_asked_without_placeholders() -> None:
@@ -330,7 +331,7 @@ def test_a_strangers_processor_gets_the_run_after_its_marker(declared: str | Non
     model: Any = attach_vpp(any_host(), toy_config(global_vpp=None), adapter=backbone)
     processor = VPPProcessor(Remote(**says), model)
 
-    ids = processor(images=[picture()], text="the <img> cup")["input_ids"][0]
+    ids = processor(images=[image()], text="the <img> cup")["input_ids"][0]
 
     words = processor.tokenizer.convert_ids_to_tokens(ids)
     assert words == ["the", "<img>", *["<|vpp|>"] * PER_IMAGE, "cup"]
@@ -341,12 +342,12 @@ def test_a_stranger_whose_images_come_first_gets_the_runs_before_its_text() -> N
     model: Any = attach_vpp(any_host(), toy_config(global_vpp=None), adapter=backbone)
     processor = VPPProcessor(Remote(), model)
 
-    ids = processor(images=[picture(), picture()], text="the cup")["input_ids"][0]
+    ids = processor(images=[image(), image()], text="the cup")["input_ids"][0]
 
     words = processor.tokenizer.convert_ids_to_tokens(ids)
     assert words == [*["<|vpp|>"] * 2 * PER_IMAGE, "the", "cup"]
     with pytest.raises(VPPError, match="3 images came for 2 texts: give each text a list of its own images"):
-        processor(images=[picture()] * 3, text=["the cup", "the cup"])
+        processor(images=[image()] * 3, text=["the cup", "the cup"])
 
 
 def test_a_processor_without_a_marker_is_refused() -> None:
@@ -380,12 +381,12 @@ class TestFamilies:
         assert set(found) == set(expected)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
 
-    def test_chats_give_what_their_texts_and_pictures_give(self, name: str) -> None:
+    def test_chats_give_what_their_texts_and_images_give(self, name: str) -> None:
         _, processor = attached_family(name)
         chats = [chat(3), chat(0), chat(1)]
         options = {"return_tensors": "pt", "padding": True}
         texts = [processor.apply_chat_template(each, add_generation_prompt=True) for each in chats]
-        pictures = [[picture(seed) for seed in range(count)] for count in (3, 0, 1)]
+        images = [[image(seed) for seed in range(count)] for count in (3, 0, 1)]
 
         batch = processor.apply_chat_template(
             chats, tokenize=True, add_generation_prompt=True, processor_kwargs=options
@@ -395,10 +396,10 @@ class TestFamilies:
         )
         text_only = processor.apply_chat_template(chats[1], tokenize=True, processor_kwargs=options)
 
-        expected = processor(images=pictures, text=texts, **options)
+        expected = processor(images=images, text=texts, **options)
         assert set(batch) == set(expected)
         assert all(torch.equal(batch[key], expected[key]) for key in expected)
-        alone = processor(images=[picture(0)], text=[texts[2]], **options)
+        alone = processor(images=[image(0)], text=[texts[2]], **options)
         assert all(torch.equal(one[key], alone[key]) for key in alone)
         assert "vpp_pixel_values" not in text_only
 
@@ -426,9 +427,9 @@ class TestFamilies:
         _, processor = attached_family(name)
         image = FAMILIES[name].image
 
-        arrays = processor(images=[picture()], text=[f"the {image} cup"], return_tensors="np")
+        arrays = processor(images=[noise()], text=[f"the {image} cup"], return_tensors="np")
 
-        tensors = processor(images=[picture()], text=[f"the {image} cup"], return_tensors="pt")
+        tensors = processor(images=[noise()], text=[f"the {image} cup"], return_tensors="pt")
         assert set(arrays) == set(tensors)
         for key, array in arrays.items():
             assert isinstance(array, np.ndarray), key
@@ -470,7 +471,7 @@ def test_only_a_global_prompt_on_tiles_needs_boxes_and_no_placeholders() -> None
 @pytest.mark.parametrize("option", [{"crop_to_patches": False}, {"images_kwargs": {"crop_to_patches": False}}])
 def test_boxes_heed_the_settings_of_the_call(option: dict[str, Any]) -> None:
     _, processor = attached_family("internvl")
-    call = {"images": [picture()], "text": ["the <IMG_CONTEXT> cup"], "return_tensors": "pt", "padding": True}
+    call = {"images": [image()], "text": ["the <IMG_CONTEXT> cup"], "return_tensors": "pt", "padding": True}
 
     assert len(processor(**call)["vpp_tile_boxes"]) > 1
     whole = to_windows(processor(**call, **option)["vpp_tile_boxes"])
@@ -482,10 +483,10 @@ def test_the_runs_do_not_eat_the_blank_that_kosmos_sets_before_its_text() -> Non
     assert Placement("", 2)(blip2(), "the cup", None, 1)[1] == "<|vpp|><|vpp|>the cup"
 
 
-def chat(pictures: int) -> list[dict[str, Any]]:
-    images = [{"type": "image", "image": picture(seed)} for seed in range(pictures)]
+def chat(loaded: int) -> list[dict[str, Any]]:
+    images = [{"type": "image", "image": image(seed)} for seed in range(loaded)]
     return [{"role": "user", "content": [*images, {"type": "text", "text": "where is the cup"}]}]
 
 
-def first_picture() -> Image.Image:
-    return load_image(picture(0, (200, 320)))
+def first_image() -> Image.Image:
+    return load_image(image(0, (200, 320)))

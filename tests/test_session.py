@@ -119,7 +119,7 @@ class TestOverlay:
 
         assert not torch.equal(expected, inputs["pixel_values"])
         assert seen
-        for pixels in seen:  # transformers before 5.23 repeats the pictures for beams
+        for pixels in seen:  # transformers before 5.23 repeats the images for beams
             assert torch.equal(pixels, expected.repeat_interleave(len(pixels) // len(expected), 0))
 
     @pytest.mark.parametrize("size", [32, 48], ids=["at its size", "resampled"])
@@ -258,7 +258,7 @@ class Caller(threading.Thread):
 
 @pytest.mark.usefixtures("toy")
 def test_a_copy_made_in_the_middle_of_a_run_is_in_none() -> None:
-    """It kept the run's axes, and laid them over the pictures of its first call in a disabled block."""
+    """It kept the run's axes, and laid them over the images of its first call in a disabled block."""
     model, processor = attached()
     inputs = inputs_for(processor, [1])
     copies: list[Any] = []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tests.families import FAMILIES, attached_family
-from tests.tiny import attached, picture, tiny_config, tiny_llava, tiny_processor
+from tests.tiny import attached, image, tiny_config, tiny_llava, tiny_processor
 from tests.zoo.hosts import inputs_of, tiny_host
 from vpp_plugins import Grounder, ground
 from vpp_plugins.attach.attach import host_state
@@ -29,12 +29,12 @@ pytestmark = [
 ]
 
 PLACES = (0, 1, 0, 0, 2, 1)
-"""Which of three pictures each question is about."""
+"""Which of three images each question is about."""
 QUESTIONS = ["the red cup", "cup", "is the cup red .", "red", "where is the cup", "cup is the cup"]
 
 
 class Watch:
-    """Counts the pictures that a module computes."""
+    """Counts the images that a module computes."""
 
     def __init__(self, module: Any) -> None:
         self.rows: list[int] = []
@@ -50,15 +50,15 @@ def share_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown(size: tuple[int, int] = (40, 24)) -> list[Image.Image]:
-    pictures = [picture(seed, size) for seed in range(3)]
-    return [pictures[place] for place in PLACES]
+    images = [image(seed, size) for seed in range(3)]
+    return [images[place] for place in PLACES]
 
 
-def answers_and_logits(model: Any, processor: Any, pictures: list[Image.Image]) -> tuple[list[str], list[Tensor]]:
+def answers_and_logits(model: Any, processor: Any, images: list[Image.Image]) -> tuple[list[str], list[Tensor]]:
     """Return what a Grounder answers, and the logits of every step."""
     logits: list[Tensor] = []
     handle = model.get_output_embeddings().register_forward_hook(lambda module, args, output: logits.append(output))
-    told = Grounder(model, processor, max_new_tokens=4).ask(pictures, QUESTIONS)
+    told = Grounder(model, processor, max_new_tokens=4).ask(images, QUESTIONS)
     handle.remove()
     return [text for text, _ in told], logits
 
@@ -73,9 +73,7 @@ def hosts() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", hosts())
-def test_answers_are_those_of_pictures_encoded_one_by_one_bit_for_bit(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_those_of_images_encoded_one_by_one_bit_for_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = hosts()[name]()
 
     texts, logits = answers_and_logits(model, processor, shown())
@@ -86,7 +84,7 @@ def test_answers_are_those_of_pictures_encoded_one_by_one_bit_for_bit(
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits, their_logits, strict=True))
 
 
-def test_each_picture_passes_the_encoder_and_the_detector_once() -> None:
+def test_each_image_passes_the_encoder_and_the_detector_once() -> None:
     model, processor = attached(config=tiny_config())
     encoder, detector = Watch(model.model.vision_tower.embeddings), Watch(model.vpp.local_vpp.generator)
 
@@ -96,7 +94,7 @@ def test_each_picture_passes_the_encoder_and_the_detector_once() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_answers_as_before_and_detects_in_each_picture_once(
+def test_every_family_answers_as_before_and_detects_in_each_image_once(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = attached_family(name)
@@ -146,7 +144,7 @@ def test_hosts_that_look_at_the_encoder_s_signature_see_its_own() -> None:
         assert inspect.signature(tower.forward) == own
 
 
-def test_gradients_reach_every_picture() -> None:
+def test_gradients_reach_every_image() -> None:
     """With gradients on, nothing is shared: they would be the same in number, but training counts on what it is."""
     model, _ = attached()
     pixels = torch.randn(1, 3, 32, 32).expand(4, 3, 32, 32).clone().requires_grad_()
@@ -158,7 +156,7 @@ def test_gradients_reach_every_picture() -> None:
 
 
 class Encoder(nn.Module):
-    """An encoder that returns what a test says, and counts its pictures."""
+    """An encoder that returns what a test says, and counts its images."""
 
     def __init__(self, say: Any) -> None:
         super().__init__()
@@ -189,7 +187,7 @@ REPEATED = torch.arange(2.0).repeat_interleave(2)[:, None, None, None].expand(4,
         lambda pixels: (pixels, len(pixels)),
     ],
 )
-def test_outputs_without_a_row_for_each_picture_are_computed_whole(say: Any) -> None:
+def test_outputs_without_a_row_for_each_image_are_computed_whole(say: Any) -> None:
     encoder = Encoder(say)
     with sharing(encoder):
         output = encoder(REPEATED)
@@ -229,7 +227,7 @@ def test_every_layer_s_output_is_repeated() -> None:
 
 
 @pytest.mark.parametrize("others", [(torch.ones(4, 2),), ([1, 2, 3, 4],)])
-def test_encoders_that_are_told_more_of_each_picture_run_as_always(others: tuple[Any, ...]) -> None:
+def test_encoders_that_are_told_more_of_each_image_run_as_always(others: tuple[Any, ...]) -> None:
     encoder = Encoder(lambda pixels: pixels)
     with sharing(encoder):
         encoder(REPEATED, *others)
@@ -250,7 +248,7 @@ def test_distinct_rows_tell_rows_apart_by_every_number() -> None:
     assert distinct_rows(rows[:0]) == ([], [])
 
 
-def test_a_picture_that_is_asked_about_twice_is_prepared_once() -> None:
+def test_a_image_that_is_asked_about_twice_is_prepared_once() -> None:
     processor = tiny_processor()
     backbone = describe(tiny_llava())
     counted: list[int] = []

@@ -86,7 +86,7 @@ class TestHonest:
         assert set(PROMISES) - set(report.held) == {"processor"}
 
     def test_ready_inputs(self) -> None:
-        """For hosts without a processor at hand; how many placeholders a picture has is counted."""
+        """For hosts without a processor at hand; how many placeholders an image has is counted."""
         with toy_generator() as name:
             inputs = ready_inputs(name, queries=3)
 

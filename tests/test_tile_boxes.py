@@ -1,4 +1,4 @@
-"""What each encoder input shows of its picture, asked of real image processors and of made-up ones."""
+"""What each encoder input shows of its image, asked of real image processors and of made-up ones."""
 
 import json
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Processor:
 
 
 class Cutter:
-    """A made-up image processor that shows the given windows, in pixels of the picture: left, top, right, bottom."""
+    """A made-up image processor that shows the given windows, in pixels of the image: left, top, right, bottom."""
 
     def __init__(self, *windows: Sequence[int], zoom: float = 1.0, colour: float = 0.0) -> None:
         self.windows, self.zoom, self.colour = windows, zoom, colour
@@ -86,7 +86,7 @@ class TestRealProcessors:
         torch.testing.assert_close(found, torch.tensor([*grid, WHOLE]), rtol=0, atol=3e-5)
 
     def test_llava_next(self) -> None:
-        """The whole picture first, squashed; then tiles of a canvas on which the picture stands in the middle."""
+        """The whole image first, squashed; then tiles of a canvas on which the image stands in the middle."""
         processor = Processor(
             transformers.LlavaNextImageProcessor(
                 size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}, image_grid_pinpoints=[[672, 672]]
@@ -128,8 +128,8 @@ class TestRealProcessors:
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-3)
 
     @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
-    def test_qwens_pictures_on_the_padded_square(self, family: str) -> None:
-        """The axes may span the square also where they usually span the picture; a picture repeated in time is one."""
+    def test_qwens_images_on_the_padded_square(self, family: str) -> None:
+        """The axes may span the square also where they usually span the image; an image repeated in time is one."""
         described = replace(describe(FAMILIES[family].model(), None), frame="square")
 
         found = boxes(FAMILIES[family].processor(), [(112, 224), (224, 224)], described)
@@ -145,8 +145,8 @@ class TestRealProcessors:
         found = boxes(processor, sizes, described)
 
         assert torch.equal(found, torch.cat([boxes(processor, [size], described) for size in sizes]))
-        pictures = [torch.zeros(3, *size, dtype=torch.uint8) + 255 for size in sizes]
-        pixels = processor(images=pictures, text=[FAMILIES[family].image] * 3, return_tensors="pt", padding=True)
+        images = [torch.zeros(3, *size, dtype=torch.uint8) + 255 for size in sizes]
+        pixels = processor(images=images, text=[FAMILIES[family].image] * 3, return_tensors="pt", padding=True)
         tiles = pixels["pixel_values"].flatten(end_dim=-4)
         assert len(found) == int(tiles.flatten(1).any(1).sum())
 
@@ -159,7 +159,7 @@ class TestReading:
             height, width, left, top, side = torch.randint(20, 90, (5,), generator=generator).tolist()
             left, top = left - 60, top - 60
             if min(left + side, top + side) <= 0:
-                continue  # beside the picture
+                continue  # beside the image
 
             window = (left, top, left + side, top + side)
             found = boxes(Processor(Cutter(window)), [(height, width)])
@@ -178,7 +178,7 @@ class TestReading:
 
     @pytest.mark.parametrize("columns", [1, 2, 3, 7])
     def test_slivers(self, columns: int) -> None:
-        """A tile may show a column or two of the picture, and padding: axes must not reach into that."""
+        """A tile may show a column or two of the image, and padding: axes must not reach into that."""
         windows = [(80 - columns, 0, 140 - columns, 60), (columns - 60, 0, columns, 60)]
 
         found = boxes(Processor(Cutter(*windows)), [(60, 80)])
@@ -190,14 +190,14 @@ class TestReading:
 
         assert torch.equal(found, torch.tensor([WHOLE, NOWHERE]))
 
-    def test_the_smallest_picture(self) -> None:
+    def test_the_smallest_image(self) -> None:
         torch.testing.assert_close(boxes(Processor(Cutter((0, 0, 8, 8))), [(8, 8)]), torch.tensor([WHOLE]))
 
-    def test_no_picture(self) -> None:
+    def test_no_image(self) -> None:
         assert boxes(Processor(Cutter()), []).shape == (0, 4)
 
     def test_two_image_arguments(self) -> None:
-        """The encoder gets all of the first before all of the second, which a small picture may lack."""
+        """The encoder gets all of the first before all of the second, which a small image may lack."""
 
         class TwoViews(Cutter):
             def __call__(self, images: list[Tensor], **_: Any) -> dict[str, Tensor]:
@@ -224,7 +224,7 @@ class TestWholeNumbers:
         assert to_windows(found)[0] == windows[0]
 
     def test_survive_a_cast_of_the_inputs(self) -> None:
-        """As floats they moved by up to 4 thousandths of the picture in bfloat16, and the axes with them."""
+        """As floats they moved by up to 4 thousandths of the image in bfloat16, and the axes with them."""
         inputs = transformers.BatchFeature({"vpp_tile_boxes": to_tile_boxes([(1 / 3, 0.25, 2 / 3, 1 / 7)])})
 
         cast = transformers.BatchFeature(dict(inputs)).to(torch.bfloat16)
@@ -263,7 +263,7 @@ class TestAnswersAreKept:
 def test_a_processor_that_takes_no_floats() -> None:
     class Stubborn(Cutter):
         def __call__(self, images: list[Tensor], **_: Any) -> dict[str, Tensor]:
-            raise ValueError("only 8-bit pictures")
+            raise ValueError("only 8-bit images")
 
-    with pytest.raises(VPPError, match=r"fails on a picture of floats \(only 8-bit pictures\)"):
+    with pytest.raises(VPPError, match=r"fails on an image of floats \(only 8-bit images\)"):
         boxes(Processor(Stubborn()), [SIZE])

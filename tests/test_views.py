@@ -22,7 +22,7 @@ def repeated(given: list[Window], images: torch.Tensor, times: int) -> list[Wind
     return list(views.next(ENCODER) or [])
 
 
-def test_without_windows_every_call_shows_whole_pictures() -> None:
+def test_without_windows_every_call_shows_whole_images() -> None:
     views = Views()
     views.repeats = 2
 
@@ -31,7 +31,7 @@ def test_without_windows_every_call_shows_whole_pictures() -> None:
 
 
 def test_each_encoder_goes_through_the_views_by_itself() -> None:
-    """Some hosts encode the whole pictures first and then close-up tiles; generate may do so again."""
+    """Some hosts encode the whole images first and then close-up tiles; generate may do so again."""
     whole, near = windows(1), windows(2)
     views, low, high = Views([whole, near]), nn.Identity(), nn.Identity()
 
@@ -47,7 +47,7 @@ def test_windows_are_split_by_the_rows_of_the_image_arguments() -> None:
 
 
 def test_tiles_are_repeated_with_their_row() -> None:
-    """Two pictures of two and one tiles, padded to two, for three beams."""
+    """Two images of two and one tiles, padded to two, for three beams."""
     tiles = torch.ones(2, 2, 3, 4, 4)
     tiles[1, 1] = 0
     a, b, c = windows(3)
@@ -55,7 +55,7 @@ def test_tiles_are_repeated_with_their_row() -> None:
     assert repeated([a, b, c], tiles, 3) == [a, b, a, b, a, b, c, c, c]
 
 
-def test_pictures_are_repeated_each_by_itself() -> None:
+def test_images_are_repeated_each_by_itself() -> None:
     a, b, c = windows(3)
 
     assert repeated([a, b, c], torch.ones(3, 3, 4, 4), 3) == [a, a, a, b, b, b, c, c, c]
@@ -65,10 +65,10 @@ def test_rows_of_patches_share_the_windows_evenly() -> None:
     assert repeated(windows(4), torch.ones(2, 2, 12), 2) == windows(4)[:2] * 2 + windows(4)[2:] * 2
 
 
-def test_a_strip_of_all_pictures_is_no_row() -> None:
+def test_a_strip_of_all_images_is_no_row() -> None:
     assert repeated(windows(4), torch.ones(1, 3, 4, 16), 2) == windows(4)
 
 
 def test_repeated_windows_that_cannot_be_told_apart() -> None:
-    with pytest.raises(VPPError, match="5 tiles of 2 pictures cannot be told apart"):
+    with pytest.raises(VPPError, match="5 tiles of 2 images cannot be told apart"):
         repeated(windows(5), torch.ones(2, 3, 4, 4), 2)

@@ -25,7 +25,7 @@ WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "whe
 FULL = len(WORDS)
 """A vocabulary without a spare row: it has to grow for the placeholder."""
 TEXTS = ["the red cup", "USER: <image> where is the cup ASSISTANT:", "<image> red <image> cup"]
-"""A text for no picture, for one, and for two."""
+"""A text for no image, for one, and for two."""
 
 
 def tiny_llava(*, vocabulary: int = 32, tied: bool = False, seed: int = 0) -> LlavaForConditionalGeneration:
@@ -119,10 +119,10 @@ def attached(
 def inputs_for(
     processor: Any, images_per_text: Sequence[int], *, side: str = "left", dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Inputs of a padded batch, with so many pictures, all different, in each text."""
+    """Inputs of a padded batch, with so many images, all different, in each text."""
     processor.tokenizer.padding_side = side
     seeds = iter(range(100))
-    images = [[picture(next(seeds)) for _ in range(count)] for count in images_per_text]
+    images = [[image(next(seeds)) for _ in range(count)] for count in images_per_text]
     inputs = processor(
         images=images if any(images_per_text) else None,
         text=[TEXTS[count] for count in images_per_text],
@@ -132,7 +132,7 @@ def inputs_for(
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (40, 24)) -> Image.Image:
-    """A picture of noise, width x height."""
+def image(seed: int = 0, size: tuple[int, int] = (40, 24)) -> Image.Image:
+    """An image of noise, width x height."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise)

@@ -17,31 +17,31 @@ AxisUnit = Literal["0-1", "0-1000"]
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalVPPConfig:
-    """The global prompt: a learnable picture of axes blended into the encoder's pixels (paper, section III-B).
+    """The global prompt: a learnable image of axes blended into the encoder's pixels (paper, section III-B).
 
     The defaults are for new models. Where the published VPP-LLaVA, "the reference", does otherwise, a line says so.
     """
 
     size: int = 336
-    """Side of the learnable prompt, in pixels; other picture sizes get it resampled."""
+    """Side of the learnable prompt, in pixels; other image sizes get it resampled."""
     alpha: float = 0.95
-    """Weight of the picture where the prompt lies, 0 to 1; the prompt gets the rest."""
+    """Weight of the image where the prompt lies, 0 to 1; the prompt gets the rest."""
     border: int = 30
     """Width of the band that the prompt covers, in pixels at `size`."""
     style: AxisStyle = "edge-0.1"
     """The drawn start: ticks every 0.1 or 0.05 along the edges, a cross through the centre, or axes around the
-    picture, which is shrunk for them."""
+    image, which is shrunk for them."""
     unit: AxisUnit = "0-1"
     """What the tick labels count in; it should be the unit in which the host writes its boxes."""
     frame: Literal["boxes", "square", "image"] = "boxes"
-    """What the axes span: the frame of the family's boxes, the picture padded to a square, or the picture itself.
+    """What the axes span: the frame of the family's boxes, the image padded to a square, or the image itself.
 
     The reference draws them on the padded square, which is the frame of LLaVA's boxes, so that part of the band lies on
     padding. "boxes" for new models: ticks then stand where the numbers of an answer do."""
     interior: Literal["kept", "scaled"] = "kept"
     """Pixels outside the band: left as they are, or multiplied by alpha too.
 
-    The reference multiplies the whole picture by 0.95, and what the mask cuts out of the prompt is not made up for.
+    The reference multiplies the whole image by 0.95, and what the mask cuts out of the prompt is not made up for.
     "kept" for new models: the encoder sees the pixels that it knows."""
     resample: Literal["bilinear", "nearest"] = "bilinear"
     """How the prompt reaches another size: as one masked tensor, antialiased, or prompt and mask apart by the nearest.
@@ -91,7 +91,7 @@ class LocalVPPConfig:
     projector_size: int = 1024
     """Width of the projector's hidden layer."""
     overlay: bool = True
-    """Whether the global prompt is laid over the detector's picture too; the reference does."""
+    """Whether the global prompt is laid over the detector's image too; the reference does."""
     overlay_units: Literal["detector", "host"] = "detector"
     """Whether the prompt is first converted to the detector's normalisation, or used as it is for the host.
 
@@ -100,11 +100,11 @@ class LocalVPPConfig:
     mask_padding: bool = True
     """Whether the detector ignores letterbox padding, in attention and in its positions, as DETR was trained.
 
-    The reference masks nothing, so padding counts as picture. True for new models: positions then run over the picture,
+    The reference masks nothing, so padding counts as image. True for new models: positions then run over the image,
     as in the weights that they start from. LLaVA's family defaults to False, like the reference: its boxes are measured
     on the padded square, and so should positions be."""
     fusion: Literal["concatenate", "queries-attend", "image-attends"] = "concatenate"
-    """How the projected queries meet the picture's own tokens: side by side in the text (VPP-LLaVA), or after one of
+    """How the projected queries meet the image's own tokens: side by side in the text (VPP-LLaVA), or after one of
     them has attended to the other, see `vpp_plugins.prompts.fusion`. The latter needs a host with one projector."""
 
     def __post_init__(self) -> None:

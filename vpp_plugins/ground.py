@@ -1,4 +1,4 @@
-"""Grounding: a picture and an expression in, boxes out."""
+"""Grounding: an image and an expression in, boxes out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,12 +21,12 @@ from vpp_plugins.prompts import draw_boxes
 
 @dataclass(frozen=True)
 class Grounding:
-    """The answer for one picture and one expression."""
+    """The answer for one image and one expression."""
 
     image: Image.Image
     expression: str
     boxes: tuple[Box, ...]
-    """(left, top, right, bottom) in pixels of the original picture, upright; empty when the answer holds no box."""
+    """(left, top, right, bottom) in pixels of the original image, upright; empty when the answer holds no box."""
     labels: tuple[str | None, ...]
     """What the answer calls each box, where the family's format says."""
     statuses: tuple[BoxStatus, ...]
@@ -41,7 +41,7 @@ class Grounding:
         return max(self.statuses, key=order.index)
 
     def draw(self) -> Image.Image:
-        """Return a copy of the picture with the boxes and the expression on it."""
+        """Return a copy of the image with the boxes and the expression on it."""
         return draw_boxes(self.image, self.boxes, labels=[self.expression] * len(self.boxes))
 
 
@@ -80,54 +80,54 @@ class Grounder:
     ) -> Grounding | list[Grounding]:
         """Ground one pair, or two lists of equal length, which give one Grounding per pair.
 
-        Raises VPPError, before anything is asked, for a picture that cannot be read, an empty expression, and lists of
+        Raises VPPError, before anything is asked, for an image that cannot be read, an empty expression, and lists of
         unequal length.
         """
         if isinstance(expressions, str):
             if isinstance(images, list | tuple):
-                raise VPPError(f"one expression came with {len(images)} pictures: give one expression per picture.")
+                raise VPPError(f"one expression came with {len(images)} images: give one expression per image.")
             return self([images], [expressions])[0]  # type: ignore[list-item]
         if not isinstance(expressions, Sequence) or not all(isinstance(one, str) for one in expressions):
             raise VPPError(f"an expression is a text, and several are a list of texts, but {expressions!r} came.")
         count = len(expressions)
         if isinstance(images, str | bytes | Image.Image) or not isinstance(images, Sequence):
-            raise VPPError(f"one picture came with {count} expressions: repeat the picture for each of them.")
+            raise VPPError(f"one image came with {count} expressions: repeat the image for each of them.")
         if len(images) != count:
-            raise VPPError(f"{len(images)} pictures came with {count} expressions: give one expression per picture.")
+            raise VPPError(f"{len(images)} images came with {count} expressions: give one expression per image.")
         if not all(expression.strip() for expression in expressions):
             raise VPPError("the expression is empty: say what to look for.")
-        pictures = load_images(images)  # type: ignore[arg-type]
+        loaded = load_images(images)  # type: ignore[arg-type]
         batches = [slice(start, start + self.batch_size) for start in range(0, count, self.batch_size)]
-        return [answer for batch in batches for answer in self._ground(pictures[batch], list(expressions[batch]))]
+        return [answer for batch in batches for answer in self._ground(loaded[batch], list(expressions[batch]))]
 
     def ask(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], **generation: Any
+        self, images: Sequence[Image.Image], questions: Sequence[str], **generation: Any
     ) -> list[tuple[str, ImageMeta]]:
-        """Answer one question per picture, in one batch, in any words; return the raw texts.
+        """Answer one question per image, in one batch, in any words; return the raw texts.
 
-        With each comes what the codec must know of its picture. `generation` goes to the model's `generate`; answers
+        With each comes what the codec must know of its image. `generation` goes to the model's `generate`; answers
         are greedy and at most `max_new_tokens` long unless it says otherwise.
         """
         texts = [self._prompt(question) for question in questions]
-        images = self.processor.image_processor
-        with _left_padding(self.processor.tokenizer), prepared_once(images, self._backbone):
-            inputs = self.processor(images=[[p] for p in pictures], text=texts, return_tensors="pt", padding=True)
+        preparing = prepared_once(self.processor.image_processor, self._backbone)
+        with _left_padding(self.processor.tokenizer), preparing:
+            inputs = self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", padding=True)
         inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
         settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens, **generation}
         with _evaluating(self.model), torch.no_grad(), encoded_once(unwrap(self.model), self._backbone):
             output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
         answers = self._decode(_without_prompt(output, inputs["input_ids"]))
-        return list(zip(answers, self.metas(pictures), strict=True))
+        return list(zip(answers, self.metas(images), strict=True))
 
-    def metas(self, pictures: Sequence[Image.Image]) -> list[ImageMeta]:
-        """Return what the codec must know of pictures, as this model's processor will show them; nothing is run."""
-        return metas_of(pictures, self.codec, self.processor.image_processor)
+    def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:
+        """Return what the codec must know of images, as this model's processor will show them; nothing is run."""
+        return metas_of(images, self.codec, self.processor.image_processor)
 
-    def _ground(self, pictures: list[Image.Image], expressions: list[str]) -> list[Grounding]:
-        told = self.ask(pictures, [self.codec.prompt(expression) for expression in expressions])
+    def _ground(self, images: list[Image.Image], expressions: list[str]) -> list[Grounding]:
+        told = self.ask(images, [self.codec.prompt(expression) for expression in expressions])
         return [
-            self._read(picture, expression, *answer)
-            for picture, expression, answer in zip(pictures, expressions, told, strict=True)
+            self._read(image, expression, *answer)
+            for image, expression, answer in zip(images, expressions, told, strict=True)
         ]
 
     def _prompt(self, question: str) -> str:
@@ -151,10 +151,10 @@ class Grounder:
         answers: list[str] = self.processor.batch_decode(rows, skip_special_tokens=False)
         return answers
 
-    def _read(self, picture: Image.Image, expression: str, answer: str, meta: ImageMeta) -> Grounding:
+    def _read(self, image: Image.Image, expression: str, answer: str, meta: ImageMeta) -> Grounding:
         decoded = self.codec.decode(answer, meta)
         return Grounding(
-            image=picture,
+            image=image,
             expression=expression,
             boxes=tuple(decoded.boxes_xyxy_px),
             labels=tuple(decoded.labels),

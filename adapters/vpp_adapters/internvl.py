@@ -11,7 +11,7 @@ from vpp_plugins.plugins import Backbone
 
 @hookimpl
 def vpp_adapter(model: nn.Module) -> Backbone | None:
-    """Claim InternVL: boxes 0-1000 on the whole picture, pixels as tiles and a thumbnail."""
+    """Claim InternVL: boxes 0-1000 on the whole image, pixels as tiles and a thumbnail."""
     from transformers import InternVLForConditionalGeneration
 
     if not isinstance(model, InternVLForConditionalGeneration):

@@ -62,7 +62,7 @@ def pad_to_square(processor: Any) -> None:
     if isinstance(current, LlavaImageProcessor) and current.do_pad:
         return
     log.warning(
-        "LLaVA: this processor would crop the sides of pictures away, so VPPProcessor's copy of it pads them to a "
+        "LLaVA: this processor would crop the sides of images away, so VPPProcessor's copy of it pads them to a "
         "square instead, as LLaVA was trained and as it measures boxes."
     )
     if isinstance(current, LlavaImageProcessor):

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT, LLaVA-NeXT-Video's pictures, and LLaVA-OneVision: a whole view and tiles of every picture."""
+"""LLaVA-NeXT, LLaVA-NeXT-Video's images, and LLaVA-OneVision: a whole view and tiles of every image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 
 @dataclass(frozen=True)
 class OneVisionViews:
-    """Planes of LLaVA-OneVision, which encodes pictures that share a text by their whole views, without their tiles."""
+    """Planes of LLaVA-OneVision, which encodes images that share a text by their whole views, without their tiles."""
 
     pinpoints: tuple[tuple[int, int], ...]
-    """Heights and widths that a picture may be brought to before it is cut."""
+    """Heights and widths that an image may be brought to before it is cut."""
     side: int
     """Side of a tile, in pixels."""
 

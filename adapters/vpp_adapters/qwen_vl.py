@@ -15,7 +15,7 @@ HALF: RGB = (0.5, 0.5, 0.5)
 
 @hookimpl
 def vpp_adapter(model: nn.Module) -> Backbone | None:
-    """Claim Qwen-VL: boxes on the whole picture, pixels as flattened patches of any grid."""
+    """Claim Qwen-VL: boxes on the whole image, pixels as flattened patches of any grid."""
     from transformers import (
         Qwen2_5_VLForConditionalGeneration,
         Qwen2VLForConditionalGeneration,
@@ -52,6 +52,6 @@ def _describe(
         pixel_layout=Patches(merge=vision.spatial_merge_size, frames=vision.temporal_patch_size),
         image_mean=image_mean,
         image_std=image_std,
-        # Qwen2.5-VL counts pixels of a picture whose size varies; hundreds of the way are the nearest that ticks can be
+        # Qwen2.5-VL counts pixels of an image whose size varies; hundreds of the way are the nearest that ticks can be
         defaults=VPPConfig(global_vpp=GlobalVPPConfig(unit="0-1000")),
     )

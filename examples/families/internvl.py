@@ -1,6 +1,6 @@
-"""InternVL with VPP: tiles and a thumbnail share one picture's axes, boxes count to 1000.
+"""InternVL with VPP: tiles and a thumbnail share one image's axes, boxes count to 1000.
 
-    python examples/families/internvl.py [CHECKPOINT PICTURE EXPRESSION]
+    python examples/families/internvl.py [CHECKPOINT IMAGE EXPRESSION]
 
 The checkpoint must be one in transformers' own format: those whose name ends in "-hf". Without one a tiny random host
 stands in: everything runs, and the answer means nothing.
@@ -16,8 +16,8 @@ from vpp_plugins.boxes import codec
 from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.images import load_image
 
-checkpoint, picture, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
-image = load_image(picture)
+checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
+image = load_image(image)
 
 # --8<-- [start:attach]
 if checkpoint is None:
@@ -37,7 +37,7 @@ chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text":
 inputs = processor(
     images=image, text=processor.apply_chat_template(chat, add_generation_prompt=True), return_tensors="pt"
 )
-print("the tiles, row by row, and the thumbnail, in units of the picture:")
+print("the tiles, row by row, and the thumbnail, in units of the image:")
 for left, top, right, bottom in (inputs["vpp_tile_boxes"] / 1e6).tolist():  # millionths
     print(f"  x {left:z.2f} to {right:z.2f}, y {top:z.2f} to {bottom:z.2f}")
 # --8<-- [end:tiles]

@@ -1,6 +1,6 @@
-"""LLaVA-1.5 with VPP: pictures padded to a square, and boxes measured on it.
+"""LLaVA-1.5 with VPP: images padded to a square, and boxes measured on it.
 
-    python examples/families/llava.py [CHECKPOINT PICTURE EXPRESSION]
+    python examples/families/llava.py [CHECKPOINT IMAGE EXPRESSION]
 
 Without a checkpoint a tiny random host stands in: everything runs, and the answer means nothing.
 """
@@ -15,8 +15,8 @@ from vpp_plugins.boxes import codec
 from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.images import load_image
 
-checkpoint, picture, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
-image = load_image(picture)
+checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
+image = load_image(image)
 
 # --8<-- [start:attach]
 if checkpoint is None:
@@ -25,14 +25,14 @@ else:
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", device_map="auto")
     processor = AutoProcessor.from_pretrained(checkpoint)
 attach_vpp(model)  # LLaVA's defaults: axes in steps of 0.1, a DETR of 100 queries, both untrained
-processor = VPPProcessor(processor, model)  # logs that pictures are padded to a square from here on
+processor = VPPProcessor(processor, model)  # logs that images are padded to a square from here on
 # --8<-- [end:attach]
 
 # --8<-- [start:boxes]
 llava, (meta,) = codec("llava"), processor.image_metas(image)
 text = llava.encode([(0, 0, image.width, image.height)], meta)
-print(f"all of a picture of {image.width} x {image.height} pixels, as LLaVA writes it: {text}")
-print("and back, in pixels of the picture:", llava.decode(text, meta).boxes_xyxy_px)
+print(f"all of an image of {image.width} x {image.height} pixels, as LLaVA writes it: {text}")
+print("and back, in pixels of the image:", llava.decode(text, meta).boxes_xyxy_px)
 # --8<-- [end:boxes]
 
 # --8<-- [start:ground]

@@ -1,6 +1,6 @@
-"""LLaVA-NeXT and LLaVA-OneVision with VPP: every tile gets its part of the picture's axes.
+"""LLaVA-NeXT and LLaVA-OneVision with VPP: every tile gets its part of the image's axes.
 
-    python examples/families/llava_next.py [CHECKPOINT PICTURE EXPRESSION]
+    python examples/families/llava_next.py [CHECKPOINT IMAGE EXPRESSION]
 
 Without a checkpoint a tiny random host stands in: everything runs, and the answer means nothing.
 """
@@ -14,8 +14,8 @@ from vpp_plugins import Grounder, VPPProcessor, attach_vpp
 from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.images import load_image
 
-checkpoint, picture, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
-image = load_image(picture)
+checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
+image = load_image(image)
 
 # --8<-- [start:attach]
 if checkpoint is None:

@@ -1,6 +1,6 @@
 """Qwen-VL with VPP: box text by generation, LoRA beside the prompts, one training step.
 
-    python examples/families/qwen_vl.py [CHECKPOINT PICTURE EXPRESSION]
+    python examples/families/qwen_vl.py [CHECKPOINT IMAGE EXPRESSION]
 
 Without a checkpoint a tiny random Qwen3-VL stands in: everything runs, and the answer means nothing.
 """
@@ -17,8 +17,8 @@ from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.images import load_image
 from vpp_plugins.train import lora_targets
 
-checkpoint, picture, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
-image = load_image(picture)
+checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
+image = load_image(image)
 
 # --8<-- [start:attach]
 if checkpoint is None:

@@ -31,7 +31,7 @@ class Family:
     build: Callable[[], Any]
     processor: Callable[[], Any]
     image: str
-    """How one picture stands in the text."""
+    """How one image stands in the text."""
 
     def model(self, seed: int = 0) -> Any:
         """Build the random host; its generate does not stop before its limit."""
@@ -59,7 +59,7 @@ def tokenizer(named: dict[str, str], others: Sequence[str] = ()) -> Any:
 
 
 def chat(image: str, user: str, end: str, assistant: str) -> str:
-    """Return a chat template: what stands for a picture, before a user's turn, after it, and before the answer."""
+    """Return a chat template: what stands for an image, before a user's turn, after it, and before the answer."""
     parts = "{% for p in m.content %}{{ " + repr(image) + " if p.type == 'image' else p.text }}{% endfor %}"
     turn = f"{{% if m.role == 'user' %}}{user}{parts}{end}{{% else %}}{assistant}{parts}{end}{{% endif %}}"
     answer = f"{{% if add_generation_prompt %}}{assistant}{{% endif %}}"
@@ -84,7 +84,7 @@ TEXT: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "initializer_range": 0.1,  # the usual 0.02 would leave so small a host almost deaf to its pictures
+    "initializer_range": 0.1,  # the usual 0.02 would leave so small a host almost deaf to its images
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
@@ -198,7 +198,7 @@ def qwen_processor(kind: str, video: str, **images: Any) -> Any:
 
 
 QWEN3_VISION = {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": 32, "num_position_embeddings": 64}
-WINDOWED_VISION = {  # windows of two by two merged patches in the first block, all of the picture in the second
+WINDOWED_VISION = {  # windows of two by two merged patches in the first block, all of the image in the second
     "hidden_size": 16,
     "intermediate_size": 32,
     "out_hidden_size": 32,

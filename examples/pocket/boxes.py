@@ -1,4 +1,4 @@
-"""Validation on cached features: greedy boxes for all of a picture's expressions at once, corner by corner."""
+"""Validation on cached features: greedy boxes for all of an image's expressions at once, corner by corner."""
 
 import dataclasses
 import random
@@ -19,7 +19,7 @@ from vpp_plugins.pocket import pack
 def answer_boxes(
     student: Student, questions: Questions, features: Tensor, coarse: Tensor, texts: list[list[str]]
 ) -> list[Tensor]:
-    """Boxes (xyxy fractions) for the expressions of each picture, as greedy generation gives them."""
+    """Boxes (xyxy fractions) for the expressions of each image, as greedy generation gives them."""
     segments = [[questions.grounding(text, [0, 0, 0, 0]) for text in per_image] for per_image in texts]
     packed = pack(questions.prefix, segments, questions.tokenizer.pad_token_id)
     first, last = questions.coordinates[0], questions.coordinates[-1]
@@ -39,7 +39,7 @@ def answer_boxes(
 
 @torch.no_grad()
 def validate(student: Student, questions: Questions, scenes: CachedScenes, count: int) -> dict[str, float]:
-    """Acc@0.5 (and per kind of expression), mean IoU, and Acc@0.5 where pictures get each other's expressions."""
+    """Acc@0.5 (and per kind of expression), mean IoU, and Acc@0.5 where images get each other's expressions."""
     student.eval()
     records = scenes.records[:count]
     texts = [[text for text, *_ in record["expressions"]] for record in records]

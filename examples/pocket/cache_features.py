@@ -59,9 +59,9 @@ def main() -> None:
             scenes = [generators[i % 10].scene(i) for i in range(first, min(first + BATCH, stop))]
             pixels = torch.stack([letterbox(scene.image, SIZE) for scene in scenes])
             at = first - start
-            for arm, picture in zip(ARMS, (pixels, axes(pixels)), strict=True):
+            for arm, image in zip(ARMS, (pixels, axes(pixels)), strict=True):
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    maps = backbone(picture.contiguous(memory_format=torch.channels_last))
+                    maps = backbone(image.contiguous(memory_format=torch.channels_last))
                 files[arm][at : at + len(scenes)] = merge_maps(*(m.float() for m in maps)).numpy()
             out.writelines(json.dumps(describe(scene)) + "\n" for scene in scenes)
             out.flush()

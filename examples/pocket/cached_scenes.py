@@ -12,7 +12,7 @@ from torch import Tensor
 from vpp_plugins.data.scenes import Assets, Scene, SceneGenerator
 from vpp_plugins.pocket import COARSE_CHANNELS
 
-SIZE = 320  # of a scene, the tower's and the detector's pictures, in pixels
+SIZE = 320  # of a scene, the tower's and the detector's images, in pixels
 
 
 def curriculum(assets: Assets, split: str, seed: int) -> list[SceneGenerator]:
@@ -26,7 +26,7 @@ def curriculum(assets: Assets, split: str, seed: int) -> list[SceneGenerator]:
 
 
 def describe(scene: Scene) -> dict[str, object]:
-    """The scene without its picture; boxes are xyxy fractions of the side."""
+    """The scene without its image; boxes are xyxy fractions of the side."""
     return {
         "objects": [[o.name, [round(v / SIZE, 4) for v in o.box_xyxy]] for o in scene.objects],
         "expressions": [

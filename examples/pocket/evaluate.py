@@ -1,4 +1,4 @@
-"""Score the pocket model as users run it, pictures through `Grounder`, beside text-blind baselines.
+"""Score the pocket model as users run it, images through `Grounder`, beside text-blind baselines.
 
     python examples/pocket/evaluate.py --assets assets --out pocket_scores.json
     python examples/pocket/evaluate.py --assets assets --checkpoint runs/vpp/checkpoint.pt --sets test --scenes 50
@@ -27,11 +27,11 @@ TRAINING_SCENES = 200  # for the mean box
 
 
 class Sample:
-    """One set of pictures, a row per expression."""
+    """One set of images, a row per expression."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         pairs = [(number, scene, expression) for number, scene in enumerate(scenes) for expression in scene.expressions]
-        self.pictures = [number for number, *_ in pairs]
+        self.images = [number for number, *_ in pairs]
         self.images = [scene.image for _, scene, _ in pairs]
         self.texts = [expression.text for *_, expression in pairs]
         self.kinds = [expression.kind for *_, expression in pairs]
@@ -57,13 +57,13 @@ def ask(grounder: Grounder, sample: Sample, texts: list[str]) -> list[Box | None
 
 
 def examine(grounder: Grounder, sample: Sample) -> dict[str, object]:
-    """Scores with the right expressions, by kind, and with other pictures' expressions."""
+    """Scores with the right expressions, by kind, and with other images' expressions."""
     found = ask(grounder, sample, sample.texts)
     by_kind = {}
     for kind in sorted(set(sample.kinds)):
         rows = [row for row, k in enumerate(sample.kinds) if k == kind]
         by_kind[kind] = round(score([found[r] for r in rows], [sample.boxes[r] for r in rows]).acc_50, 4)
-    control = ask(grounder, sample, shuffled(sample.texts, sample.pictures))
+    control = ask(grounder, sample, shuffled(sample.texts, sample.images))
     return {
         **_rounded(score(found, sample.boxes)),
         "acc_50 by kind": by_kind,

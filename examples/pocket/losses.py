@@ -38,11 +38,11 @@ def bell_loss(log_probability: Tensor, steps: Tensor) -> Tensor:
 def word_loss(tokens: Tensor, table: Tensor, targets: list[tuple[Tensor, Tensor]], empty_id: int) -> Tensor:
     """Align projected tokens [batch, tokens, hidden] with the words' embeddings, as LLaVA's first stage does.
 
-    `targets` holds, per picture, (token, word) pairs: see `questions.patch_words`.
+    `targets` holds, per image, (token, word) pairs: see `questions.patch_words`.
     """
-    pictures = torch.cat([torch.full_like(places, i) for i, (places, _) in enumerate(targets)])
+    images = torch.cat([torch.full_like(places, i) for i, (places, _) in enumerate(targets)])
     places, words = (torch.cat(part) for part in zip(*targets, strict=True))
-    losses = read_words(tokens, table)[pictures, places, words]
+    losses = read_words(tokens, table)[images, places, words]
     weight = torch.where(words == empty_id, EMPTY_WEIGHT, 1.0)
     return -(losses * weight).sum() / weight.sum()
 

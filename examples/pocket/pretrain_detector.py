@@ -32,7 +32,7 @@ def targets(scene: dict, classes: dict[str, int]) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def match(logits: Tensor, boxes: Tensor, names: list[Tensor], wanted: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The cheapest one-to-one assignment of queries to objects, per picture."""
+    """The cheapest one-to-one assignment of queries to objects, per image."""
     sizes = [len(n) for n in names]
     all_names, all_boxes = torch.cat(names), torch.cat(wanted)
     flat = boxes.flatten(0, 1).float()

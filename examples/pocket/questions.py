@@ -57,7 +57,7 @@ def choose(scene: dict, questions: Questions, rng: random.Random, groundings: in
 
 
 def patch_words(scene: dict, questions: Questions, side: int = 10) -> tuple[Tensor, Tensor]:
-    """Which words each cell of a picture stands for: a (cell, token) pair per word of the object at the cell's centre.
+    """Which words each cell of an image stands for: a (cell, token) pair per word of the object at the cell's centre.
 
     Of objects that overlap the smaller one counts; cells without an object get the padding token.
     """

@@ -9,17 +9,17 @@ from tests.families import FAMILIES, attached_family, family_inputs
 from tests.tiny import toy_config
 from vpp_plugins.testing import check_adapter
 
-REPEATS_PICTURES = (
+REPEATS_IMAGES = (
     "mm_encoder_outputs" not in inspect.signature(LlavaOnevisionForConditionalGeneration.forward).parameters
 )
-"""Before transformers 5.23 generate repeats a text's pictures for its beams: VPP refuses to guess the tiles of
-LLaVA-OneVision where pictures that share a text have none."""
+"""Before transformers 5.23 generate repeats a text's images for its beams: VPP refuses to guess the tiles of
+LLaVA-OneVision where images that share a text have none."""
 every_family = pytest.mark.parametrize("name", list(FAMILIES))
 
 
 @every_family
 def test_every_promise_holds(name: str) -> None:
-    generate = not (name == "llava_onevision" and REPEATS_PICTURES)
+    generate = not (name == "llava_onevision" and REPEATS_IMAGES)
 
     report = check_adapter(FAMILIES[name].model(), FAMILIES[name].processor(), generate=generate)
 
@@ -29,7 +29,7 @@ def test_every_promise_holds(name: str) -> None:
 
 
 @every_family
-def test_texts_of_no_picture_one_and_two_in_one_batch(toy: None, name: str) -> None:
+def test_texts_of_no_image_one_and_two_in_one_batch(toy: None, name: str) -> None:
     attached, processor = attached_family(name)
     inputs = family_inputs(processor, [0, 2, 1])
 
@@ -42,7 +42,7 @@ def test_texts_of_no_picture_one_and_two_in_one_batch(toy: None, name: str) -> N
     )
 
 
-def test_onevision_generates_with_one_picture_a_text(toy: None) -> None:
+def test_onevision_generates_with_one_image_a_text(toy: None) -> None:
     attached, processor = attached_family("llava_onevision")
 
     report = check_adapter(

@@ -24,7 +24,8 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaForConditionalGeneration
 
 from tests.families import tokenizer
-from tests.tiny import TOY_LOCAL, picture, tiny_llava, toy_config
+from tests.tiny import TOY_LOCAL, tiny_llava, toy_config
+from tests.tiny import image as noise
 from tests.zoo.hosts import PLACEHOLDER, inputs_of, tiny_host
 from vpp_adapters.generic.adapter import vpp_adapter
 from vpp_adapters.generic.table import ENCODERS, LAYOUTS, NO_GLOBAL, REFUSED, WHOLE, loose_patches, single_patches
@@ -60,7 +61,7 @@ def stranger(kind: str = "stranger", **names: str) -> Any:
         ("gemma4", ("model.vision_tower",), PaddedPatches("pixel_position_ids"), False),
         ("deepseek_vl_hybrid", ("model.vision_model", "model.high_res_vision_model"), planes, True),
         ("chameleon", (), planes, False),
-        # their processors pad pictures to whole patches, or cut them if so set
+        # their processors pad images to whole patches, or cut them if so set
         ("kimi_k25", ("model.vision_tower",), Patches("grid_thw"), True),
         ("idefics2", ("model.vision_model",), Padded("pixel_attention_mask"), True),
     ],
@@ -111,7 +112,7 @@ def video_llava_processor() -> Any:
 
 
 @pytest.mark.parametrize("size_hw", [(40, 100), (90, 30), (32, 32)], ids=["wide", "high", "square"])
-def test_their_pictures_are_padded_and_not_cropped(size_hw: tuple[int, int]) -> None:
+def test_their_images_are_padded_and_not_cropped(size_hw: tuple[int, int]) -> None:
     processor, claim = video_llava_processor(), describe(tiny_host("video_llava"))
     claim.prepare_processor(processor)
 
@@ -123,7 +124,7 @@ def test_their_pictures_are_padded_and_not_cropped(size_hw: tuple[int, int]) -> 
 def test_padding_survives_pickling_and_goes_on_after_saving(tmp_path: Path) -> None:
     processor, claim = video_llava_processor(), describe(tiny_host("video_llava"))
     claim.prepare_processor(processor)
-    image = [picture(size=(40, 24))]
+    image = [noise(size=(40, 24))]
     expected = processor.image_processor(image)["pixel_values_images"]
 
     pickled = pickle.loads(pickle.dumps(processor.image_processor))
@@ -185,9 +186,7 @@ def test_the_global_prompt_on_a_host_without_a_vision_encoder_is_an_error() -> N
 def test_a_model_of_text_alone_is_refused() -> None:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
 
-    with pytest.raises(
-        VPPError, match="cannot be attached to LlamaForCausalLM: it takes no pictures; load the model's"
-    ):
+    with pytest.raises(VPPError, match="cannot be attached to LlamaForCausalLM: it takes no images; load the model's"):
         attach_vpp(model)
 
 
@@ -229,26 +228,26 @@ def test_one_host_of_each_kind_keeps_every_promise(model_type: str) -> None:
     assert "forward" in report.held
 
 
-def test_single_patches_are_pictures_of_their_own() -> None:
+def test_single_patches_are_images_of_their_own() -> None:
     overlay = GlobalVPP(16, border=2).overlay()
-    pictures = torch.randn(6, 3, 8, 8)
+    images = torch.randn(6, 3, 8, 8)
     windows = [(index / 6, 0.0, (index + 1) / 6, 1.0) for index in range(6)]
-    rows = rearrange(pictures, "(b n) c y x -> b n (y x c)", b=2)
+    rows = rearrange(images, "(b n) c y x -> b n (y x c)", b=2)
 
     laid = single_patches(rows, overlay, windows, {})
 
-    expected = overlay.blend(pictures, windows)
+    expected = overlay.blend(images, windows)
     assert torch.equal(rearrange(laid, "b n (y x c) -> (b n) c y x", y=8, x=8), expected)
 
 
-def test_loose_patches_are_a_picture_in_reading_order_with_and_without_the_axis_in_front() -> None:
+def test_loose_patches_are_a_image_in_reading_order_with_and_without_the_axis_in_front() -> None:
     overlay = GlobalVPP(16, border=2).overlay()
-    picture = torch.randn(1, 3, 8, 12)
-    patches = rearrange(picture, "1 c (h y) (w x) -> (h w) c y x", y=4, x=4)
+    image = torch.randn(1, 3, 8, 12)
+    patches = rearrange(image, "1 c (h y) (w x) -> (h w) c y x", y=4, x=4)
     call = {"grid_thw": torch.tensor([[1, 2, 3]])}
 
     laid = loose_patches(patches, overlay, None, call)
 
-    expected = rearrange(overlay.blend(picture), "1 c (h y) (w x) -> (h w) c y x", y=4, x=4)
+    expected = rearrange(overlay.blend(image), "1 c (h y) (w x) -> (h w) c y x", y=4, x=4)
     assert torch.equal(laid, expected)
     assert torch.equal(loose_patches(patches[None], overlay, None, call), expected[None])

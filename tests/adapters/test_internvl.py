@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from tests.adapters.test_axes_on_pictures import text
+from tests.adapters.test_axes_on_images import text
 from tests.families import FAMILIES, attached_family
 from tests.tiny import toy_config
 from vpp_adapters.internvl import vpp_adapter

@@ -1,4 +1,4 @@
-"""The LLaVA adapter: what it claims, what it says of it, and the pictures' sides that it keeps."""
+"""The LLaVA adapter: what it claims, what it says of it, and the images' sides that it keeps."""
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tests.tiny import attached, inputs_for, picture, tiny_llava, tiny_processor
+from tests.tiny import attached, inputs_for, tiny_llava, tiny_processor
+from tests.tiny import image as noise
 from vpp_adapters.llava import pad_to_square, vpp_adapter
 from vpp_plugins import VPPProcessor, detach_vpp, vpp_disabled
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD
@@ -71,14 +72,14 @@ def test_normalisation_is_that_of_the_vision_tower(
 
 @pytest.mark.parametrize("kind", ["llava", "clip"])
 @pytest.mark.parametrize("size", [(80, 20), (20, 80)], ids=["wide", "high"])
-def test_pictures_are_padded_and_not_cropped(kind: str, size: tuple[int, int]) -> None:
+def test_images_are_padded_and_not_cropped(kind: str, size: tuple[int, int]) -> None:
     """Colour in the outermost pixels of the longer side must reach the vision encoder."""
     processor = tiny_processor()
     if kind == "clip":  # what published checkpoints name
         processor.image_processor = CLIPImageProcessorPil(
             size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
         )
-    image = picture(size=size)
+    image = noise(size=size)
     marked = image.copy()
     marked.paste((255, 0, 0), (0, 0, 4, 4))
     marked.paste((0, 255, 0), (size[0] - 4, size[1] - 4, *size))

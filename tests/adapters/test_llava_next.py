@@ -1,4 +1,4 @@
-"""The LLaVA-NeXT adapter: what it claims, and pictures with and without tiles."""
+"""The LLaVA-NeXT adapter: what it claims, and images with and without tiles."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_describes_the_host(name: str) -> None:
     assert backbone.image_mean == (CLIP_MEAN if name == "llava_next" else (0.5, 0.5, 0.5))
 
 
-def test_claims_the_video_model_for_its_pictures() -> None:
+def test_claims_the_video_model_for_its_images() -> None:
     image = FAMILIES["llava_next"].model().config
     config = transformers.LlavaNextVideoConfig(
         vision_config=image.vision_config,
@@ -52,8 +52,8 @@ def test_claims_the_video_model_for_its_pictures() -> None:
     assert vpp_adapter(transformers.LlavaNextVideoForConditionalGeneration(config)).pixel_layout is planes
 
 
-def test_pictures_of_one_text_are_their_whole_views(toy: None) -> None:
-    """LLaVA-OneVision cuts a picture into tiles only where it has its text to itself."""
+def test_images_of_one_text_are_their_whole_views(toy: None) -> None:
+    """LLaVA-OneVision cuts an image into tiles only where it has its text to itself."""
     model, processor = attached_family("llava_onevision", toy_config(local_vpp=None))
     inputs = family_inputs(processor, [2, 1])
 

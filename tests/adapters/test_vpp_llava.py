@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from tests.reference import FOLDER, reference
-from tests.tiny import picture, tiny_llava, tiny_processor
+from tests.tiny import image, tiny_llava, tiny_processor
 from vpp_adapters import llava
 from vpp_adapters.vpp_llava.adapter import REFERENCE, load_vpp_llava, process_as_trained, vpp_adapter, vpp_converter
 from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, detach_vpp, is_attached, vpp_disabled
@@ -63,7 +63,7 @@ class TestAdapter:
         assert (local.num_queries, local.image_size, local.projector_size) == (100, 640, 1024)
         assert (local.overlay, local.overlay_units, local.mask_padding) == (True, "host", False)
 
-    def test_pictures_are_processed_by_pillow_and_padded(self) -> None:
+    def test_images_are_processed_by_pillow_and_padded(self) -> None:
         processor = tiny_processor()
         processor.image_processor.image_mean = [0.1, 0.2, 0.3]
 
@@ -216,13 +216,13 @@ class TestUse:
         bias = torch.zeros(514)
         bias[512:] = 1e4
         model.lm_head.register_parameter("bias", nn.Parameter(bias))
-        inputs = processor(images=picture(), text="USER: <image>\nwhere? ASSISTANT:", return_tensors="pt")
+        inputs = processor(images=image(), text="USER: <image>\nwhere? ASSISTANT:", return_tensors="pt")
 
         answer = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
 
         assert (answer < 512).all()
         with vpp_disabled(model):  # the bare host's answers are its own
-            bare = processor(images=picture(), text="USER: <image>\nwhere? ASSISTANT:", return_tensors="pt")
+            bare = processor(images=image(), text="USER: <image>\nwhere? ASSISTANT:", return_tensors="pt")
             answer = model.generate(**bare, max_new_tokens=4, do_sample=False)[:, bare["input_ids"].shape[1] :]
         assert (answer >= 512).all()
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
-from tests.tiny import picture
+from tests.tiny import image
 from vpp_adapters.vpp_llava.images import LlavaImageProcessorPil
 
 SIDE = 48
@@ -30,14 +30,14 @@ def same(images: Any, **changes: Any) -> None:
 )
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
 def test_pixels_are_transformers_bit_for_bit(size: tuple[int, int], resample: Image.Resampling) -> None:
-    same(picture(0, size), resample=resample)
+    same(image(0, size), resample=resample)
     same(Image.new("RGB", size, (255, 0, 7)), resample=resample)
 
 
-def test_pictures_come_in_batches_and_as_arrays() -> None:
-    same([picture(0, (90, 50)), picture(1, (50, 90))])
-    same(np.array(picture(0, (90, 50))))
-    same(picture(0, (90, 50)).convert("L"))
+def test_images_come_in_batches_and_as_arrays() -> None:
+    same([image(0, (90, 50)), image(1, (50, 90))])
+    same(np.array(image(0, (90, 50))))
+    same(image(0, (90, 50)).convert("L"))
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_pictures_come_in_batches_and_as_arrays() -> None:
     ],
 )
 def test_other_settings_do_what_transformers_does(changes: dict[str, Any]) -> None:
-    same(picture(0, (90, 50)), **changes)
+    same(image(0, (90, 50)), **changes)
 
 
 def test_float_arrays_are_left_to_transformers() -> None:

@@ -53,12 +53,12 @@ def loaded(converted: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.open(FOLDER / f"image{i}.png").convert("RGB") for i in range(2)]
 
 
 @pytest.fixture(scope="module")
-def ours(loaded: tuple[Any, Any], pictures: list[Image.Image], recorded: dict[str, Tensor]) -> dict[str, Tensor]:
+def ours(loaded: tuple[Any, Any], images: list[Image.Image], recorded: dict[str, Tensor]) -> dict[str, Tensor]:
     """Every stage of a forward and backward on the recorded batch, in evaluation mode, by the recording's names."""
     model, processor = loaded
     ids, labels, mask = merged(recorded, model.config.image_token_id, model.vpp.token_id)
@@ -87,8 +87,8 @@ def ours(loaded: tuple[Any, Any], pictures: list[Image.Image], recorded: dict[st
             lambda module, args, kwargs: keep("inputs_embeds", kwargs["inputs_embeds"]), with_kwargs=True
         ),
     ]
-    pixels = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-    squares = torch.stack([letterbox(picture, 640) for picture in pictures])
+    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    squares = torch.stack([letterbox(image, 640) for image in images])
     model.zero_grad()
     output = model(input_ids=ids, attention_mask=mask, labels=labels, pixel_values=pixels, vpp_pixel_values=squares)
     loss = loss_of(output.logits[..., :COLUMNS], labels)
@@ -196,7 +196,7 @@ def test_stage(name: str, ours: dict[str, Tensor], recorded: dict[str, Tensor], 
     check(table, name, ours[key][part], recorded[name], allowed)
 
 
-def test_resized_pictures_are_equal_bit_for_bit(ours: dict[str, Tensor]) -> None:
+def test_resized_images_are_equal_bit_for_bit(ours: dict[str, Tensor]) -> None:
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (CLIP_MEAN, CLIP_STD))
     resized = ((ours["clip.pixel_values"] * std + mean) * 255).round().byte().permute(0, 2, 3, 1).contiguous()
     with safe_open(FOLDER / "io.safetensors", framework="pt") as file:
@@ -301,14 +301,14 @@ def test_every_parameter_has_the_recorded_gradient_norm(
 def test_greedy_answers(
     number: int,
     loaded: tuple[Any, Any],
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     recorded: dict[str, Tensor],
     table: dict[str, Row],
 ) -> None:
     """From a question's text to the answer's tokens, with the reference's ids between them."""
     model, processor = loaded
     prompt = reference("text")["eval"][number]["prompt"]
-    inputs = processor(images=pictures[number], text=prompt, return_tensors="pt")
+    inputs = processor(images=images[number], text=prompt, return_tensors="pt")
     expected = recorded[f"gen{number}.input_ids"].long()[0]
     kept = inputs["input_ids"][0]
     visual = (kept == model.config.image_token_id) | (kept == model.vpp.token_id)

@@ -1,18 +1,18 @@
-"""Stand-ins for the pictures, which are too large and not free enough to be committed."""
+"""Stand-ins for the images, which are too large and not free enough to be committed."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
 
-from vpp_plugins.data.scenes.assets import Assets, find_assets, keep_pictures, wanted_pictures
+from vpp_plugins.data.scenes.assets import Assets, find_assets, keep_images, wanted_images
 
 
 @pytest.fixture(scope="session")
 def unpacked_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `dpkg-deb -x` leaves, with a blot for every stamp and a plain colour for every photograph."""
     root = tmp_path_factory.mktemp("unpacked")
-    for number, origin in enumerate(wanted_pictures().values()):
+    for number, origin in enumerate(wanted_images().values()):
         path = root / origin
         path.parent.mkdir(parents=True, exist_ok=True)
         colour = (number * 37 % 256, number * 91 % 256, number * 53 % 256)
@@ -28,5 +28,5 @@ def unpacked_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def assets(unpacked_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Assets:
     folder = tmp_path_factory.mktemp("assets") / "assets"
-    keep_pictures(unpacked_packages, folder)
+    keep_images(unpacked_packages, folder)
     return find_assets(folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vpp_plugins.data.scenes.assets import PACKAGES, Assets, fetch_assets, find_assets, keep_pictures, list_cutouts
+from vpp_plugins.data.scenes.assets import PACKAGES, Assets, fetch_assets, find_assets, keep_images, list_cutouts
 from vpp_plugins.errors import VPPError
 
 
@@ -36,7 +36,7 @@ def write_program(path: Path, lines: str) -> None:
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
 
-def test_fetching_brings_every_picture_and_leaves_nothing_else(tools: Path, tmp_path: Path) -> None:
+def test_fetching_brings_every_image_and_leaves_nothing_else(tools: Path, tmp_path: Path) -> None:
     sentences: list[str] = []
     target = tmp_path / "here" / "assets"
     assets = fetch_assets(target, progress=sentences.append)
@@ -82,7 +82,7 @@ def test_a_folder_with_other_things_is_not_touched(tools: Path, tmp_path: Path) 
     assert tools.read_text() == ""
 
 
-def test_finding_notices_missing_and_changed_pictures(assets: Assets, tmp_path: Path) -> None:
+def test_finding_notices_missing_and_changed_images(assets: Assets, tmp_path: Path) -> None:
     with pytest.raises(VPPError, match=r"fetch_assets.*--shapes"):
         find_assets(tmp_path / "nothing")
     copy = tmp_path / "copy"
@@ -90,11 +90,11 @@ def test_finding_notices_missing_and_changed_pictures(assets: Assets, tmp_path: 
     assert find_assets(copy).digest() == assets.digest()
     (copy / "backgrounds" / "cliff.jpg").write_bytes(b"half a pict")
     (copy / "stamps" / list_cutouts()[0].path).unlink()
-    with pytest.raises(VPPError, match="2 of 325 scene pictures are missing or changed"):
+    with pytest.raises(VPPError, match="2 of 325 scene images are missing or changed"):
         find_assets(copy)
 
 
 def test_packages_of_another_release_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(VPPError, match="another release"):
-        keep_pictures(tmp_path / "empty", tmp_path / "assets")
+        keep_images(tmp_path / "empty", tmp_path / "assets")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.formats.layouts import EVALUATION, GSEVAL, lines, picture
+from tests.data.formats.layouts import EVALUATION, GSEVAL, image, lines
 from vpp_plugins import VPPError
 from vpp_plugins.data.convert import convert
 
@@ -52,7 +52,7 @@ def test_a_bar_shows_long_work(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_broken_file_leaves_the_old_target_and_keeps_the_sizes_it_found(tmp_path: Path) -> None:
-    picture(tmp_path / "unlabeled2017" / "000000000008.jpg")
+    image(tmp_path / "unlabeled2017" / "000000000008.jpg")
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps(GSEVAL) + "\n{broken\n")
     (tmp_path / "out.jsonl").write_text("old")

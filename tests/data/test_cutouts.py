@@ -59,10 +59,10 @@ def test_the_split_of_the_backgrounds_is_fixed() -> None:
 def test_cutouts_are_cropped_and_have_the_size_asked_for(photos: PhotoCutouts) -> None:
     (kettle,) = photos.cutouts("kettle")
     for longest_side in (20, 64, 150):
-        picture = photos.render(kettle, longest_side)
-        assert picture.mode == "RGBA"
-        assert max(picture.size) == longest_side
-        assert picture.getchannel("A").point(lambda alpha: 255 * (alpha > 48)).getbbox() == (0, 0, *picture.size)
+        image = photos.render(kettle, longest_side)
+        assert image.mode == "RGBA"
+        assert max(image.size) == longest_side
+        assert image.getchannel("A").point(lambda alpha: 255 * (alpha > 48)).getbbox() == (0, 0, *image.size)
 
 
 def test_backgrounds_come_from_their_side_of_the_split(photos: PhotoCutouts) -> None:
@@ -76,7 +76,7 @@ def test_backgrounds_come_from_their_side_of_the_split(photos: PhotoCutouts) -> 
     assert not colours[False] & colours[True]
 
 
-def test_decoded_pictures_do_not_travel_to_other_processes(photos: PhotoCutouts) -> None:
+def test_decoded_images_do_not_travel_to_other_processes(photos: PhotoCutouts) -> None:
     photos.background(random.Random(0), False, 100)
     assert len(pickle.dumps(photos)) < 100_000
     assert pickle.loads(pickle.dumps(photos)).names(True) == photos.names(True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.data.formats.layouts import lines, picture, whole
+from tests.data.formats.layouts import image, lines, whole
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import ImageMeta, codec
 from vpp_plugins.data.doctor import examine
@@ -24,15 +24,15 @@ Rows = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for number in range(30):
-        picture(folder / f"{number}.png", SHAPES[number % len(SHAPES)])
+        image(folder / f"{number}.png", SHAPES[number % len(SHAPES)])
     return folder
 
 
 def boxes(count: int = 60) -> list[tuple[str, tuple[int, int], tuple[float, float, float, float]]]:
-    """(picture, (width, height), xyxy pixels), the same each time."""
+    """(image, (width, height), xyxy pixels), the same each time."""
     rng = random.Random(0)
     found = []
     for number in range(count):
@@ -81,13 +81,13 @@ def eval_rows(tmp_path: Path, rows: Rows, folder: Path) -> Examination:
     return examine(lines(tmp_path / "set.jsonl", *rows), "eval-jsonl", images=folder, progress=False)
 
 
-def test_healthy_sets_have_no_findings(tmp_path: Path, pictures: Path) -> None:
-    for found in (dialogues(tmp_path, healthy_dialogues(), pictures), eval_rows(tmp_path, healthy_rows(), pictures)):
+def test_healthy_sets_have_no_findings(tmp_path: Path, images: Path) -> None:
+    for found in (dialogues(tmp_path, healthy_dialogues(), images), eval_rows(tmp_path, healthy_rows(), images)):
         assert found.healthy
         assert not found.verdicts[0].contradicts
         assert found.verdicts[0].fits[0].fits == 1
         assert "most likely are what the file says" in str(found.verdicts[0])
-        assert (found.samples, found.boxes, found.pictures) == (60, 60, 30)
+        assert (found.samples, found.boxes, found.images) == (60, 60, 30)
 
 
 def _whole_0_1(size: tuple[int, int], box: tuple[float, ...]) -> list[float]:
@@ -122,14 +122,14 @@ def _padded_xywh(size: tuple[int, int], box: tuple[float, ...]) -> list[float]:
         (_0_100, [Fault.WRONG_UNIT, Fault.WRONG_FRAME], "xyxy in 0-100"),
         (_0_1000, [Fault.WRONG_UNIT, Fault.WRONG_FRAME], "xyxy in 0-1000"),
         (_pixels, [Fault.WRONG_UNIT, Fault.WRONG_FRAME], "xyxy in pixels"),
-        (_resized, [Fault.WRONG_UNIT], "xyxy in pixels of the picture resized to 336 x 336"),
+        (_resized, [Fault.WRONG_UNIT], "xyxy in pixels of the image resized to 336 x 336"),
         (_padded_xywh, [Fault.XYWH_AS_XYXY], "xywh in 0-1 of the padded square"),
     ],
 )
 def test_dialogues_in_another_frame_or_unit(
-    tmp_path: Path, pictures: Path, write: Any, fault: list[Fault], meant: str
+    tmp_path: Path, images: Path, write: Any, fault: list[Fault], meant: str
 ) -> None:
-    found = dialogues(tmp_path, answers(write), pictures)
+    found = dialogues(tmp_path, answers(write), images)
     assert named(found) == fault
     assert str(found.verdicts[0].best) == meant
     assert found.findings[0].meaning == f"Declared as xyxy in 0-1 of the padded square, the boxes fit {meant}."
@@ -143,17 +143,17 @@ def test_dialogues_in_another_frame_or_unit(
         (lambda x1, y1, x2, y2: [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1], Fault.CENTRE_AS_CORNER),
     ],
 )
-def test_rows_in_another_order(tmp_path: Path, pictures: Path, change: Any, fault: Fault) -> None:
+def test_rows_in_another_order(tmp_path: Path, images: Path, change: Any, fault: Fault) -> None:
     rows = [row | {"bbox": [round(value, 1) for value in change(*row["bbox"])]} for row in healthy_rows()]
-    assert named(eval_rows(tmp_path, rows, pictures)) == [fault]
+    assert named(eval_rows(tmp_path, rows, images)) == [fault]
 
 
-def test_rows_in_the_padded_square(tmp_path: Path, pictures: Path) -> None:
+def test_rows_in_the_padded_square(tmp_path: Path, images: Path) -> None:
     rows = healthy_rows()
     for row in rows:
         pad_x, pad_y = ((max(row["width"], row["height"]) - side) // 2 for side in (row["width"], row["height"]))
         row["bbox"] = [value + pad for value, pad in zip(row["bbox"], (pad_x, pad_y) * 2, strict=True)]
-    assert named(eval_rows(tmp_path, rows, pictures)) == [Fault.WRONG_FRAME]
+    assert named(eval_rows(tmp_path, rows, images)) == [Fault.WRONG_FRAME]
 
 
 def _change(rows: Rows, **fields: Any) -> Rows:
@@ -179,32 +179,32 @@ def _change(rows: Rows, **fields: Any) -> Rows:
         ([*healthy_rows(), healthy_rows()[0] | {"bbox": [60, 44, 64, 48]}], Fault.CONFLICT, 1),
     ],
 )  # fmt: skip
-def test_rows_with_one_planted_fault(tmp_path: Path, pictures: Path, rows: Rows, fault: Fault, count: int) -> None:
-    if fault in (Fault.UNREADABLE, Fault.UNSAFE_PATH):  # rows of several shapes share the planted picture
+def test_rows_with_one_planted_fault(tmp_path: Path, images: Path, rows: Rows, fault: Fault, count: int) -> None:
+    if fault in (Fault.UNREADABLE, Fault.UNSAFE_PATH):  # rows of several shapes share the planted image
         rows = [
             row | {"width": 64, "height": 48} if row["image"] in ("missing.png", "../escape.png") else row
             for row in rows
         ]
         rows = [row for number, row in enumerate(rows) if number not in (15, 25)]
-    found = eval_rows(tmp_path, rows, pictures)
+    found = eval_rows(tmp_path, rows, images)
     assert named(found) == [fault]
     assert found.findings[0].count == count
     assert found.findings[0].examples
 
 
-def test_image_marks(tmp_path: Path, pictures: Path) -> None:
+def test_image_marks(tmp_path: Path, images: Path) -> None:
     rows = healthy_dialogues()
     rows[3]["conversations"][0]["value"] = "<image>\n" + rows[3]["conversations"][0]["value"]
-    found = dialogues(tmp_path, rows, pictures)
+    found = dialogues(tmp_path, rows, images)
     assert named(found) == [Fault.IMAGE_REPEATED]
     assert found.findings[0].examples[0].startswith("s3")
 
     rows[3]["conversations"][0]["value"] = codec("llava").prompt("thing 3")
-    assert named(dialogues(tmp_path, rows, pictures)) == [Fault.IMAGE_MISSING]
+    assert named(dialogues(tmp_path, rows, images)) == [Fault.IMAGE_MISSING]
 
 
-def test_pictures_that_break_in_the_middle(tmp_path: Path, pictures: Path) -> None:
-    folder = shutil.copytree(pictures, tmp_path / "pictures")
+def test_images_that_break_in_the_middle(tmp_path: Path, images: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
     Image.effect_noise((64, 48), 90).save(folder / "5.png")
     (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:1500])
     found = eval_rows(tmp_path, healthy_rows(), folder)
@@ -212,25 +212,25 @@ def test_pictures_that_break_in_the_middle(tmp_path: Path, pictures: Path) -> No
     assert found.findings[0].examples == ("5.png",)
     only_headers = examine(tmp_path / "set.jsonl", "eval-jsonl", images=folder, decode=0, progress=False)
     assert only_headers.healthy
-    assert "0 of 30 pictures were decoded whole." in only_headers.notes
+    assert "0 of 30 images were decoded whole." in only_headers.notes
 
 
-def test_what_pillow_warns_of_is_not_printed(tmp_path: Path, pictures: Path) -> None:
-    """A truncated TIFF and a picture of many pixels put Pillow's warnings between the findings."""
-    folder = shutil.copytree(pictures, tmp_path / "pictures")
+def test_what_pillow_warns_of_is_not_printed(tmp_path: Path, images: Path) -> None:
+    """A truncated TIFF and an image of many pixels put Pillow's warnings between the findings."""
+    folder = shutil.copytree(images, tmp_path / "images")
     Image.new("RGB", (64, 48)).save(folder / "whole.tif")
     (folder / "5.png").write_bytes((folder / "whole.tif").read_bytes()[:50])
     assert named(eval_rows(tmp_path, healthy_rows(), folder)) == [Fault.UNREADABLE]
 
 
-def test_sizes_that_are_not_the_pictures(tmp_path: Path, pictures: Path) -> None:
-    folder = shutil.copytree(pictures, tmp_path / "pictures")
-    picture(folder / "5.png", (640, 480))
+def test_sizes_that_are_not_the_images(tmp_path: Path, images: Path) -> None:
+    folder = shutil.copytree(images, tmp_path / "images")
+    image(folder / "5.png", (640, 480))
     assert named(eval_rows(tmp_path, healthy_rows(), folder)) == [Fault.SIZE_DIFFERS]
 
 
 class TestLeakage:
-    def test_the_same_bytes_under_another_name(self, tmp_path: Path, pictures: Path) -> None:
+    def test_the_same_bytes_under_another_name(self, tmp_path: Path, images: Path) -> None:
         other = tmp_path / "other"
         rng = random.Random(0)
         for name in ("a.png", "b.png"):
@@ -238,7 +238,7 @@ class TestLeakage:
             Image.frombytes("RGB", (64, 48), rng.randbytes(64 * 48 * 3)).save(other / name)
         rows = [row | {"image": "b.png", "width": 64, "height": 48, "bbox": [1, 1, 9, 9]} for row in healthy_rows()[:1]]
         test = lines(tmp_path / "test.jsonl", *rows)
-        folder = shutil.copytree(pictures, tmp_path / "pictures")
+        folder = shutil.copytree(images, tmp_path / "images")
         path = lines(tmp_path / "train.jsonl", *healthy_rows())
         options = {"images": folder, "against": test, "against_images": other, "progress": False}
         assert examine(path, "eval-jsonl", **options).healthy
@@ -251,7 +251,7 @@ class TestLeakage:
         test = lines(tmp_path / "test.jsonl", healthy_rows()[0] | {"image": "COCO_train2014_000000000009.jpg"})
         assert named(examine(train, "eval-jsonl", against=test, progress=False)) == [Fault.LEAKAGE]
 
-    def test_plain_names_count_only_where_no_bytes_can_be_compared(self, tmp_path: Path, pictures: Path) -> None:
+    def test_plain_names_count_only_where_no_bytes_can_be_compared(self, tmp_path: Path, images: Path) -> None:
         path = lines(tmp_path / "train.jsonl", *healthy_rows())
         assert named(examine(path, "eval-jsonl", against=path, progress=False)) == [Fault.LEAKAGE]
 
@@ -270,8 +270,8 @@ def test_a_file_that_is_none_is_an_error(tmp_path: Path) -> None:
 
 
 class TestPage:
-    def test_shows_findings_evidence_and_boxes(self, tmp_path: Path, pictures: Path) -> None:
-        found = dialogues(tmp_path, answers(_whole_0_1), pictures)
+    def test_shows_findings_evidence_and_boxes(self, tmp_path: Path, images: Path) -> None:
+        found = dialogues(tmp_path, answers(_whole_0_1), images)
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "wrong frame" in text
         assert "how likely beside the first" in text
@@ -282,14 +282,14 @@ class TestPage:
         assert "http://" not in text
         assert "https://" not in text
 
-    def test_escapes_what_the_data_say_and_draws_on_grey_without_pictures(self, tmp_path: Path) -> None:
+    def test_escapes_what_the_data_say_and_draws_on_grey_without_images(self, tmp_path: Path) -> None:
         rows = [row | {"sent": "<script>alert(1)</script>"} for row in healthy_rows()[:2]]
         found = examine(lines(tmp_path / "set.jsonl", *rows), "eval-jsonl", progress=False)
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "<script>" not in text
         assert text.count("<img") == 6
 
-    def test_a_picture_that_is_said_to_be_enormous_is_drawn_small(self, tmp_path: Path) -> None:
+    def test_a_image_that_is_said_to_be_enormous_is_drawn_small(self, tmp_path: Path) -> None:
         """The grey canvas had the stated size: a million pixels a side ended the page for want of memory."""
         row = {"image": "none.png", "sent": "x", "bbox": [10, 10, 900_000, 900_000], "width": 10**6, "height": 10**6}
         found = examine(lines(tmp_path / "set.jsonl", row), "eval-jsonl", progress=False)

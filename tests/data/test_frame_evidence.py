@@ -13,7 +13,7 @@ DECIMALS = {1.0: 2, 100.0: 0, 1000.0: 0, None: 1}
 
 
 def boxes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes anywhere in pictures of several shapes: xyxy pixels, and (width, height)."""
+    """Boxes anywhere in images of several shapes: xyxy pixels, and (width, height)."""
     rng = np.random.default_rng(seed)
     sizes = SIZES[rng.integers(0, len(SIZES), count)]
     lengths = sizes * rng.uniform(0.08, 0.6, (count, 2))
@@ -69,7 +69,7 @@ def test_a_few_broken_boxes_do_not_turn_the_verdict() -> None:
     assert (verdict.best, verdict.contradicts) == (LLAVA, False)
 
 
-def test_square_pictures_do_not_tell_padded_from_whole() -> None:
+def test_square_images_do_not_tell_padded_from_whole() -> None:
     pixels, _ = boxes(100, 0)
     sizes = np.full((100, 2), 1024.0)
     whole = Candidate(BoxUnit("original", 1.0))
@@ -81,7 +81,7 @@ def test_square_pictures_do_not_tell_padded_from_whole() -> None:
 
 
 def test_things_in_the_middle_are_no_evidence_of_a_smaller_frame() -> None:
-    """A healthy set in pixels was taken for one in pixels of pictures resized to 512, as its boxes fit these too."""
+    """A healthy set in pixels was taken for one in pixels of images resized to 512, as its boxes fit these too."""
     rng = np.random.default_rng(0)
     for sizes in (SIZES[rng.integers(0, 5, 300)], np.full((300, 2), (640.0, 480.0)), np.full((300, 2), 448.0)):
         lengths = sizes * rng.uniform(0.1, 0.4, (300, 2))

@@ -16,7 +16,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_a_row_per_expression_with_its_picture(folder: Path) -> None:
+def test_a_row_per_expression_with_its_image(folder: Path) -> None:
     dataset = scenes_as_dataset(folder)
     rows = [(scene, expression) for scene in load_scenes(folder) for expression in scene.expressions]
 

@@ -58,10 +58,10 @@ def test_other_processes_write_the_same_bytes(written: Path, tmp_path: Path) -> 
 
 
 class Dying(Shapes):
-    """Draws so many pictures and is then killed."""
+    """Draws so many images and is then killed."""
 
-    def __init__(self, pictures: int) -> None:
-        self.left = pictures
+    def __init__(self, images: int) -> None:
+        self.left = images
 
     def render(self, cutout: Cutout, longest_side: int) -> Image.Image:
         self.left -= 1

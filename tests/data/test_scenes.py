@@ -60,7 +60,7 @@ def test_a_curriculum_can_fix_the_number_of_objects(split: str, count: int) -> N
     assert all(len(make.scene(index).objects) == count for index in range(5))
 
 
-def test_boxes_lie_in_the_picture_and_have_the_promised_size() -> None:
+def test_boxes_lie_in_the_image_and_have_the_promised_size() -> None:
     make = generator(size=320)
     for index in range(30):
         scene = make.scene(index)
@@ -88,9 +88,9 @@ class RedTile:
         return True
 
     def render(self, cutout: Cutout, longest_side: int) -> Image.Image:
-        picture = Image.new("RGBA", (longest_side, longest_side * 3 // 4))
-        picture.paste((255, 0, 0, 255), (9, 5, picture.width - 4, picture.height - 7))
-        return picture
+        image = Image.new("RGBA", (longest_side, longest_side * 3 // 4))
+        image.paste((255, 0, 0, 255), (9, 5, image.width - 4, image.height - 7))
+        return image
 
     def background(self, rng: random.Random, heldout: bool, size: int) -> Image.Image:
         return Image.new("RGB", (size, size), "white")

@@ -10,17 +10,17 @@ from vpp_plugins.data.scenes.shapes import COLOURS, Shapes
 def test_every_shape_is_drawn_to_its_edges_in_its_colour(heldout: bool) -> None:
     for name in Shapes().names(heldout):
         for cutout in Shapes().cutouts(name):
-            picture = Shapes().render(cutout, 90)
-            assert max(picture.size) == 90
-            extent = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 48)).getbbox()
+            image = Shapes().render(cutout, 90)
+            assert max(image.size) == 90
+            extent = image.getchannel("A").point(lambda alpha: 255 * (alpha > 48)).getbbox()
             assert extent is not None
-            assert all(abs(a - b) <= 1 for a, b in zip(extent, (0, 0, *picture.size), strict=True)), cutout
-            coloured = sum(pixel[:3] == COLOURS[cutout.attribute] and pixel[3] == 255 for pixel in pixels(picture))
-            assert 0.2 < coloured / (picture.width * picture.height) <= 1.0, cutout
+            assert all(abs(a - b) <= 1 for a, b in zip(extent, (0, 0, *image.size), strict=True)), cutout
+            coloured = sum(pixel[:3] == COLOURS[cutout.attribute] and pixel[3] == 255 for pixel in pixels(image))
+            assert 0.2 < coloured / (image.width * image.height) <= 1.0, cutout
 
 
-def pixels(picture):
-    data = picture.tobytes()
+def pixels(image):
+    data = image.tobytes()
     return [tuple(data[start : start + 4]) for start in range(0, len(data), 4)]
 
 

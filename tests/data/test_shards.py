@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, picture
+from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, image
 from vpp_plugins import VPPError
 from vpp_plugins.data.formats import Reading, Writing, read_samples
 from vpp_plugins.data.formats.webdataset import write_webdataset
@@ -37,7 +37,7 @@ def row(**changes: object) -> bytes:
 
 @pytest.fixture
 def jpeg(tmp_path: Path) -> bytes:
-    return picture(tmp_path / "made.jpg").read_bytes()
+    return image(tmp_path / "made.jpg").read_bytes()
 
 
 def read(path: Path, **options: object) -> tuple[list[Sample], Reading]:
@@ -55,19 +55,19 @@ def test_a_sample_is_one_stretch_of_bytes(form: int, tmp_path: Path, jpeg: bytes
     for packed in packed_samples(path):
         keys.append(packed.key)
         alone = unpack(data[packed.start : packed.start + packed.length], "it")
-        assert (alone.key, alone.picture) == (packed.key, packed.picture)
+        assert (alone.key, alone.image) == (packed.key, packed.image)
         assert alone.read("json") == packed.read("json") == row()
-        assert not packed.picture or alone.read("jpg") == jpeg
+        assert not packed.image or alone.read("jpg") == jpeg
     assert keys == ["a", long, "c"]
 
 
-def test_names_sizes_and_pictures_come_from_where_they_are(tmp_path: Path, jpeg: bytes) -> None:
+def test_names_sizes_and_images_come_from_where_they_are(tmp_path: Path, jpeg: bytes) -> None:
     without = {name: value for name, value in ROW.items() if name == "turns"}
     shard(tmp_path / "0.tar", ("x/1.json", json.dumps(without).encode()), ("x/1.jpg", jpeg),
           ("2.json", row(image="", turns=[{"ask": "hello", "answer": "hi"}], width=0, height=0)))  # fmt: skip
     shard(tmp_path / "1.tar", ("3.JPG", jpeg), ("3.json", row(image="coco/3.jpg", id=3)))
 
-    samples, reading = read(tmp_path, pictures_to=tmp_path / "out")
+    samples, reading = read(tmp_path, images_to=tmp_path / "out")
 
     assert samples == [
         Sample("x/1", "x/1.jpg", WIDTH, HEIGHT, (CUP,)),
@@ -82,14 +82,14 @@ def test_names_sizes_and_pictures_come_from_where_they_are(tmp_path: Path, jpeg:
 def test_what_is_no_sample_is_counted(tmp_path: Path, jpeg: bytes) -> None:
     shard(tmp_path / "0.tar", ("a.json", b"{"), ("a.jpg", jpeg), ("b.json", b"[1]"), ("b.jpg", jpeg), ("c.jpg", jpeg),
           ("d.json", row(image="../../etc/passwd.jpg")), ("d.jpg", jpeg), ("../e.json", row()), ("../e.jpg", jpeg),
-          ("f.json", row(image="f.jpg")), ("g.json", row(width=None)), ("g.jpg", b"no picture"),
+          ("f.json", row(image="f.jpg")), ("g.json", row(width=None)), ("g.jpg", b"no image"),
           ("h.json", row(turns="x")), ("h.jpg", jpeg), (".i.json", row()), ("j.json", b"\xff"), ("k.txt", b"x"),
           ("l.json", b" " * 5000 + row()), ("l.jpg", jpeg), ("good.json", row()), ("good.jpg", jpeg))  # fmt: skip
 
-    samples, reading = read(tmp_path / "0.tar", pictures_to=tmp_path / "out", largest=4000)
+    samples, reading = read(tmp_path / "0.tar", images_to=tmp_path / "out", largest=4000)
 
     assert [sample.image for sample in samples] == ["good.jpg"]
-    assert reading.tally.counts == {Issue.BAD_FIELD: 7, Issue.UNSAFE_PATH: 2, Issue.NO_PICTURE: 2}
+    assert reading.tally.counts == {Issue.BAD_FIELD: 7, Issue.UNSAFE_PATH: 2, Issue.NO_IMAGE: 2}
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["good.jpg"]
 
 
@@ -104,7 +104,7 @@ def test_links_and_folders_in_a_shard_are_passed_over(tmp_path: Path, jpeg: byte
         tar.addfile(about, io.BytesIO(row()))
     samples, reading = read(tmp_path / "0.tar")
     assert not samples
-    assert reading.tally.counts == {Issue.NO_PICTURE: 1}
+    assert reading.tally.counts == {Issue.NO_IMAGE: 1}
 
 
 def test_a_shard_cut_anywhere_says_so(tmp_path: Path, jpeg: bytes) -> None:
@@ -166,18 +166,18 @@ def test_which_shards_a_path_means(tmp_path: Path) -> None:
     with pytest.raises(VPPError, match="counts backwards"):
         shard_paths(tmp_path / "a-{010..008}.tar")
     with pytest.raises(VPPError, match="holds no shard"):
-        shard_paths(picture(tmp_path / "empty/x.png").parent)
+        shard_paths(image(tmp_path / "empty/x.png").parent)
 
 
 class TestWriting:
     @pytest.fixture
     def samples(self, tmp_path: Path) -> list[Sample]:
         for number in range(3):
-            picture(tmp_path / f"pictures/{number}.png", (40, 24))
+            image(tmp_path / f"images/{number}.png", (40, 24))
         return [Sample(f"s{n}", f"{n % 3}.png", 40, 24, (Locate(f"cup {n}", ((1, 2, 30, 20),)),)) for n in range(12)]
 
     def test_shards_have_about_the_size_asked_for(self, tmp_path: Path, samples: list[Sample]) -> None:
-        writing = Writing(tmp_path / "out", pictures=tmp_path / "pictures", shard_bytes=6000)
+        writing = Writing(tmp_path / "out", images=tmp_path / "images", shard_bytes=6000)
         write_webdataset(samples, writing)
         assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [f"{n:06}.tar" for n in range(4)]
         assert read(tmp_path / "out")[0] == samples
@@ -185,16 +185,14 @@ class TestWriting:
 
     def test_the_same_samples_give_the_same_bytes(self, tmp_path: Path, samples: list[Sample]) -> None:
         for name in "ab":
-            write_webdataset(samples, Writing(tmp_path / name, pictures=tmp_path / "pictures"))
+            write_webdataset(samples, Writing(tmp_path / name, images=tmp_path / "images"))
         assert (tmp_path / "a/000000.tar").read_bytes() == (tmp_path / "b/000000.tar").read_bytes()
 
-    def test_missing_pictures_are_counted_and_their_folder_is_needed(
-        self, tmp_path: Path, samples: list[Sample]
-    ) -> None:
-        (tmp_path / "pictures/1.png").unlink()
-        writing = Writing(tmp_path / "out", pictures=tmp_path / "pictures")
+    def test_missing_images_are_counted_and_their_folder_is_needed(self, tmp_path: Path, samples: list[Sample]) -> None:
+        (tmp_path / "images/1.png").unlink()
+        writing = Writing(tmp_path / "out", images=tmp_path / "images")
         write_webdataset([*samples, Sample("x", "../x.png", 4, 4, (CUP,)), Sample("y", "y.exe", 4, 4, (CUP,))], writing)
-        assert writing.tally.counts == {Issue.NO_PICTURE: 6}
+        assert writing.tally.counts == {Issue.NO_IMAGE: 6}
         assert len(read(tmp_path / "out")[0]) == 8
         with pytest.raises(VPPError, match="give their folder"):
             write_webdataset(samples, Writing(tmp_path / "other"))
@@ -203,7 +201,7 @@ class TestWriting:
     def test_only_shards_are_replaced(self, tmp_path: Path, samples: list[Sample]) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out/thesis.tex").write_text("mine")
-        writing = Writing(tmp_path / "out", pictures=tmp_path / "pictures")
+        writing = Writing(tmp_path / "out", images=tmp_path / "images")
         with pytest.raises(VPPError, match=r"more than shards \('thesis.tex'\), and is not replaced"):
             write_webdataset(samples, writing)
         (tmp_path / "out/thesis.tex").rename(tmp_path / "out/000007.tar")
@@ -217,5 +215,5 @@ class TestWriting:
             raise VPPError("broken")
 
         with pytest.raises(VPPError, match="broken"):
-            write_webdataset(broken(), Writing(tmp_path / "out", pictures=tmp_path / "pictures"))
+            write_webdataset(broken(), Writing(tmp_path / "out", images=tmp_path / "images"))
         assert not [path for path in tmp_path.iterdir() if "out" in path.name]

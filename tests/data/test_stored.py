@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.formats.layouts import picture
+from tests.data.formats.layouts import image
 from vpp_plugins import VPPError
 from vpp_plugins.data import stored
 from vpp_plugins.data.formats import Reading, Writing, data_format, read_samples
@@ -36,13 +36,13 @@ def made(count: int = COUNT) -> Iterator[Sample]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for number in range(3):
-        picture(tmp_path / f"data/{number}.png", (40, 24))
+        image(tmp_path / f"data/{number}.png", (40, 24))
     return tmp_path / "data"
 
 
 def write(folder: Path, name: str, samples: Iterator[Sample] | None = None) -> Path:
     path = folder / {"neutral": "data.jsonl", "webdataset": "shards"}[name]
-    data_format(name).write(samples or made(), Writing(path, pictures=folder, shard_bytes=20_000))
+    data_format(name).write(samples or made(), Writing(path, images=folder, shard_bytes=20_000))
     return path
 
 
@@ -82,10 +82,10 @@ def test_they_are_what_reading_all_gives(name: str, folder: Path) -> None:
 
 
 @BOTH
-def test_pictures_are_their_own(name: str, folder: Path) -> None:
+def test_images_are_their_own(name: str, folder: Path) -> None:
     samples = found(write(folder, name), name)
     for number in (3, 1, 4, 39, 38, 1):
-        source = samples.picture(number)
+        source = samples.image(number)
         image = samples[number].image
         data = source.read_bytes() if isinstance(source, Path) else source
         assert data == ((folder / image).read_bytes() if image else None)
@@ -164,11 +164,11 @@ def test_a_folder_that_cannot_be_written_gives_its_place_to_another(
 
 
 @pytest.mark.usefixtures("kept")
-def test_missing_pictures_are_looked_for_again(folder: Path) -> None:
+def test_missing_images_are_looked_for_again(folder: Path) -> None:
     path = write(folder, "neutral")
     (folder / "1.png").rename(folder / "away")
     samples = found(path, "neutral")
-    assert samples.found.tally.counts == {Issue.NO_PICTURE: 10}
+    assert samples.found.tally.counts == {Issue.NO_IMAGE: 10}
     assert len(samples) == COUNT - 10
     assert not indexes(folder)
     (folder / "away").rename(folder / "1.png")
@@ -176,15 +176,15 @@ def test_missing_pictures_are_looked_for_again(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("kept")
-def test_pictures_that_a_shard_lacks_will_not_come_and_the_index_is_kept(folder: Path) -> None:
-    """One sample without its picture had every run read all shards anew."""
+def test_images_that_a_shard_lacks_will_not_come_and_the_index_is_kept(folder: Path) -> None:
+    """One sample without its image had every run read all shards anew."""
     shards = write(folder, "webdataset")
     row = json.dumps(neutral_row(next(made()))).encode()
     with tarfile.open(shards / "more.tar", "w") as tar:
         member = tarfile.TarInfo("alone.json")
         member.size = len(row)
         tar.addfile(member, io.BytesIO(row))
-    assert found(shards, "webdataset").found.tally.counts == {Issue.NO_PICTURE: 1}
+    assert found(shards, "webdataset").found.tally.counts == {Issue.NO_IMAGE: 1}
     assert len(indexes(folder)) == 1
 
 

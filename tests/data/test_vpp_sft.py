@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.formats import layouts
-from tests.data.formats.layouts import ASK, lines, picture, whole
+from tests.data.formats.layouts import ASK, image, lines, whole
 from vpp_plugins import VPPError
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
@@ -15,7 +15,7 @@ TEXT = "[0.1, 0.28, 0.5, 0.72]"
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, Path]:
     for name in ("coco/train2017/000000033471.jpg", "vg/VG_100K/2368107.jpg", "vg/VG_100K/2.jpg"):
-        picture(tmp_path / "data" / name)
+        image(tmp_path / "data" / name)
     return {
         "genixer": lines(tmp_path / "g.jsonl", layouts.GENIXER, {**layouts.GENIXER, "expression": "another"}),
         "llava-665k": whole(tmp_path / "l.json", layouts.LLAVA_665K),
@@ -82,7 +82,7 @@ def test_the_references_faults_come_back_on_request(tmp_path: Path, sources: dic
 
 
 def test_cut_expressions_and_a_mark_in_every_question_like_the_reference(tmp_path: Path) -> None:
-    picture(tmp_path / "vg" / "a.jpg")
+    image(tmp_path / "vg" / "a.jpg")
     answer = "I have provided the box of a man vs. a dog [64, 96, 320, 384]."
     turns = [layouts.human("?"), layouts.gpt(answer)] * 2
     source = whole(tmp_path / "c.json", {"data": [{"id": 5, "image": "a.jpg", "conversation": turns}]})

@@ -29,7 +29,7 @@ import torch
 import torch._dynamo
 from torch._dynamo.utils import counters
 
-from tests.tiny import TEXTS, ToyPlugin, attached, inputs_for, picture, tiny_config, toy_config
+from tests.tiny import TEXTS, ToyPlugin, attached, inputs_for, image, tiny_config, toy_config
 from vpp_plugins.plugins.registry import manager
 
 manager().register(ToyPlugin(), "toy")
@@ -44,7 +44,7 @@ def off_by(found, expected):
 
 @pytest.mark.timeout(600)
 def test_it_is_one_graph_on_one_device_with_the_same_numbers() -> None:
-    """Pictures of any shape, padding masked or not: one graph for a single one, and one for any number of them."""
+    """Images of any shape, padding masked or not: one graph for a single one, and one for any number of them."""
     run("""
 for mask_padding in (False, True):
     torch._dynamo.reset()
@@ -54,8 +54,8 @@ for mask_padding in (False, True):
     (plain, _), (model, processor) = attached(config=config), attached(config=config)
     model.vpp.local_vpp.compile(backend="eager", fullgraph=True)
     for sizes in ([(40, 24)], [(24, 40)], [(32, 32), (60, 20)], [(64, 64), (40, 24), (20, 60)]):
-        pictures = [[picture(seed, size)] for seed, size in enumerate(sizes)]
-        inputs = processor(images=pictures, text=[TEXTS[1]] * len(sizes), return_tensors="pt", padding=True)
+        images = [[image(seed, size)] for seed, size in enumerate(sizes)]
+        inputs = processor(images=images, text=[TEXTS[1]] * len(sizes), return_tensors="pt", padding=True)
         with torch.no_grad():
             assert off_by(model(**inputs).logits, plain(**inputs).logits) < 1e-4
         wanted, found = (one.generate(**inputs, max_new_tokens=3, do_sample=False) for one in (plain, model))

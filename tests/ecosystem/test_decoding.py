@@ -32,7 +32,7 @@ class TestEveryFamily:
     def test_prompt_lookup(self, family: str) -> None:
         """Candidates are copied from the prompt, where placeholders stand; none may be answered."""
         model, processor = attached_family(family)
-        # bare LLaVA itself takes copied image tokens for pictures; after these texts none are copied
+        # bare LLaVA itself takes copied image tokens for images; after these texts none are copied
         inputs = inputs_for(processor, [2]) if family == "llava" else family_inputs(processor, [2])
 
         found = answer(model, inputs, prompt_lookup_num_tokens=3)
@@ -42,7 +42,7 @@ class TestEveryFamily:
 
     @four_families
     def test_beams_and_returned_sequences(self, family: str) -> None:
-        """Each beam of a prompt sees that prompt's pictures: a batch answers as its prompts do alone."""
+        """Each beam of a prompt sees that prompt's images: a batch answers as its prompts do alone."""
         model, processor = attached_family(family)
         beams = {"num_beams": 3, "num_return_sequences": 2}
 
@@ -54,7 +54,7 @@ class TestEveryFamily:
     @four_families
     @torch.no_grad()
     def test_going_on_from_a_cache(self, family: str) -> None:
-        """A second question about the picture: the conversation comes whole, the pictures that are cached do not."""
+        """A second question about the image: the conversation comes whole, the images that are cached do not."""
         model, processor = attached_family(family)
         inputs = family_inputs(processor, [1])
         kwargs = {"max_new_tokens": 3, "do_sample": False, "use_cache": True, "return_dict_in_generate": True}

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration, Trainer, TrainingArgumen
 
 from tests.ecosystem.hosts import four_families, labels_of, logits
 from tests.families import attached_family, family_inputs
-from tests.tiny import FULL, TEXTS, attached, inputs_for, picture, tiny_llava
+from tests.tiny import FULL, TEXTS, attached, image, inputs_for, tiny_llava
 from vpp_plugins import VPPProcessor, load_vpp
 from vpp_plugins.attach.host import active_vpp
 
@@ -21,10 +21,10 @@ pytestmark = pytest.mark.usefixtures("toy")
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """One picture and one text each, as the processor makes them, with a column that no model knows."""
+    """One image and one text each, as the processor makes them, with a column that no model knows."""
 
     def __init__(self, processor: VPPProcessor) -> None:
-        made = [processor(images=[picture(seed)], text=TEXTS[1], return_tensors="pt") for seed in range(4)]
+        made = [processor(images=[image(seed)], text=TEXTS[1], return_tensors="pt") for seed in range(4)]
         self.samples = [{**inputs, "labels": inputs["input_ids"], "note": "not for the model"} for inputs in made]
 
     def __len__(self) -> int:
@@ -157,7 +157,7 @@ class TestSFTTrainer:
         before = {name: value.clone() for name, value in model.vpp.state_dict().items()}
         rows = [
             {
-                "images": [picture(seed)],
+                "images": [image(seed)],
                 "prompt": [{"role": "user", "content": "where is the cup"}],
                 "completion": [{"role": "assistant", "content": "the red cup ."}],
             }

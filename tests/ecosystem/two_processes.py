@@ -53,7 +53,7 @@ def check_gradients(vpp: Any, expected: dict[str, Tensor]) -> None:
 
 
 def ddp(family: str, rank: int) -> None:
-    """Both processes have pictures; then the second has none.
+    """Both processes have images; then the second has none.
 
     Trainer too looks for unused parameters: bare LLaVA has some, as it does not use its last vision layer.
     """

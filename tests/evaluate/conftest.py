@@ -9,7 +9,7 @@ from vpp_plugins.evaluate.rows import Row
 
 
 class Stub:
-    """Answers without a model: `say` gets the question and the picture."""
+    """Answers without a model: `say` gets the question and the image."""
 
     def __init__(self, say: Callable[[str, Image.Image], str], family: str = "llava") -> None:
         self.codec, self.say = codec(family), say
@@ -17,26 +17,26 @@ class Stub:
         self.generation: dict[str, int] = {}
 
     def ask(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], **generation: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], **generation: int
     ) -> list[tuple[str, ImageMeta]]:
         self.batches.append(len(questions))
         self.generation = generation
-        said = [self.say(question, picture) for picture, question in zip(pictures, questions, strict=True)]
-        return list(zip(said, self.metas(pictures), strict=True))
+        said = [self.say(question, image) for image, question in zip(images, questions, strict=True)]
+        return list(zip(said, self.metas(images), strict=True))
 
-    def metas(self, pictures: Sequence[Image.Image]) -> list[ImageMeta]:
-        return [ImageMeta((picture.height, picture.width)) for picture in pictures]
+    def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:
+        return [ImageMeta((image.height, image.width)) for image in images]
 
 
 def make_rows(count: int = 10) -> list[Row]:
-    """Rows on small pictures of several shapes, two to a picture, with boxes that the LLaVA codec can write."""
+    """Rows on small images of several shapes, two to an image, with boxes that the LLaVA codec can write."""
     rows = []
     for number in range(count):
         width, height = [(40, 20), (20, 40), (30, 30)][number // 2 % 3]
         box: Box = (2.0, 4.0, 12.0 + number % 5, 16.0)
         rows.append(
             Row(
-                id=f"picture{number // 2}/{number % 2}",
+                id=f"image{number // 2}/{number % 2}",
                 image=Image.new("RGB", (width, height), (number, 0, 0)),
                 size_hw=(height, width),
                 expression=f"thing {number}",
@@ -51,7 +51,7 @@ def make_rows(count: int = 10) -> list[Row]:
 def truthful(rows: Sequence[Row], family: str = "llava") -> Callable[[str, Image.Image], str]:
     """What a perfect predictor says: the true box of the expression that the question holds."""
 
-    def say(question: str, picture: Image.Image) -> str:
+    def say(question: str, image: Image.Image) -> str:
         row = next(row for row in rows if f"{row.expression}." in question or question.endswith(row.expression))
         return codec(family).encode([row.box], ImageMeta(row.size_hw))
 

@@ -11,35 +11,35 @@ from vpp_plugins.evaluate.batches import plan
 from vpp_plugins.evaluate.rows import Row
 
 
-def asking(per_picture: list[int], *, seed: int = 0) -> list[Row]:
-    """Rows of so many questions about each picture, shuffled; every third picture is of another size."""
+def asking(per_image: list[int], *, seed: int = 0) -> list[Row]:
+    """Rows of so many questions about each image, shuffled; every third image is of another size."""
     (row,) = make_rows(1)
     rows = [
         replace(
             row,
-            id=f"{picture}/{number}",
-            image=Path(f"{picture}.png"),
-            size_hw=[(20, 40), (40, 20), (30, 30)][picture % 3],
-            expression="word " * (1 + (7 * picture + number) % 5),
+            id=f"{image}/{number}",
+            image=Path(f"{image}.png"),
+            size_hw=[(20, 40), (40, 20), (30, 30)][image % 3],
+            expression="word " * (1 + (7 * image + number) % 5),
         )
-        for picture, count in enumerate(per_picture)
+        for image, count in enumerate(per_image)
         for number in range(count)
     ]
     random.Random(seed).shuffle(rows)
     return rows
 
 
-@pytest.mark.parametrize("per_picture", [[1] * 20, [9] * 5, [3, 1, 4, 1, 5, 2, 6, 5, 3, 5], [40], [5, 5, 5], []])
+@pytest.mark.parametrize("per_image", [[1] * 20, [9] * 5, [3, 1, 4, 1, 5, 2, 6, 5, 3, 5], [40], [5, 5, 5], []])
 @pytest.mark.parametrize("batch_size", [1, 4, 8, 32])
-def test_every_row_comes_once_and_no_batch_is_too_large(per_picture: list[int], batch_size: int) -> None:
-    rows = asking(per_picture)
+def test_every_row_comes_once_and_no_batch_is_too_large(per_image: list[int], batch_size: int) -> None:
+    rows = asking(per_image)
     batches = plan(rows, batch_size)
 
     assert sorted(chain.from_iterable(batches)) == list(range(len(rows)))
     assert all(1 <= len(batch) <= batch_size for batch in batches)
 
 
-def test_questions_about_one_picture_are_asked_together() -> None:
+def test_questions_about_one_image_are_asked_together() -> None:
     rows = asking([3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 8])
     batches = plan(rows, 8)
 
@@ -48,7 +48,7 @@ def test_questions_about_one_picture_are_asked_together() -> None:
     assert len(batches) <= 7, "43 questions fill six batches of 8"
 
 
-def test_more_questions_about_a_picture_than_fit_are_asked_in_the_fewest_batches() -> None:
+def test_more_questions_about_a_image_than_fit_are_asked_in_the_fewest_batches() -> None:
     rows = asking([20, 4])
     batches = plan(rows, 8)
 
@@ -56,20 +56,20 @@ def test_more_questions_about_a_picture_than_fit_are_asked_in_the_fewest_batches
     assert [len(batch) for batch in batches] == [8, 8, 8]
 
 
-def test_pictures_in_a_batch_are_alike() -> None:
+def test_images_in_a_batch_are_alike() -> None:
     rows = asking([2] * 60)
     batches = plan(rows, 4)
 
     assert sum(len({rows[row].size_hw for row in batch}) > 1 for batch in batches) <= 2
 
 
-def test_the_plan_does_not_depend_on_where_pictures_lie_in_memory() -> None:
+def test_the_plan_does_not_depend_on_where_images_lie_in_memory() -> None:
     """Other processes, and the one that goes on after a kill, must make the very same plan."""
     assert plan(make_rows(30), 4) == plan(make_rows(30), 4)
 
 
 def test_many_rows_are_planned_in_no_time() -> None:
-    """Pictures whose questions never fit together are not looked through again for each batch."""
+    """Images whose questions never fit together are not looked through again for each batch."""
     assert len(plan(asking([5] * 4000), 8)) == 4000
 
 

@@ -39,7 +39,7 @@ class TestRows:
         rows = load_rows("photos")
 
         assert len(rows) == 50
-        assert all(row.picture().size == (row.size_hw[1], row.size_hw[0]) for row in rows[:3])
+        assert all(row.load_image().size == (row.size_hw[1], row.size_hw[0]) for row in rows[:3])
 
     def test_a_scene_folder_is_what_its_scenes_say(self, tmp_path: Path) -> None:
         write_scenes(tmp_path / "scenes", 3, 0, "test", source=Shapes(), size=96, progress=False)
@@ -47,7 +47,7 @@ class TestRows:
         same = rows_of_scenes(load_scenes(tmp_path / "scenes"))
 
         assert [(r.id, r.box, r.category, r.kind) for r in rows] == [(r.id, r.box, r.category, r.kind) for r in same]
-        assert rows[0].picture().size == (96, 96)
+        assert rows[0].load_image().size == (96, 96)
 
     def test_a_file(self, tmp_path: Path) -> None:
         Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
@@ -64,7 +64,7 @@ class TestRows:
         (tmp_path / "val.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
         tally = Tally()
         rows = load_rows(str(tmp_path / "val.jsonl"), data_format="eval-jsonl", tally=tally)
-        stub = Stub(lambda question, picture: "[0.1, 0.2, 0.3, 0.4]")
+        stub = Stub(lambda question, image: "[0.1, 0.2, 0.3, 0.4]")
         results = measure(stub, rows, protocol("default"), tmp_path / "out", model="m", data="d", tally=tally)
 
         assert len(rows) == 1
@@ -111,21 +111,21 @@ class TestRows:
         rows = load_rows(str(tmp_path), data_format="refer", split="refcoco/testA")
 
         assert [(row.expression, row.box) for row in rows] == [("testA", (4, 4, 24, 34))]
-        assert rows[0].picture().size == (64, 48)
+        assert rows[0].load_image().size == (64, 48)
 
-    def test_pictures_inside_parquet_are_written_beside(self, tmp_path: Path) -> None:
+    def test_images_inside_parquet_are_written_beside(self, tmp_path: Path) -> None:
         Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
         sample = Sample("7", "a.png", 40, 20, (Locate("the cup", ((1, 2, 30, 15),)),))
         (tmp_path / "rows").mkdir()
-        write_lmms([sample], Writing(tmp_path / "rows" / "testA-0.parquet", pictures=tmp_path))
+        write_lmms([sample], Writing(tmp_path / "rows" / "testA-0.parquet", images=tmp_path))
 
-        with pytest.raises(VPPError, match="holds its pictures inside: name a folder"):
+        with pytest.raises(VPPError, match="holds its images inside: name a folder"):
             load_rows(str(tmp_path / "rows"), data_format="lmms-parquet")
         rows = load_rows(
             str(tmp_path / "rows"), data_format="lmms-parquet", images=str(tmp_path / "new"), split="refcoco/testA"
         )
         assert [(row.expression, row.box) for row in rows] == [("the cup", (1, 2, 30, 15))]
-        assert rows[0].picture().size == (40, 20)
+        assert rows[0].load_image().size == (40, 20)
 
     def test_bad_input(self, tmp_path: Path) -> None:
         with pytest.raises(VPPError, match="there are no data at 'nowhere'"):
@@ -163,7 +163,7 @@ class TestMeasure:
 
     def test_the_photographs_are_known_by_their_hash(self, tmp_path: Path) -> None:
         photos = load_rows("photos")
-        stub = Stub(lambda question, picture: "[0.1, 0.2, 0.3, 0.4]")
+        stub = Stub(lambda question, image: "[0.1, 0.2, 0.3, 0.4]")
         whole = measure(stub, photos, protocol("default"), tmp_path / "a", model="m", data="photos", split="photos")
         less = measure(stub, photos[1:], protocol("default"), tmp_path / "b", model="m", data="photos", split="photos")
 
@@ -171,7 +171,7 @@ class TestMeasure:
         assert len(less["notes"]) == 2
 
     def test_captions(self, rows: list[Row], tmp_path: Path) -> None:
-        stub = Stub(lambda question, picture: "thing 1")
+        stub = Stub(lambda question, image: "thing 1")
         rules = protocol("region-caption")
         results = measure(stub, rows, rules, tmp_path / "out", model="m", data="toy rows")
 
@@ -179,7 +179,7 @@ class TestMeasure:
         assert "10 regions" in (tmp_path / "out" / "report.html").read_text()
 
     def test_captions_with_meteor(self, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        stub, rules = Stub(lambda question, picture: "thing 1"), protocol("region-caption")
+        stub, rules = Stub(lambda question, image: "thing 1"), protocol("region-caption")
         names = {"model": "m", "data": "d", "with_meteor": True}
         with pytest.raises(VPPError, match="METEOR scores words, and the protocol 'default' asks for boxes"):
             measure(stub, rows, protocol("default"), tmp_path / "out", **names)
@@ -206,7 +206,7 @@ class TestRescore:
         assert results["figures"]["acc_90"]["mean"] < 1  # the padding is ignored
 
     def test_the_photographs_are_shown_again(self, tmp_path: Path) -> None:
-        stub = Stub(lambda question, picture: "[0.1, 0.2, 0.3, 0.4]")
+        stub = Stub(lambda question, image: "[0.1, 0.2, 0.3, 0.4]")
         measure(stub, load_rows("photos")[:3], protocol("default"), tmp_path / "out", model="m", data="photos")
         rescore(tmp_path / "out", "lmms-eval", tmp_path / "again")
 
@@ -214,7 +214,7 @@ class TestRescore:
 
     def test_a_protocol_that_asks_for_something_else(self, rows: list[Row], tmp_path: Path) -> None:
         measured(rows, tmp_path / "out")
-        stub = Stub(lambda question, picture: "a thing")
+        stub = Stub(lambda question, image: "a thing")
         measure(stub, rows, protocol("region-caption"), tmp_path / "words", model="m", data="d")
 
         with pytest.raises(VPPError, match=r"asks for something else \(boxes or words\)"):
@@ -246,7 +246,7 @@ def vpp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     class Fixed(Stub):
         codec: BoxCodec = codec("llava")
 
-    asker = Fixed(lambda question, picture: "[0.2, 0.2, 0.8, 0.8]")
+    asker = Fixed(lambda question, image: "[0.2, 0.2, 0.8, 0.8]")
     monkeypatch.setattr(models, "load_grounder", lambda *_, **__: asker)
     monkeypatch.chdir(tmp_path)
 

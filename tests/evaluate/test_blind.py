@@ -11,8 +11,8 @@ from vpp_plugins.evaluate import full_image, mean_box, random_object, score, shu
 
 
 def labelled(sizes: list[int], seed: int = 0) -> tuple[list[str], list[str]]:
-    """Expressions of pictures that have so many each, in mixed order, named after their picture."""
-    groups = [f"picture {number}" for number, size in enumerate(sizes) for _ in range(size)]
+    """Expressions of images that have so many each, in mixed order, named after their image."""
+    groups = [f"image {number}" for number, size in enumerate(sizes) for _ in range(size)]
     random.Random(seed).shuffle(groups)
     return [f"{group}: {index}" for index, group in enumerate(groups)], groups
 
@@ -22,7 +22,7 @@ SIZES = [[1, 1], [3, 3], [4, 2, 2], [5, 1, 1, 1, 1, 1], [1] * 50, [2, 3, 5, 7, 1
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("seed", range(5))
-def test_no_picture_keeps_an_expression_of_its_own(sizes: list[int], seed: int) -> None:
+def test_no_image_keeps_an_expression_of_its_own(sizes: list[int], seed: int) -> None:
     expressions, groups = labelled(sizes, seed)
 
     mixed = shuffled(expressions, groups, seed=seed)
@@ -32,7 +32,7 @@ def test_no_picture_keeps_an_expression_of_its_own(sizes: list[int], seed: int) 
 
 
 @pytest.mark.parametrize("sizes", [[1], [5], [5, 1], [6, 2, 1]])
-def test_where_one_picture_has_most_as_many_as_possible_are_exchanged(sizes: list[int]) -> None:
+def test_where_one_image_has_most_as_many_as_possible_are_exchanged(sizes: list[int]) -> None:
     expressions, groups = labelled(sizes)
 
     mixed = shuffled(expressions, groups)
@@ -42,7 +42,7 @@ def test_where_one_picture_has_most_as_many_as_possible_are_exchanged(sizes: lis
     assert own == 2 * max(sizes) - sum(sizes)
 
 
-def test_the_seed_decides_also_which_pictures_exchange() -> None:
+def test_the_seed_decides_also_which_images_exchange() -> None:
     expressions, groups = labelled([2] * 10)
 
     assert shuffled(expressions, groups, seed=1) == shuffled(expressions, groups, seed=1)
@@ -69,7 +69,7 @@ def test_groups_may_be_anything_hashable_and_lists_may_be_empty() -> None:
 
 
 def test_a_whole_benchmark_is_shuffled_in_no_time() -> None:
-    """Counting every picture anew made 20,000 pictures a matter of minutes."""
+    """Counting every image anew made 20,000 images a matter of minutes."""
     groups = [index // 3 for index in range(60_000)]
     began = time.perf_counter()
 
@@ -79,12 +79,12 @@ def test_a_whole_benchmark_is_shuffled_in_no_time() -> None:
     assert Counter(mixed) == Counter(groups)
 
 
-def test_the_whole_picture_is_width_then_height() -> None:
+def test_the_whole_image_is_width_then_height() -> None:
     assert full_image((480, 640)) == (0, 0, 640, 480)
     assert score([full_image((480, 640))], [(0.0, 0.0, 640.0, 240.0)]).mean_iou == 0.5
 
 
-def test_the_mean_box_is_in_units_of_each_picture() -> None:
+def test_the_mean_box_is_in_units_of_each_image() -> None:
     boxes = [(0.0, 0.0, 50.0, 50.0), (100.0, 100.0, 200.0, 400.0)]
 
     assert mean_box(boxes, [(100, 100), (400, 200)]) == pytest.approx((0.25, 0.125, 0.75, 0.75))
@@ -94,7 +94,7 @@ def test_the_mean_box_is_in_units_of_each_picture() -> None:
         mean_box([], [])
 
 
-def test_a_random_object_is_one_of_the_pictures() -> None:
+def test_a_random_object_is_one_of_the_images() -> None:
     objects = [(float(i), 0.0, i + 1.0, 1.0) for i in range(4)]
 
     chosen = [random_object(objects, seed=seed) for seed in range(50)]

@@ -30,7 +30,7 @@ def test_case_and_punctuation_do_not_count() -> None:
 
 def test_rows_of_one_box_are_one_region() -> None:
     rows = make_rows(4)
-    same = replace(rows[0], id="picture0/9", expression="another word for it")
+    same = replace(rows[0], id="image0/9", expression="another word for it")
 
     found = regions([*rows, same])
 
@@ -39,7 +39,7 @@ def test_rows_of_one_box_are_one_region() -> None:
 
 def test_an_evaluation_of_captions(tmp_path: Path) -> None:
     rows = regions(make_rows(6))
-    stub = Stub(lambda question, picture: f"thing {picture.getpixel((0, 0))[0]}")
+    stub = Stub(lambda question, image: f"thing {image.getpixel((0, 0))[0]}")
     figures = summarise_captions(evaluate(stub, rows, protocol("region-caption"), tmp_path / "out"))
 
     assert figures["regions"] == 6
@@ -73,8 +73,8 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
         meteor({"a": "cup"}, {"a": ["cup"]})
 
 
-def test_pictures_are_what_the_stub_sees() -> None:
-    assert make_rows(3)[2].picture().getpixel((0, 0)) == Image.new("RGB", (1, 1), (2, 0, 0)).getpixel((0, 0))
+def test_images_are_what_the_stub_sees() -> None:
+    assert make_rows(3)[2].load_image().getpixel((0, 0)) == Image.new("RGB", (1, 1), (2, 0, 0)).getpixel((0, 0))
 
 
 @pytest.mark.usefixtures("toy")
@@ -82,7 +82,7 @@ def test_a_family_that_counts_resized_pixels_is_given_its_boxes_in_them(tmp_path
     model, processor = attached_family("qwen2_5_vl")
     grounder = Grounder(model, processor)
     (row,) = rows = regions([replace(make_rows(1)[0], box=(0.0, 0.0, 40.0, 20.0))])
-    (meta,) = grounder.metas([row.picture()])
+    (meta,) = grounder.metas([row.load_image()])
     answers = evaluate(grounder, rows, protocol("region-caption"), tmp_path)
 
     assert meta.processed_size_hw not in (None, row.size_hw)

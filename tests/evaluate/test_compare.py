@@ -22,15 +22,15 @@ def evaluation(folder: Path, say: Say, family: str = "llava") -> Evaluation:
     return load_evaluation(folder)
 
 
-def half_right(question: str, picture: Image.Image) -> str:
-    return truthful(ROWS)(question, picture) if picture.getpixel((0, 0))[0] % 2 else "[0.9, 0.9, 1.0, 1.0]"
+def half_right(question: str, image: Image.Image) -> str:
+    return truthful(ROWS)(question, image) if image.getpixel((0, 0))[0] % 2 else "[0.9, 0.9, 1.0, 1.0]"
 
 
-def in_the_original_frame(question: str, picture: Image.Image) -> str:
-    """Coordinates 0 to 1 of the picture itself, from a model that is said to pad."""
+def in_the_original_frame(question: str, image: Image.Image) -> str:
+    """Coordinates 0 to 1 of the image itself, from a model that is said to pad."""
     row = next(row for row in ROWS if f"{row.expression}." in question)
     x1, y1, x2, y2 = row.box
-    return f"[{x1 / picture.width:.3f}, {y1 / picture.height:.3f}, {x2 / picture.width:.3f}, {y2 / picture.height:.3f}]"
+    return f"[{x1 / image.width:.3f}, {y1 / image.height:.3f}, {x2 / image.width:.3f}, {y2 / image.height:.3f}]"
 
 
 def test_the_same_twice(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_wrong_frame_is_named(tmp_path: Path) -> None:
 
 
 def test_answers_without_a_box_are_named(tmp_path: Path) -> None:
-    a = evaluation(tmp_path / "a", lambda question, picture: "I cannot see it")
+    a = evaluation(tmp_path / "a", lambda question, image: "I cannot see it")
     b = evaluation(tmp_path / "b", truthful(ROWS))
 
     assert "40 of A's 40 answers hold no box that the protocol reads." in compare(a, b).reasons
@@ -82,8 +82,8 @@ def test_another_protocol_is_named(tmp_path: Path) -> None:
 
 
 def test_a_small_gap_may_be_chance(tmp_path: Path) -> None:
-    def all_but_one(question: str, picture: Image.Image) -> str:
-        return "no" if "thing 7." in question else truthful(ROWS)(question, picture)
+    def all_but_one(question: str, image: Image.Image) -> str:
+        return "no" if "thing 7." in question else truthful(ROWS)(question, image)
 
     found = compare(evaluation(tmp_path / "a", truthful(ROWS)), evaluation(tmp_path / "b", all_but_one))
 

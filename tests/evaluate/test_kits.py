@@ -21,7 +21,7 @@ WIDE = Image.new("RGB", (40, 20))
 def test_a_request_for_a_box_is_put_and_answered_in_the_right_frames() -> None:
     asked: list[str] = []
 
-    def say(question: str, picture: Image.Image) -> str:
+    def say(question: str, image: Image.Image) -> str:
         asked.append(question)
         return "[0.25, 0.5, 0.5, 0.75]"  # of the padded square, 40 x 40
 
@@ -31,7 +31,7 @@ def test_a_request_for_a_box_is_put_and_answered_in_the_right_frames() -> None:
 
 
 def test_another_question_comes_and_goes_as_it_is() -> None:
-    stub = Stub(lambda question, picture: f"you asked: {question}")
+    stub = Stub(lambda question, image: f"you asked: {question}")
 
     assert answer(stub, [WIDE, WIDE], ["What colour?", REQUEST]) == [
         "you asked: What colour?",
@@ -65,7 +65,7 @@ def lmms_eval(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """In the model's place."""
-    stub = Stub(lambda question, picture: "[0.25, 0.5, 0.5, 0.75]")
+    stub = Stub(lambda question, image: "[0.25, 0.5, 0.5, 0.75]")
     monkeypatch.setattr(models, "load_grounder", lambda *_, **__: stub)
     return stub
 
@@ -98,7 +98,7 @@ class TestLmmsEval:
         model = lmms_eval.VPPModel("folder")
         with pytest.raises(VPPError, match="ranks none"):
             model.loglikelihood([])
-        with pytest.raises(VPPError, match="one question per picture"):
+        with pytest.raises(VPPError, match="one question per image"):
             model.generate_until_multi_round([])
 
 
@@ -111,8 +111,8 @@ class TestVLMEvalKit:
 
         assert VPPModel("folder").generate(message) == "[0.2500, 0.5000, 0.5000, 1.0000]"
 
-    def test_two_pictures(self, stub: Stub) -> None:
+    def test_two_images(self, stub: Stub) -> None:
         from vpp_plugins.evaluate.kits.vlmevalkit import VPPModel
 
-        with pytest.raises(VPPError, match="2 pictures and 0 texts came"):
+        with pytest.raises(VPPError, match="2 images and 0 texts came"):
             VPPModel("folder").generate([{"type": "image", "value": "a"}, {"type": "image", "value": "b"}])

@@ -19,8 +19,8 @@ def test_what_each_mistake_costs() -> None:
     cost = {name: misread(TRUTHS) for name, misread in mistakes().items()}
 
     assert cost["padded output scored in the original frame"].acc_75 == 0
-    assert cost["pixels of the resized picture read as 0-1000"].acc_50 < 1
-    assert cost["pixels of the resized picture, resize ignored"].mean_iou < ceiling("qwen2.5-vl", TRUTHS).mean_iou
+    assert cost["pixels of the resized image read as 0-1000"].acc_50 < 1
+    assert cost["pixels of the resized image, resize ignored"].mean_iou < ceiling("qwen2.5-vl", TRUTHS).mean_iou
     assert cost["xywh read as xyxy"].mean_iou < 0.5
     assert cost["order y first ignored"].acc_50 == 0
     assert 0.99 < cost["0-999 read as 0-1000"].mean_iou < 1

@@ -61,7 +61,7 @@ class TestAsking:
             "Please provide a short description for this region: [0.05, 0.35, 0.3, 0.65]."
         )
 
-    def test_a_caption_s_box_in_pixels_of_the_resized_picture(self) -> None:
+    def test_a_caption_s_box_in_pixels_of_the_resized_image(self) -> None:
         """It refused: the size was not known when the question was written."""
         row, family = make_rows(1)[0], codec("qwen2.5-vl")
         asked = protocol("region-caption").ask(row, family, ImageMeta(row.size_hw, (40, 80)))
@@ -124,7 +124,7 @@ class TestReading:
     def test_what_is_no_box_is_none(self, name: str, answer: str) -> None:
         assert read_by(name, answer).box is None
 
-    def test_a_box_beyond_the_picture_and_an_inverted_one_say_so(self) -> None:
+    def test_a_box_beyond_the_image_and_an_inverted_one_say_so(self) -> None:
         assert read_by("qwen-vl", "(0,0),(1500,500)").status is BoxStatus.CLIPPED
         assert read_by("qwen-vl", "(500,0),(100,500)").status is BoxStatus.INVERTED
 

@@ -16,14 +16,14 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.pictures: list[str] = []
+        self.images: list[str] = []
         self.outside: list[str] = []
         self.text = ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         sources = [value or "" for name, value in attrs if name in ("src", "href")]
-        self.pictures += [source for source in sources if source.startswith("data:image/jpeg;base64,")]
+        self.images += [source for source in sources if source.startswith("data:image/jpeg;base64,")]
         self.outside += [source for source in sources if not source.startswith("data:")]
 
     def handle_data(self, data: str) -> None:
@@ -31,8 +31,8 @@ class Page(html.parser.HTMLParser):
 
 
 def measured(folder: Path, rows: list[Row], wrong: str = "") -> Evaluation:
-    def say(question: str, picture: Image.Image) -> str:
-        return wrong or truthful(rows)(question, picture)
+    def say(question: str, image: Image.Image) -> str:
+        return wrong or truthful(rows)(question, image)
 
     about = {"model": "a <stub>", "data": "toy rows"}
     evaluate(Stub(say), rows, protocol("default"), folder, about=about)
@@ -43,7 +43,7 @@ def test_the_page_stands_alone(rows: list[Row], tmp_path: Path) -> None:
     page = Page(write_report(measured(tmp_path / "out", rows), tmp_path / "report.html", rows))
 
     assert page.outside == []
-    assert len(page.pictures) == 10
+    assert len(page.images) == 10
     for word in ("a <stub> on toy rows", "Acc@0.75", "By category", "protocol sha256", "thing 3", "no box that"):
         assert word in page.text
 
@@ -53,32 +53,30 @@ def test_the_worst_answers_are_shown_even_where_they_are_no_boxes(rows: list[Row
     page = Page(write_report(evaluation, tmp_path / "report.html", rows))
 
     assert "<script>" in page.text
-    assert len(page.pictures) == 10
+    assert len(page.images) == 10
 
 
 def test_an_interval_that_is_not_the_bootstrap_s_says_so(rows: list[Row], tmp_path: Path) -> None:
     page = Page(write_report(measured(tmp_path / "out", rows, wrong="nothing"), tmp_path / "report.html", rows))
 
-    assert "0.0 to 43.4 (Wilson)" in page.text  # 0 of 5 pictures
+    assert "0.0 to 43.4 (Wilson)" in page.text  # 0 of 5 images
     assert "0.0 to 0.0 (" not in page.text
 
 
-def test_without_pictures_it_says_so(rows: list[Row], tmp_path: Path) -> None:
+def test_without_images_it_says_so(rows: list[Row], tmp_path: Path) -> None:
     page = Page(write_report(measured(tmp_path / "out", rows), tmp_path / "report.html"))
 
-    assert page.pictures == []
-    assert "The picture is not at hand." in page.text
+    assert page.images == []
+    assert "The image is not at hand." in page.text
 
 
-def test_a_box_far_beyond_the_picture_is_drawn_at_its_edge(rows: list[Row], tmp_path: Path) -> None:
-    evaluate(
-        Stub(lambda question, picture: "[1e300, 1e300, 1e301, 1e302]"), rows, protocol("lmms-eval"), tmp_path / "a"
-    )
+def test_a_box_far_beyond_the_image_is_drawn_at_its_edge(rows: list[Row], tmp_path: Path) -> None:
+    evaluate(Stub(lambda question, image: "[1e300, 1e300, 1e301, 1e302]"), rows, protocol("lmms-eval"), tmp_path / "a")
     evaluate(Stub(lambda q, p: "[[1e30, 1e30, 1e30, 1e30]]", "internvl"), rows, protocol("internvl"), tmp_path / "b")
     for name in "ab":
         page = Page(write_report(load_evaluation(tmp_path / name), tmp_path / "report.html", rows))
 
-        assert len(page.pictures) == 10
+        assert len(page.images) == 10
 
 
 def test_two_side_by_side(tmp_path: Path) -> None:
@@ -87,7 +85,7 @@ def test_two_side_by_side(tmp_path: Path) -> None:
     page = Page(write_comparison(compare(a, b), tmp_path / "compare.html", rows))
 
     assert page.outside == []
-    assert len(page.pictures) == 12
+    assert len(page.images) == 12
     assert "Only A is right in 12 rows, only B in 0" in page.text
 
 

@@ -26,14 +26,14 @@ def test_a_perfect_predictor_reaches_the_ceiling(tmp_path: Path) -> None:
     assert figures["acc_50"]["mean"] == 1
     assert figures["mean_iou"]["mean"] > 0.9
     assert figures["statuses"]["ok"] == 20
-    assert (figures["rows"], figures["pictures"]) == (20, 10)
+    assert (figures["rows"], figures["images"]) == (20, 10)
 
 
 def test_an_accuracy_of_nothing_or_all_is_not_said_to_be_certain(tmp_path: Path) -> None:
     figures = summarise(judge(answers_of(*["no idea"] * 8), DEFAULT, LLAVA), DEFAULT)
 
     assert (figures["acc_50"]["low"], figures["acc_50"]["method"]) == (0, "Wilson")
-    assert figures["acc_50"]["high"] == pytest.approx(0.49, abs=0.01)  # of four pictures
+    assert figures["acc_50"]["high"] == pytest.approx(0.49, abs=0.01)  # of four images
     assert figures["mean_iou"]["method"] == "bootstrap"
 
 
@@ -71,7 +71,7 @@ def test_the_order_of_answers_does_not_matter() -> None:
 
 
 def test_more_than_half_is_asked_for_where_the_protocol_says_so() -> None:
-    answer = Answer.of(make_rows(5)[4], "[0.0,0.0,0.5,1.0]", None)  # a square picture of 30
+    answer = Answer.of(make_rows(5)[4], "[0.0,0.0,0.5,1.0]", None)  # a square image of 30
     half = Answer(**{**answer.to_json(), "size_hw": (30, 30), "box": (0.0, 0.0, 30.0, 30.0)})
     shikra = protocol("shikra")
 

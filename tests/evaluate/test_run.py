@@ -39,20 +39,20 @@ def test_every_row_is_answered_in_its_order(rows: list[Row], tmp_path: Path) -> 
     assert files_of(tmp_path / "out") == [ANSWERS, "run.json"]
 
 
-def test_rows_about_one_picture_get_the_very_same_object(rows: list[Row], tmp_path: Path) -> None:
-    """Whoever is asked can tell by it that a picture comes again."""
-    rows[0].image.save(tmp_path / "picture.png")  # type: ignore[union-attr]
-    rows = [replace(row, image=tmp_path / "picture.png", size_hw=(20, 40)) for row in rows[:4]]
+def test_rows_about_one_image_get_the_very_same_object(rows: list[Row], tmp_path: Path) -> None:
+    """Whoever is asked can tell by it that an image comes again."""
+    rows[0].image.save(tmp_path / "image.png")  # type: ignore[union-attr]
+    rows = [replace(row, image=tmp_path / "image.png", size_hw=(20, 40)) for row in rows[:4]]
     seen: list[Image.Image] = []
 
-    def see(question: str, picture: Image.Image) -> str:
-        seen.append(picture)
+    def see(question: str, image: Image.Image) -> str:
+        seen.append(image)
         return ""
 
     evaluate(Stub(see), rows, DEFAULT, tmp_path / "out", batch_size=4)
 
     assert len(seen) == 4
-    assert all(picture is seen[0] for picture in seen)
+    assert all(image is seen[0] for image in seen)
 
 
 def test_a_finished_evaluation_asks_nothing_again(rows: list[Row], tmp_path: Path) -> None:
@@ -69,12 +69,12 @@ def test_a_stopped_evaluation_asks_only_what_is_left(rows: list[Row], tmp_path: 
 
     asked = 0
 
-    def until_the_third(question: str, picture: Image.Image) -> str:
+    def until_the_third(question: str, image: Image.Image) -> str:
         nonlocal asked
         asked += 1
         if asked > 5:
             raise StopError
-        return truthful(rows)(question, picture)
+        return truthful(rows)(question, image)
 
     with pytest.raises(StopError):
         evaluate(Stub(until_the_third), rows, DEFAULT, tmp_path / "out", batch_size=2)
@@ -87,9 +87,9 @@ def test_a_stopped_evaluation_asks_only_what_is_left(rows: list[Row], tmp_path: 
 def killed_now_and_then(rows: list[Row], out: Path, randomness: random.Random) -> int:
     """Evaluate in processes that are killed at random points, until one ends; returns how many were killed."""
 
-    def slowly(question: str, picture: Image.Image) -> str:
+    def slowly(question: str, image: Image.Image) -> str:
         time.sleep(0.004)
-        return truthful(rows)(question, picture)
+        return truthful(rows)(question, image)
 
     killed = 0
     while True:
@@ -158,7 +158,7 @@ def test_a_kill_just_before_the_ledger_is_cleared_leaves_nothing_behind(rows: li
 
 
 def test_half_a_character_in_an_answer_is_written_as_a_question_mark(rows: list[Row], tmp_path: Path) -> None:
-    answers = evaluate(Stub(lambda question, picture: "\ud83d [0.1, 0.2, 0.3, 0.4]"), rows, DEFAULT, tmp_path)
+    answers = evaluate(Stub(lambda question, image: "\ud83d [0.1, 0.2, 0.3, 0.4]"), rows, DEFAULT, tmp_path)
 
     assert answers[0].text == "? [0.1, 0.2, 0.3, 0.4]"
 
@@ -201,10 +201,10 @@ class TestBadInput:
     def test_a_folder_that_another_evaluation_is_writing(self, rows: list[Row], tmp_path: Path) -> None:
         out = tmp_path / "out"
 
-        def start_another(question: str, picture: Image.Image) -> str:
+        def start_another(question: str, image: Image.Image) -> str:
             with pytest.raises(VPPError, match=f"another evaluation is writing '{out}': wait for its end, or give"):
                 evaluate(Stub(truthful(rows)), rows, DEFAULT, out)
-            return truthful(rows)(question, picture)
+            return truthful(rows)(question, image)
 
         answers = evaluate(Stub(start_another), rows, DEFAULT, out)
 
@@ -221,13 +221,13 @@ class TestBadInput:
     def test_no_rows_and_rows_of_one_name(self, rows: list[Row], tmp_path: Path) -> None:
         with pytest.raises(VPPError, match="nothing to evaluate"):
             evaluate(Stub(truthful(rows)), [], DEFAULT, tmp_path / "out")
-        with pytest.raises(VPPError, match="'picture0/0' comes twice"):
+        with pytest.raises(VPPError, match="'image0/0' comes twice"):
             evaluate(Stub(truthful(rows)), [rows[0], rows[0]], DEFAULT, tmp_path / "out")
 
-    def test_missing_pictures_are_named_before_anything_is_asked(self, rows: list[Row], tmp_path: Path) -> None:
+    def test_missing_images_are_named_before_anything_is_asked(self, rows: list[Row], tmp_path: Path) -> None:
         stub = Stub(truthful(rows))
 
-        with pytest.raises(VPPError, match=r"1 pictures are missing: .*lost\.jpg"):
+        with pytest.raises(VPPError, match=r"1 images are missing: .*lost\.jpg"):
             evaluate(stub, [replace(rows[0], image=tmp_path / "lost.jpg")], DEFAULT, tmp_path / "out")
         assert stub.batches == []
 
@@ -235,8 +235,8 @@ class TestBadInput:
         with pytest.raises(VPPError, match=r"but these boxes are written as 'llava'.*\(--box-format qwen-vl\)"):
             evaluate(Stub(truthful(rows)), rows, protocol("qwen-vl"), tmp_path / "out")
 
-    @pytest.mark.parametrize("broken", [b"no picture", b""])
-    def test_a_picture_that_cannot_be_read_is_an_answer_with_an_error(
+    @pytest.mark.parametrize("broken", [b"no image", b""])
+    def test_a_image_that_cannot_be_read_is_an_answer_with_an_error(
         self, broken: bytes, rows: list[Row], tmp_path: Path
     ) -> None:
         (tmp_path / "broken.jpg").write_bytes(broken)
@@ -245,7 +245,7 @@ class TestBadInput:
 
         assert [bool(answer.error) for answer in answers] == [number == 3 for number in range(10)]
 
-    def test_a_picture_of_another_size_is_an_answer_with_an_error(self, rows: list[Row], tmp_path: Path) -> None:
+    def test_a_image_of_another_size_is_an_answer_with_an_error(self, rows: list[Row], tmp_path: Path) -> None:
         rows[3] = replace(rows[3], size_hw=(11, 11))
         answers = evaluate(Stub(truthful(rows)), rows, DEFAULT, tmp_path / "out")
 

@@ -16,15 +16,15 @@ def test_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert covered >= 51  # 95 % of 60 is 57; fewer than 51 happens once in a thousand
 
 
-def test_rows_of_one_picture_count_as_one() -> None:
+def test_rows_of_one_image_count_as_one() -> None:
     values = [0.0, 1.0] * 50
     apart = interval(values, range(100))
     together = interval(values, [row // 10 for row in range(100)])
     alike = interval(sorted(values), [row // 10 for row in range(100)])
 
     assert apart.high - apart.low == pytest.approx(0.2, abs=0.03)
-    assert together.high == together.low == 0.5  # every picture has half of its rows right
-    assert alike.high - alike.low > 0.5  # whole pictures are right or wrong
+    assert together.high == together.low == 0.5  # every image has half of its rows right
+    assert alike.high - alike.low > 0.5  # whole images are right or wrong
 
 
 def test_the_seed_fixes_it() -> None:
@@ -33,17 +33,17 @@ def test_the_seed_fixes_it() -> None:
 
 class TestShares:
     def test_nothing_of_n_and_all_of_n_have_room_for_doubt(self) -> None:
-        """The bootstrap gave 0 to 0: drawn again, the same pictures say the same."""
+        """The bootstrap gave 0 to 0: drawn again, the same images say the same."""
         none, all_ = share_interval([0.0] * 10, range(10)), share_interval([1.0] * 10, range(10))
 
         assert (none.mean, none.low, none.method) == (0, 0, "Wilson")
         assert none.high == pytest.approx(0.2775, abs=1e-4)  # z^2 / (n + z^2)
         assert (all_.mean, all_.low, all_.high) == (1, pytest.approx(1 - none.high), 1)
 
-    def test_a_picture_is_one_trial_however_many_rows_it_has(self) -> None:
+    def test_a_image_is_one_trial_however_many_rows_it_has(self) -> None:
         assert share_interval([0.0] * 50, [row // 5 for row in range(50)]) == share_interval([0.0] * 10, range(10))
 
-    def test_one_picture_alone(self) -> None:
+    def test_one_image_alone(self) -> None:
         found = share_interval([0.0, 1.0], "aa")
 
         assert (found.mean, found.method) == (0.5, "Wilson")

@@ -9,8 +9,8 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "examples/families"
 PRINTED = {
     "llava": [
-        "all of a picture of 384 x 288 pixels, as LLaVA writes it: [0.0, 0.12, 1.0, 0.88]",
-        "and back, in pixels of the picture: ((0.0, 0.0, 384.0, 288.0),)",
+        "all of an image of 384 x 288 pixels, as LLaVA writes it: [0.0, 0.12, 1.0, 0.88]",
+        "and back, in pixels of the image: ((0.0, 0.0, 384.0, 288.0),)",
         "the answer is ",
     ],
     "llava_next": [
@@ -27,7 +27,7 @@ PRINTED = {
     ],
     "internvl": [
         "<ref>the left half</ref><box>[[0, 0, 500, 1000]]</box>",
-        "the tiles, row by row, and the thumbnail, in units of the picture:",
+        "the tiles, row by row, and the thumbnail, in units of the image:",
         "  x 0.50 to 1.00, y 0.00 to 0.50",
         "  x 0.00 to 1.00, y 0.00 to 1.00",
         "the answer is ",

@@ -1,6 +1,6 @@
-"""The test that counts: axes painted on a picture before it is processed equal axes laid over the processed picture.
+"""The test that counts: axes painted on an image before it is processed equal axes laid over the processed image.
 
-Image processors are the real ones, made from their classes. "Before" is a picture of floats, 0 to 1.
+Image processors are the real ones, made from their classes. "Before" is an image of floats, 0 to 1.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from vpp_plugins.prompts.global_vpp import Overlay
 from vpp_plugins.prompts.resample import resample
 
 SIZES = [(9, 13), (12, 8), (9, 13)]
-"""Pictures of patches that need no resizing: rows and columns of merged patches."""
+"""Images of patches that need no resizing: rows and columns of merged patches."""
 
 
 def qwen(**changes: Any) -> Patches:
@@ -28,7 +28,7 @@ def qwen(**changes: Any) -> Patches:
 
 
 def limits(least: int) -> dict[str, Any]:
-    """Pixels that a picture must have: as many as that is, none of ours is enlarged."""
+    """Pixels that an image must have: as many as that is, none of ours is enlarged."""
     return {"size": {"shortest_edge": least, "longest_edge": 10**7}}
 
 
@@ -81,7 +81,7 @@ PATCHES: dict[str, tuple[str, dict[str, Any], PixelLayout, Sequence[tuple[int, i
         PaddedPatches("spatial_shapes"),
         [(32 * h, 32 * w) for h, w in SIZES],
     ),
-    "Kosmos-2.5": (  # standardises each picture by itself, which painting would change
+    "Kosmos-2.5": (  # standardises each image by itself, which painting would change
         "Kosmos2_5",
         {"do_normalize": False, "max_patches": 64},
         PaddedPatches(numbered=True),
@@ -128,10 +128,10 @@ def test_patches(family: str, interior: Any) -> None:
     processor, axes = image_processor(name, settings), band()
     axes = Overlay(axes.prompt, axes.mask, axes.alpha, interior, "bilinear", shrink=False)
     mean, std = normalisation(processor)
-    pictures = [torch.rand(3, *size) for size in sizes]
-    painted = [axes.blend(((picture - mean) / std)[None])[0] * std + mean for picture in pictures]
+    images = [torch.rand(3, *size) for size in sizes]
+    painted = [axes.blend(((image - mean) / std)[None])[0] * std + mean for image in images]
 
-    plain, expected = (processor(list(p), do_rescale=False, return_tensors="pt") for p in (pictures, painted))
+    plain, expected = (processor(list(p), do_rescale=False, return_tensors="pt") for p in (images, painted))
     found = layout(pixels_of(plain), axes, None, plain)
 
     assert (found - pixels_of(plain)).abs().max() > 0.5
@@ -234,13 +234,13 @@ def backbone(layout: PixelLayout, frame: Any = "image") -> Backbone:
 
 
 def smooth_axes() -> Tensor:
-    """Some picture without edges, of standard deviation about 0.9: what two ways of resampling can agree on."""
+    """Some image without edges, of standard deviation about 0.9: what two ways of resampling can agree on."""
     generator = torch.Generator().manual_seed(0)
     return F.interpolate(torch.randn(1, 3, 6, 6, generator=generator), size=(48, 48), mode="bicubic")[0]
 
 
-def opaque(picture: Tensor) -> Overlay:
-    return Overlay(picture, torch.ones(picture.shape[1:]), 0.0, "kept", "bilinear", shrink=False)
+def opaque(image: Tensor) -> Overlay:
+    return Overlay(image, torch.ones(image.shape[1:]), 0.0, "kept", "bilinear", shrink=False)
 
 
 def compare(found: Tensor, expected: Tensor) -> None:
@@ -263,8 +263,8 @@ def test_tiles(family: str, size: tuple[int, int]) -> None:
     axes = smooth_axes()
     # 0 to 255, because processors pad with colours of that range
     plain, expected = (
-        processor([picture * 255], return_tensors="pt")
-        for picture in (torch.rand(3, *size), resample(axes, size) * std + mean)
+        processor([image * 255], return_tensors="pt")
+        for image in (torch.rand(3, *size), resample(axes, size) * std + mean)
     )
     windows = to_windows(tile_boxes(processor, [size], backbone(layout)))
 
@@ -280,23 +280,23 @@ def test_padded_square(size: tuple[int, int]) -> None:
     processor = image_processor("Llava", shortest(672, do_pad=True))
     mean, std = normalisation(processor)
     axes, side = smooth_axes(), max(size)
-    picture = torch.rand(3, *size)
+    image = torch.rand(3, *size)
     painted = resample(axes, (side, side)) * std + mean
 
-    found = planes(processor([picture * 255], return_tensors="pt")["pixel_values"], opaque(axes), None, {})
+    found = planes(processor([image * 255], return_tensors="pt")["pixel_values"], opaque(axes), None, {})
 
     compare(found, processor([painted * 255], return_tensors="pt")["pixel_values"])
 
 
 @torch.no_grad()
-def test_several_pictures_of_different_sizes_in_tiles() -> None:
-    """Every picture has its own tiles and windows; they come one after the other."""
+def test_several_images_of_different_sizes_in_tiles() -> None:
+    """Every image has its own tiles and windows; they come one after the other."""
     processor = Processor(image_processor("GotOcr2", square(224)), crops())
     mean, std = normalisation(processor.image_processor)
     axes, sizes = smooth_axes(), [(300, 420), (500, 260), (240, 240)]
     plain, expected = (
-        processor([picture * 255 for picture in pictures], return_tensors="pt")["pixel_values"]
-        for pictures in (
+        processor([image * 255 for image in images], return_tensors="pt")["pixel_values"]
+        for images in (
             [torch.rand(3, *size) for size in sizes],
             [resample(axes, size) * std + mean for size in sizes],
         )
@@ -310,18 +310,18 @@ def test_several_pictures_of_different_sizes_in_tiles() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("layout", [Padded("image_sizes"), Padded("pixel_attention_mask")])
-def test_pictures_padded_to_the_batch(layout: Padded) -> None:
-    """Padding is no picture: the axes end where each picture does."""
+def test_images_padded_to_the_batch(layout: Padded) -> None:
+    """Padding is no image: the axes end where each image does."""
     name, settings = {
         "image_sizes": ("Pixtral", {"size": {"longest_edge": 224}, "patch_size": 14}),
         "pixel_attention_mask": ("Idefics2", {"size": {"shortest_edge": 40, "longest_edge": 224}}),
     }[layout.sizes]
     processor, axes = image_processor(name, {**settings, **HALF}), band()
     sizes = [(112, 168), (224, 84), (168, 168)]
-    pictures = [torch.rand(3, *size) for size in sizes]
-    painted = [axes.blend((picture * 2 - 1)[None])[0] / 2 + 0.5 for picture in pictures]
+    images = [torch.rand(3, *size) for size in sizes]
+    painted = [axes.blend((image * 2 - 1)[None])[0] / 2 + 0.5 for image in images]
 
-    plain, expected = (processor(list(p), do_rescale=False, return_tensors="pt") for p in (pictures, painted))
+    plain, expected = (processor(list(p), do_rescale=False, return_tensors="pt") for p in (images, painted))
     found = layout(plain["pixel_values"], axes, None, plain)
 
     torch.testing.assert_close(found, expected["pixel_values"], rtol=0, atol=5e-6)

@@ -11,7 +11,7 @@ from vpp_plugins.plugins.layouts import Padded, blocks, planes, tiles
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 
 PARTS = [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0), (0.0, 0.0, 1.0, 1.0)]
-"""Two tiles of a picture and its thumbnail."""
+"""Two tiles of an image and its thumbnail."""
 
 
 def axes(**changes: object) -> Overlay:
@@ -27,13 +27,13 @@ class TestPlanes:
         assert torch.equal(found.flatten(0, 1), axes().blend(pixels.flatten(0, 1), PARTS * 2))
 
     def test_one_window_for_each_input(self) -> None:
-        with pytest.raises(VPPError, match="3 came for 2 pictures"):
+        with pytest.raises(VPPError, match="3 came for 2 images"):
             planes(torch.randn(2, 3, 24, 16), axes(), PARTS, {})
 
 
 class TestTiles:
     def test_padding_tiles_stay_zero_and_have_no_window(self) -> None:
-        """Idefics and Mllama tell padding from pictures by its zeros."""
+        """Idefics and Mllama tell padding from images by its zeros."""
         pixels = torch.randn(2, 3, 3, 24, 16)
         pixels[1, 1:] = 0
         windows = [*PARTS, PARTS[2]]
@@ -63,12 +63,12 @@ class TestTiles:
 
 class TestBlocks:
     def test_are_planes_with_colours_last_and_repeated_frames(self) -> None:
-        pictures = torch.randn(3, 3, 8, 8)
-        pixels = pictures.permute(0, 2, 3, 1)[:, None].expand(3, 2, 8, 8, 3)
+        images = torch.randn(3, 3, 8, 8)
+        pixels = images.permute(0, 2, 3, 1)[:, None].expand(3, 2, 8, 8, 3)
 
         found = blocks(pixels, axes(), PARTS, {})
 
-        expected = axes().blend(pictures, PARTS).permute(0, 2, 3, 1)
+        expected = axes().blend(images, PARTS).permute(0, 2, 3, 1)
         assert torch.equal(found, expected[:, None].expand(3, 2, 8, 8, 3))
 
 
@@ -91,7 +91,7 @@ class TestPadded:
 
         assert torch.equal(found, self.expected(pixels, axes()))
 
-    def test_mask_with_a_row_for_a_picture_that_the_encoder_does_not_get(self, pixels: Tensor) -> None:
+    def test_mask_with_a_row_for_a_image_that_the_encoder_does_not_get(self, pixels: Tensor) -> None:
         mask = torch.zeros(2, 2, 24, 32, dtype=torch.bool)
         mask[0, 0], mask[1, 0, :16, :20] = True, True
 
@@ -113,7 +113,7 @@ class TestPadded:
         assert torch.equal(Padded()(pixels, axes(), None, {}), axes().blend(pixels))
 
     def test_too_few_sizes(self, pixels: Tensor) -> None:
-        with pytest.raises(VPPError, match="image_sizes has 1 rows for 2 pictures"):
+        with pytest.raises(VPPError, match="image_sizes has 1 rows for 2 images"):
             Padded()(pixels, axes(), None, {"image_sizes": [(24, 32)]})
 
     def test_gradients_reach_the_prompt(self, pixels: Tensor) -> None:

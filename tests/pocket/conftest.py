@@ -8,5 +8,5 @@ from vpp_plugins.pocket import build_pocket
 
 @pytest.fixture(scope="module")
 def pocket() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Untrained; pictures of 64 pixels, so four image tokens."""
+    """Untrained; images of 64 pixels, so four image tokens."""
     return build_pocket(image_size=64, hidden_size=32, layers=2, heads=2, intermediate_size=48)

@@ -56,7 +56,7 @@ def test_transformers_saves_and_loads_it(pocket: Pocket, tmp_path: str) -> None:
     assert isinstance(AutoModel.from_config(loaded.config.vision_config), PocketVisionModel)
 
 
-def test_a_picture_gets_one_token_per_32_pixels_and_the_answer_is_read(pocket: Pocket) -> None:
+def test_a_image_gets_one_token_per_32_pixels_and_the_answer_is_read(pocket: Pocket) -> None:
     model, processor = pocket
 
     inputs = processor(images=Image.new("RGB", (90, 50)), text="<image>", return_tensors="pt")

@@ -51,7 +51,7 @@ class TestWords:
 
 
 class TestChat:
-    def test_a_question_puts_the_picture_first(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def test_a_question_puts_the_image_first(self, tokenizer: PreTrainedTokenizerFast) -> None:
         content = [{"type": "text", "text": "Where?"}, {"type": "image"}]
 
         prompt = tokenizer.apply_chat_template(

@@ -28,7 +28,7 @@ def pocket() -> tuple[Any, VPPProcessor]:
 
 @pytest.fixture
 def calls(pocket: tuple[Any, VPPProcessor], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The pictures that the tower's backbone was given, one by one."""
+    """The images that the tower's backbone was given, one by one."""
     tower, seen = pocket[0].model.vision_tower, []
     own = tower.backbone.forward
     monkeypatch.setattr(tower.backbone, "forward", lambda pixels: (seen.append(pixels), own(pixels))[1])
@@ -37,8 +37,8 @@ def calls(pocket: tuple[Any, VPPProcessor], monkeypatch: pytest.MonkeyPatch) -> 
 
 def inputs(processor: VPPProcessor, count: int = 2) -> Any:
     noise = torch.randint(0, 256, (count, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    pictures = [[Image.fromarray(picture.numpy())] for picture in noise]
-    return processor(images=pictures, text=["USER: <image>\nthe cup ASSISTANT:"] * count, return_tensors="pt")
+    images = [[Image.fromarray(image.numpy())] for image in noise]
+    return processor(images=images, text=["USER: <image>\nthe cup ASSISTANT:"] * count, return_tensors="pt")
 
 
 def test_the_backbone_is_imagenets_in_both_places(pocket: tuple[Any, VPPProcessor]) -> None:
@@ -91,7 +91,7 @@ def test_in_training_tower_and_detector_compute_the_maps_once(
     assert len(calls) == 3 * len(batch["pixel_values"])
 
 
-def test_other_pictures_get_their_own_maps(pocket: tuple[Any, VPPProcessor]) -> None:
+def test_other_images_get_their_own_maps(pocket: tuple[Any, VPPProcessor]) -> None:
     tower = pocket[0].model.vision_tower.train()
     first, second = torch.randn(2, 1, 3, 64, 64)
     kept = [tower.maps(pixels) for pixels in (first, second, second, second)]

@@ -23,7 +23,7 @@ def ink(size: int = 336, **options: object) -> np.ndarray:
     return np.asarray(draw_axes(size, **options).convert("L")) < 255  # type: ignore[arg-type]
 
 
-def test_frame_and_ticks_stand_where_the_published_picture_has_them() -> None:
+def test_frame_and_ticks_stand_where_the_published_image_has_them() -> None:
     axes = ink()
 
     for edge in (axes[5], axes[-6], axes[:, 5], axes[:, -6]):
@@ -75,10 +75,10 @@ def test_labels_of_neighbouring_ticks_do_not_touch(unit: AxisUnit) -> None:
         assert not drawn[-30:-12, between].any()
 
 
-def test_every_style_and_unit_draws_another_picture() -> None:
-    pictures = {draw_axes(336, style=style, unit=unit).tobytes() for style in STYLES for unit in UNITS}
+def test_every_style_and_unit_draws_another_image() -> None:
+    images = {draw_axes(336, style=style, unit=unit).tobytes() for style in STYLES for unit in UNITS}
 
-    assert len(pictures) == len(STYLES) * len(UNITS)
+    assert len(images) == len(STYLES) * len(UNITS)
 
 
 def test_0_05_has_a_tick_between_the_ticks_of_0_1() -> None:

@@ -26,9 +26,9 @@ ROWS = [
     [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
     [1, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0],
 ]
-"""Texts of two pictures, none, and one: 0 is text, 1 a picture's own token, 2 one of its local prompt."""
-PICTURES = [(0, [1, 2], [3, 4, 5]), (0, [7], [8, 9, 10]), (2, [0, 1, 2, 3], [4, 5, 6])]
-"""Row, own places and local places of each picture."""
+"""Texts of two images, none, and one: 0 is text, 1 an image's own token, 2 one of its local prompt."""
+IMAGES = [(0, [1, 2], [3, 4, 5]), (0, [7], [8, 9, 10]), (2, [0, 1, 2, 3], [4, 5, 6])]
+"""Row, own places and local places of each image."""
 
 both_directions = pytest.mark.parametrize("direction", get_args(Direction))
 with_fusion = pytest.mark.usefixtures("toy")
@@ -41,7 +41,7 @@ def cross_attention(direction: Direction) -> CrossAttention:
 
 
 def plain(module: CrossAttention, asking: Tensor, asked: Tensor) -> Tensor:
-    """One picture, head by head."""
+    """One image, head by head."""
     asking, asked = (F.layer_norm(tokens, tokens.shape[-1:]) for tokens in (asking, asked))
     query, key, value = asking @ module.to_query.T, asked @ module.to_key.T, asked @ module.to_value.T
     size = WIDTH // HEADS
@@ -52,11 +52,11 @@ def plain(module: CrossAttention, asking: Tensor, asked: Tensor) -> Tensor:
 
 @both_directions
 @pytest.mark.parametrize("repeats", [1, 2], ids=["one beam", "two beams"])
-def test_equals_a_plain_computation_picture_by_picture(direction: Direction, repeats: int) -> None:
+def test_equals_a_plain_computation_image_by_image(direction: Direction, repeats: int) -> None:
     module, kinds = cross_attention(direction), torch.tensor(ROWS).repeat_interleave(repeats, 0)
     embeddings = torch.randn(*kinds.shape, HIDDEN)
     expected = embeddings.clone()
-    for row, own, local in PICTURES:
+    for row, own, local in IMAGES:
         for copied in range(row * repeats, (row + 1) * repeats):
             asking, asked = (local, own) if direction == "queries-attend" else (own, local)
             expected[copied, asking] += plain(module, embeddings[copied, asking], embeddings[copied, asked])
@@ -113,7 +113,7 @@ class TestOnAHost:
         assert torch.equal(model.generate(**asked), model.generate(**asked, use_cache=False))
 
     def test_generation_answers_what_forward_says(self, direction: Direction) -> None:
-        """generate encodes pictures before it calls forward; the fusion must see them all the same."""
+        """generate encodes images before it calls forward; the fusion must see them all the same."""
         model, processor = fused_model(direction)
         inputs = inputs_for(processor, [1, 2])
         found = model.generate(
@@ -184,7 +184,7 @@ class TestOnAHost:
 @both_directions
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_vl"])
 def test_other_families_with_one_projector(family: str, direction: Direction) -> None:
-    """Pictures of different sizes have different numbers of tokens there."""
+    """Images of different sizes have different numbers of tokens there."""
     config = toy_config(local_vpp=replace(TOY_LOCAL, fusion=direction))
     model, processor = attached_family(family, config)
     inputs = family_inputs(processor, [2, 1])

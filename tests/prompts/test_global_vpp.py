@@ -32,8 +32,8 @@ def shown(pixels: Tensor, mean: RGB, std: RGB) -> Tensor:
 def test_the_prompt_starts_as_the_drawn_axes() -> None:
     prompt = GlobalVPP(64, border=6)
 
-    picture = shown(prompt.prompt, CLIP_MEAN, CLIP_STD).permute(1, 2, 0) * 255
-    torch.testing.assert_close(picture, torch.from_numpy(np.array(draw_axes(64, border=6))).float(), atol=1e-3, rtol=0)
+    image = shown(prompt.prompt, CLIP_MEAN, CLIP_STD).permute(1, 2, 0) * 255
+    torch.testing.assert_close(image, torch.from_numpy(np.array(draw_axes(64, border=6))).float(), atol=1e-3, rtol=0)
 
 
 def test_only_the_prompt_is_saved_and_learned() -> None:
@@ -106,7 +106,7 @@ class TestScaled:
         torch.testing.assert_close(prompt(pixels), expected, atol=1e-6, rtol=1e-6)
 
     def test_640_takes_prompt_and_mask_apart_by_nearest_index(self) -> None:
-        """VPP-LLaVA's detector picture. Its recorded index map is floor(fp32(dst * fp32(336 / 640))), which at seven
+        """VPP-LLaVA's detector image. Its recorded index map is floor(fp32(dst * fp32(336 / 640))), which at seven
         places is one less than dst * 336 // 640; its mask at 640 covers rows 0 to 57 and 583 to 639."""
         prompt = GlobalVPP(interior="scaled", resample="nearest")
         torch.nn.init.normal_(prompt.prompt)
@@ -130,7 +130,7 @@ class TestScaled:
         assert 0 < difference.mean() < 0.01
 
     def test_padding_is_not_scaled(self) -> None:
-        """A letterboxed picture in "scaled" style: alpha acts on the picture only."""
+        """A letterboxed image in "scaled" style: alpha acts on the image only."""
         pixels = torch.randn(1, 3, 32, 64)
 
         blended = toy(interior="scaled", alpha=0.5)(pixels, [(-0.5, 0.0, 1.5, 1.0)])
@@ -140,7 +140,7 @@ class TestScaled:
         assert (blended[..., 16:48] != pixels[..., 16:48]).all()
 
     def test_nearest_refuses_tiles(self) -> None:
-        with pytest.raises(VPPError, match="whole pictures only"):
+        with pytest.raises(VPPError, match="whole images only"):
             toy(resample="nearest")(torch.randn(1, 3, 32, 32), [(0.0, 0.0, 0.5, 0.5)])
 
 
@@ -157,19 +157,19 @@ def test_each_style_blends_only_in_its_band(style: AxisStyle) -> None:
 def test_styles_and_units_differ() -> None:
     pixels = torch.zeros(1, 3, 336, 336)
 
-    pictures = {
+    images = {
         GlobalVPP(style=style, unit=unit)(pixels).detach().numpy().tobytes()
         for style, unit in product(STYLES, ("0-1", "0-1000"))
     }
 
-    assert len(pictures) == 8
+    assert len(images) == 8
 
 
 class TestPadding:
-    """The paper's external padding: the picture shrinks, and opaque axes surround it."""
+    """The paper's external padding: the image shrinks, and opaque axes surround it."""
 
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 48), (20, 90)])
-    def test_the_whole_picture_stands_shrunk_inside(self, height: int, width: int) -> None:
+    def test_the_whole_image_stands_shrunk_inside(self, height: int, width: int) -> None:
         prompt, pixels = toy(style="padding"), torch.randn(2, 3, height, width)
         top, left = round(height / 8), round(width / 8)
 
@@ -196,7 +196,7 @@ class TestPadding:
             blended = prompt(torch.full((1, 3, side, side), 7.0))
             torch.testing.assert_close(blended, torch.full_like(blended, 7))
 
-    def test_gradients_reach_picture_and_band(self) -> None:
+    def test_gradients_reach_image_and_band(self) -> None:
         prompt, pixels = toy(style="padding"), torch.randn(1, 3, 40, 40, requires_grad=True)
 
         prompt(pixels).square().sum().backward()
@@ -208,7 +208,7 @@ class TestPadding:
         assert prompt.prompt.grad[:, prompt.mask == 1].any()
 
     def test_tiles_are_refused(self) -> None:
-        with pytest.raises(VPPError, match="whole pictures only"):
+        with pytest.raises(VPPError, match="whole images only"):
             toy(style="padding")(torch.randn(1, 3, 32, 32), [(0.0, 0.0, 0.5, 1.0)])
 
 
@@ -225,17 +225,17 @@ class TestWindows:
         whole = prompt(pixels).unfold(2, 32, 32).unfold(3, 32, 32).permute(0, 2, 3, 1, 4, 5).reshape(6, 3, 32, 32)
         torch.testing.assert_close(blended, whole, atol=1e-5, rtol=1e-5)
 
-    def test_the_axes_of_a_letterboxed_picture_lie_on_the_picture_only(self) -> None:
-        prompt, picture = toy(), torch.randn(1, 3, 32, 32)
-        boxed = F.pad(picture, (0, 0, 16, 48))
+    def test_the_axes_of_a_letterboxed_image_lie_on_the_image_only(self) -> None:
+        prompt, image = toy(), torch.randn(1, 3, 32, 32)
+        boxed = F.pad(image, (0, 0, 16, 48))
 
         blended = prompt(boxed, [(0.0, -0.5, 1.0, 2.5)])
 
-        torch.testing.assert_close(blended[:, :, 16:48], prompt(picture), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(blended[:, :, 16:48], prompt(image), atol=1e-5, rtol=1e-5)
         assert torch.equal(blended[:, :, :16], boxed[:, :, :16])
         assert torch.equal(blended[:, :, 48:], boxed[:, :, 48:])
 
-    def test_each_picture_has_its_own_window(self) -> None:
+    def test_each_image_has_its_own_window(self) -> None:
         prompt, pixels = toy(), torch.randn(3, 3, 32, 32)
         windows: list[Window] = [(0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 0.5), (0.5, 0.0, 1.0, 1.0)]
 
@@ -246,9 +246,9 @@ class TestWindows:
 
     @pytest.mark.parametrize("style", ["edge-0.1", "padding"])
     @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_another_number_of_windows_than_pictures_is_refused(self, style: AxisStyle, count: int) -> None:
-        """A single window was once spread over all pictures."""
-        with pytest.raises(VPPError, match=f"{count} came for 2 pictures"):
+    def test_another_number_of_windows_than_images_is_refused(self, style: AxisStyle, count: int) -> None:
+        """A single window was once spread over all images."""
+        with pytest.raises(VPPError, match=f"{count} came for 2 images"):
             toy(style=style)(torch.randn(2, 3, 32, 32), [(0.0, 0.0, 1.0, 1.0)] * count)
 
 
@@ -271,7 +271,7 @@ class TestUnits:
 
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
-    def test_renormalise_keeps_the_picture_that_the_prompt_shows(self) -> None:
+    def test_renormalise_keeps_the_image_that_the_prompt_shows(self) -> None:
         prompt = toy()
         before = shown(prompt.prompt.detach().clone(), prompt.image_mean, prompt.image_std)
 
@@ -311,7 +311,7 @@ def test_the_overlay_outlives_the_parameter() -> None:
     assert torch.equal(overlay.blend(pixels), expected)
 
 
-def test_a_band_as_wide_as_the_picture_is_refused() -> None:
+def test_a_band_as_wide_as_the_image_is_refused() -> None:
     """The default band of 30 pixels swallowed a 32-pixel prompt whole, without a word."""
     with pytest.raises(VPPError, match="below half of size"):
         GlobalVPP(32)

@@ -7,7 +7,7 @@ from vpp_plugins.prompts.local_vpp import LocalVPP
 
 
 class Generator(nn.Module):
-    """Queries that are scaled by the mean of what the mask leaves of the picture."""
+    """Queries that are scaled by the mean of what the mask leaves of the image."""
 
     def __init__(self, num_queries: int = 5, width: int = 6) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def test_the_mask_reaches_the_generator() -> None:
     assert not torch.equal(local(pixels, left), local(pixels))
 
 
-def test_gradients_reach_projector_generator_and_picture() -> None:
+def test_gradients_reach_projector_generator_and_image() -> None:
     local, pixels = prompt(), torch.randn(2, 3, 32, 32, requires_grad=True)
 
     local(pixels).square().sum().backward()

@@ -41,7 +41,7 @@ def test_tiles_put_together_equal_the_whole_rendered_large(rows: int, columns: i
 
 
 def test_a_window_beyond_the_square_is_zero_there_and_the_whole_square_inside() -> None:
-    """A letterboxed picture: 100 pixels of picture with 25 of padding on the left and 35 on the right."""
+    """A letterboxed image: 100 pixels of image with 25 of padding on the left and 35 on the right."""
     square = torch.randn(3, 32, 32) + 5
 
     shown = resample(square, (100, 160), (-0.25, 0, 1.35, 1))

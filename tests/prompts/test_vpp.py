@@ -43,8 +43,8 @@ def prompts(
 
 def boxed(*sizes: tuple[int, int]) -> Tensor:
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
-    return torch.stack([letterbox(picture, 64) for picture in pictures])
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
+    return torch.stack([letterbox(image, 64) for image in images])
 
 
 def test_features_stand_in_the_order_of_the_images() -> None:
@@ -83,7 +83,7 @@ def test_a_text_without_images_needs_no_detector() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("frame", ["square", "image"])
-def test_the_mask_is_the_pictures_area_and_nothing_else(size: tuple[int, int], frame: Frame) -> None:
+def test_the_mask_is_the_images_area_and_nothing_else(size: tuple[int, int], frame: Frame) -> None:
     """The detector's overlay fills the padding too where the axes lie on the square; the mask must not follow it."""
     vpp, recorder = prompts(frame=frame)
     pixels = boxed(size)
@@ -99,7 +99,7 @@ def test_the_mask_is_the_pictures_area_and_nothing_else(size: tuple[int, int], f
         assert torch.equal(recorder.mask, expected)
 
 
-def test_without_mask_padding_everything_is_picture() -> None:
+def test_without_mask_padding_everything_is_image() -> None:
     vpp, recorder = prompts(mask_padding=False)
 
     vpp(boxed((64, 20)))
@@ -108,13 +108,13 @@ def test_without_mask_padding_everything_is_picture() -> None:
 
 
 def seen(**options: Any) -> Tensor:
-    """What the detector sees of one wide picture."""
+    """What the detector sees of one wide image."""
     vpp, recorder = prompts(**options)
     vpp(boxed((64, 32)))
     return recorder.seen.detach()
 
 
-def test_overlay_off_leaves_the_detectors_picture_alone() -> None:
+def test_overlay_off_leaves_the_detectors_image_alone() -> None:
     assert torch.equal(seen(overlay=False), boxed((64, 32)))
     assert torch.equal(seen(without="global"), boxed((64, 32)))
 
@@ -136,7 +136,7 @@ def test_detector_units_show_the_axes_in_their_colours_and_host_units_take_the_p
     torch.testing.assert_close(shown(detector)[:, band].amax(1), torch.ones(3))
 
 
-def test_axes_on_the_square_cover_the_padding_and_axes_on_the_picture_do_not() -> None:
+def test_axes_on_the_square_cover_the_padding_and_axes_on_the_image_do_not() -> None:
     plain = boxed((64, 32))
 
     square, image = ((seen(frame=frame) != plain).any(1)[0] for frame in ("square", "image"))
@@ -144,12 +144,12 @@ def test_axes_on_the_square_cover_the_padding_and_axes_on_the_picture_do_not() -
     padding = ~(plain != 0).any(1)[0]
     assert square[padding].any()
     assert not image[padding].any()
-    assert image[16, 32]  # the axes begin where the picture does
+    assert image[16, 32]  # the axes begin where the image does
     assert not image[32, 32]
 
 
-def test_the_axes_on_a_letterboxed_picture_are_those_of_the_bare_picture() -> None:
-    """Property: on the picture's own pixels, letterboxing makes no difference."""
+def test_the_axes_on_a_letterboxed_image_are_those_of_the_bare_image() -> None:
+    """Property: on the image's own pixels, letterboxing makes no difference."""
     vpp, recorder = prompts(frame="image")
     for width, height in ((64, 32), (40, 64), (64, 64)):
         pixels = boxed((width, height))
@@ -174,7 +174,7 @@ def test_gradients_reach_every_parameter(overlay: bool) -> None:
 
 @pytest.mark.parametrize("axes", [{"style": "padding"}, {"resample": "nearest"}])
 def test_axes_that_cannot_follow_the_letterbox_are_refused_when_built(axes: dict[str, Any]) -> None:
-    """Such a model worked on square pictures and failed on the first other one."""
+    """Such a model worked on square images and failed on the first other one."""
     with pytest.raises(VPPError, match=r"set local_vpp\.overlay to False"):
         prompts(frame="image", axes=axes)
 
@@ -206,7 +206,7 @@ class TestAxesRenderedOnce:
 
     @pytest.mark.parametrize("units", ["host", "detector"])
     @pytest.mark.parametrize("resample", ["bilinear", "nearest"])
-    def test_the_picture_is_the_same(self, units: str, resample: str, rendered: list[tuple[int, int]]) -> None:
+    def test_the_image_is_the_same(self, units: str, resample: str, rendered: list[tuple[int, int]]) -> None:
         vpp, _ = prompts(axes={"resample": resample}, overlay_units=units)
         pixels = boxed((64, 64), (64, 32))
         expected = vpp.detector_view(pixels).detach()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.families.tiny_hosts import WORDS
-from tests.tiny import TOY_GLOBAL, TOY_LOCAL, picture
+from tests.tiny import TOY_GLOBAL, TOY_LOCAL, image
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.data.formats import Writing
 from vpp_plugins.data.formats.neutral import write_neutral
@@ -22,7 +22,7 @@ def word(number: int) -> str:
 
 
 def samples(count: int, *, text_only: Sequence[int] = ()) -> list[Sample]:
-    """Questions of two words, and answers that follow from them; those numbered in `text_only` have no picture."""
+    """Questions of two words, and answers that follow from them; those numbered in `text_only` have no image."""
     return [
         Sample(
             id=f"s{n}",
@@ -36,17 +36,17 @@ def samples(count: int, *, text_only: Sequence[int] = ()) -> list[Sample]:
 
 
 def write_data(folder: Path, made: Sequence[Sample]) -> Path:
-    """Write samples and four pictures of noise; returns the file."""
+    """Write samples and four images of noise; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed in range(4):
-        picture(seed, SIZE).save(folder / f"{seed}.png")
+        image(seed, SIZE).save(folder / f"{seed}.png")
     write_neutral(made, Writing(folder / "data.jsonl"))
     return folder / "data.jsonl"
 
 
-def write_shards(folder: Path, made: Sequence[Sample], *, pictures: Path, shard_bytes: int = 8000) -> Path:
-    """Write samples and their pictures as shards of a few samples; returns their folder."""
-    write_webdataset(made, Writing(folder, pictures=pictures, shard_bytes=shard_bytes))
+def write_shards(folder: Path, made: Sequence[Sample], *, images: Path, shard_bytes: int = 8000) -> Path:
+    """Write samples and their images as shards of a few samples; returns their folder."""
+    write_webdataset(made, Writing(folder, images=images, shard_bytes=shard_bytes))
     return folder
 
 

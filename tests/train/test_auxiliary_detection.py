@@ -60,8 +60,8 @@ class TestLoss:
         model(**inputs)
         assert twice.loss(objects).item() == pytest.approx(2 * once.loss(objects).item())
 
-    def test_without_pictures_it_is_zero_with_zero_gradients(self, host: Any) -> None:
-        """Processes that share a model may have batches without pictures: each must still have a gradient to give."""
+    def test_without_images_it_is_zero_with_zero_gradients(self, host: Any) -> None:
+        """Processes that share a model may have batches without images: each must still have a gradient to give."""
         model, processor = host
         task = AuxiliaryDetection(model)
         model(**inputs_for(processor, [0]))
@@ -77,11 +77,11 @@ class TestLoss:
         task.loss(named_objects(samples()))
         assert task.loss(named_objects(samples())) == 0
 
-    def test_another_count_of_pictures_is_refused(self, host: Any) -> None:
+    def test_another_count_of_images_is_refused(self, host: Any) -> None:
         model, processor = host
         task = AuxiliaryDetection(model)
         model(**inputs_for(processor, [1, 1]))
-        with pytest.raises(VPPError, match="2 pictures, but objects of 3"):
+        with pytest.raises(VPPError, match="2 images, but objects of 3"):
             task.loss(named_objects(samples(3)))
 
 

@@ -40,7 +40,7 @@ def test_answers_alone_are_labelled(family: str, tmp_path: Path) -> None:
     answers = [sample.turns[0].answer for sample in collate.data.samples]
     assert [text.startswith(answers[index]) for text, index in zip(told, (0, 2, 5), strict=True)] == [True] * 3
     assert batch[ABOUT].samples == ("s0", "s2", "s5")
-    assert batch[ABOUT].pictures == 2
+    assert batch[ABOUT].images == 2
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))

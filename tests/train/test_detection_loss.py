@@ -117,7 +117,7 @@ class TestLoss:
         apart = detection_loss(first, wanted) + detection_loss(last, wanted)
         assert detection_loss(both, wanted) == pytest.approx(float(apart), rel=1e-6)
 
-    def test_pictures_without_objects_teach_no_object_and_leave_no_parameter_without_gradient(self) -> None:
+    def test_images_without_objects_teach_no_object_and_leave_no_parameter_without_gradient(self) -> None:
         """Data-parallel training waits for a gradient of every parameter."""
         heads = DetectionHeads(8, CLASSES)
         nothing = Objects(torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, 4))
@@ -161,7 +161,7 @@ class TestCounting:
 
 class TestBoxes:
     @pytest.mark.parametrize("size_hw", [(40, 80), (90, 30), (64, 64), (41, 80)])
-    def test_lie_where_the_letterboxed_picture_has_them(self, size_hw: tuple[int, int]) -> None:
+    def test_lie_where_the_letterboxed_image_has_them(self, size_hw: tuple[int, int]) -> None:
         """A white box painted on the original is white where its letterboxed box says, up to a pixel."""
         from PIL import Image, ImageDraw
 

@@ -33,18 +33,18 @@ COLOURS = {"red": (220, 30, 30), "blue": (30, 30, 220)}
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures with a red and a blue rectangle each, and their boxes as COCO keeps them."""
+    """Six images with a red and a blue rectangle each, and their boxes as COCO keeps them."""
     folder = tmp_path_factory.mktemp("boxes")
     images, annotations = [], []
     for number in range(6):
-        picture = Image.new("RGB", (64, 48), (120, 120, 120))
+        image = Image.new("RGB", (64, 48), (120, 120, 120))
         for category, colour in enumerate(COLOURS.values(), start=1):
             x, y = (5 + 7 * number) % 36, 4 + 22 * ((number + category) % 2)
-            ImageDraw.Draw(picture).rectangle((x, y, x + 19, y + 15), fill=colour)
+            ImageDraw.Draw(image).rectangle((x, y, x + 19, y + 15), fill=colour)
             annotations.append(
                 {"id": len(annotations), "image_id": number, "category_id": category, "bbox": [x, y, 20, 16]}
             )
-        picture.save(folder / f"{number}.png")
+        image.save(folder / f"{number}.png")
         images.append({"id": number, "file_name": f"{number}.png", "width": 64, "height": 48})
     categories = [{"id": number, "name": name} for number, name in enumerate(COLOURS, start=1)]
     path = folder / "boxes.json"
@@ -148,8 +148,8 @@ class TestWeights:
 
 
 class TestTask:
-    def test_mirrored_pictures_have_mirrored_boxes(self) -> None:
-        """Where every picture is its own mirror image, flipping may change nothing but the boxes' side."""
+    def test_mirrored_images_have_mirrored_boxes(self) -> None:
+        """Where every image is its own mirror image, flipping may change nothing but the boxes' side."""
         seen: list[Objects] = []
         task = DetectorTask(build_detr(num_queries=4, **OPTIONS), DetectionHeads(32, 2)).train()
         pixels = torch.rand(8, 3, 64, 64) + 1
@@ -157,16 +157,16 @@ class TestTask:
 
         import vpp_plugins.train.detector.train as module
 
-        original, pictures = module.detection_loss, []
-        task.detector.backbone.register_forward_pre_hook(lambda _, inputs: pictures.append(inputs[0]))
+        original, images = module.detection_loss, []
+        task.detector.backbone.register_forward_pre_hook(lambda _, inputs: images.append(inputs[0]))
         module.detection_loss = lambda found, objects: seen.append(objects) or original(found, objects)  # type: ignore[func-returns-value]
         try:
             task(pixels, torch.zeros(8, 1, dtype=torch.int64), boxes)
         finally:
             module.detection_loss = original
         for row in range(8):
-            flipped = torch.equal(pictures[0][row], pixels[row].flip(-1))
-            assert flipped or torch.equal(pictures[0][row], pixels[row])
+            flipped = torch.equal(images[0][row], pixels[row].flip(-1))
+            assert flipped or torch.equal(images[0][row], pixels[row])
             assert float(seen[0].boxes_cxcywh[row, 0, 0]) == (0.75 if flipped else 0.25)
         assert {float(side) for side in seen[0].boxes_cxcywh[:, 0, 0]} == {0.25, 0.75}
 
@@ -181,19 +181,19 @@ class TestTask:
 
 
 class TestData:
-    def test_samples_of_one_picture_come_together_and_boxes_once(self) -> None:
+    def test_samples_of_one_image_come_together_and_boxes_once(self) -> None:
         box, other = (1.0, 2.0, 30.0, 40.0), (5.0, 5.0, 9.0, 9.0)
         samples = [
             Sample("0", "a.png", 64, 48, (Locate("the cup", (box,)), Describe((other,), "a spoon"))),
             Sample("1", "b.png", 64, 48, (Locate("cup", ()),)),
             Sample("2", "a.png", 64, 48, (Locate("a red cup", (box,)), Locate("spoon", (other,)))),
         ]
-        (picture,) = gather(samples, one_class=True)
-        assert (picture.boxes, picture.names) == ((box, other), ("object", "object"))
+        (image,) = gather(samples, one_class=True)
+        assert (image.boxes, image.names) == ((box, other), ("object", "object"))
         assert len(gather(samples, one_class=False)[0].boxes) == 3
 
-    def test_missing_pictures_are_named(self, coco: Path, tmp_path: Path) -> None:
-        with pytest.raises(VPPError, match=r"6 of 6 pictures are not in .*0\.png, 1\.png, 2\.png"):
+    def test_missing_images_are_named(self, coco: Path, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match=r"6 of 6 images are not in .*0\.png, 1\.png, 2\.png"):
             run(coco, tmp_path / "out", images=tmp_path)
 
     def test_no_box_is_no_data(self, tmp_path: Path) -> None:

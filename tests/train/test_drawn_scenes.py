@@ -37,30 +37,30 @@ def recipe(folder: Path, **changes: Any) -> Recipe:
     )
 
 
-def no_pictures(folder: Any, progress: Any) -> Any:
+def no_images(folder: Any, progress: Any) -> Any:
     raise VPPError("There is no network.")
 
 
 def test_a_sample_depends_on_its_number_alone(scenes: DrawnScenes) -> None:
-    forwards = [(scenes.samples[n], scenes.picture(n).tobytes()) for n in range(5, 12)]
+    forwards = [(scenes.samples[n], scenes.image(n).tobytes()) for n in range(5, 12)]
     again = DrawnScenes(Shapes(), COUNT)
-    backwards = [(again.samples[n], again.picture(n).tobytes()) for n in reversed(range(5, 12))]
+    backwards = [(again.samples[n], again.image(n).tobytes()) for n in reversed(range(5, 12))]
 
     assert forwards == backwards[::-1]
     assert len({pixels for _, pixels in forwards}) == len(forwards)
 
 
 def test_another_seed_gives_other_scenes(scenes: DrawnScenes) -> None:
-    assert DrawnScenes(Shapes(), COUNT, seed=1).picture(20).tobytes() != scenes.picture(20).tobytes()
+    assert DrawnScenes(Shapes(), COUNT, seed=1).image(20).tobytes() != scenes.image(20).tobytes()
 
 
-def test_a_sample_locates_and_describes_what_its_picture_shows(scenes: DrawnScenes) -> None:
+def test_a_sample_locates_and_describes_what_its_image_shows(scenes: DrawnScenes) -> None:
     for number in range(10, 30):
         sample = scenes.samples[number]
         located = [turn for turn in sample.turns if isinstance(turn, Locate)]
         described = {turn.boxes[0]: turn.description for turn in sample.turns if isinstance(turn, Describe)}
 
-        assert scenes.picture(number).size == (sample.width, sample.height) == (SIZE, SIZE)
+        assert scenes.image(number).size == (sample.width, sample.height) == (SIZE, SIZE)
         assert 1 <= len(located) <= LOCATED
         assert {turn.boxes[0] for turn in located} <= described.keys()
         for box in described:
@@ -98,7 +98,7 @@ def test_the_fingerprint_tells_other_scenes(scenes: DrawnScenes, other: dict[str
 def test_without_the_cut_outs_a_recipe_gets_shapes_and_a_line_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(drawn_scenes, "fetch_assets", no_pictures)
+    monkeypatch.setattr(drawn_scenes, "fetch_assets", no_images)
 
     data = load_data(recipe(tmp_path / "none", seed=3))
 
@@ -113,5 +113,5 @@ def test_how_many_must_be_said(tmp_path: Path) -> None:
         DrawnScenes(Shapes(), 0)
 
 
-def test_no_other_frame_than_the_pictures(scenes: DrawnScenes) -> None:
+def test_no_other_frame_than_the_images(scenes: DrawnScenes) -> None:
     assert scenes.samples[0].meta == ImageMeta((SIZE, SIZE))

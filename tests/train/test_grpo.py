@@ -1,4 +1,4 @@
-"""GRPO with TRL: the prompts get the pictures of the sample at hand, and learn."""
+"""GRPO with TRL: the prompts get the images of the sample at hand, and learn."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import attached, picture, tiny_llava
+from tests.tiny import attached, image, tiny_llava
 from vpp_plugins import VPPConfig, VPPError
 from vpp_plugins.images.load import letterbox
 
@@ -33,11 +33,11 @@ def trainer_for(
 ) -> Any:
     model, processor = attached(tiny_llava().train(), config)
     processor.chat_template = TEMPLATE
-    pictures = [picture(seed) for seed in range(4)]
+    loaded = [image(seed) for seed in range(4)]
     rows = datasets.Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": "where is the cup"}]] * 4,
-            images: pictures if images == "image" else [[one] for one in pictures],
+            images: loaded if images == "image" else [[one] for one in loaded],
             "boxes": [[[4.0, 4.0, 20.0, 20.0]]] * 4,
             "size_hw": [[24, 40]] * 4,
         }
@@ -94,14 +94,14 @@ class TestTraining:
 
 
 class TestLogProbabilities:
-    def test_are_of_each_samples_own_pictures(self, tmp_path: Path) -> None:
-        """They are the same in one batch, in parts, and from the model itself; with others' pictures they differ."""
+    def test_are_of_each_samples_own_images(self, tmp_path: Path) -> None:
+        """They are the same in one batch, in parts, and from the model itself; with others' images they differ."""
         trainer = trainer_for(tmp_path, any_reward)
         model, processor = trainer.model.eval(), trainer.processing_class
-        pictures = [picture(seed) for seed in (5, 6, 7)]
+        images = [image(seed) for seed in (5, 6, 7)]
         text = "USER: <image> where is the cup ASSISTANT: red cup"
-        inputs = processor(images=[[one] for one in pictures], text=[text] * 3, return_tensors="pt")
-        trainer._pictures = [letterbox(one, 64)[None] for one in pictures]
+        inputs = processor(images=[[one] for one in images], text=[text] * 3, return_tensors="pt")
+        trainer._images = [letterbox(one, 64)[None] for one in images]
 
         def logps(batch_size: int) -> torch.Tensor:
             with torch.no_grad():
@@ -122,7 +122,7 @@ class TestLogProbabilities:
         own = logits.log_softmax(-1).gather(-1, inputs["input_ids"][:, -2:, None])[..., 0]
         assert torch.allclose(logps(3), own, atol=1e-5)
         assert torch.allclose(logps(1), own, atol=1e-5)
-        trainer._pictures = trainer._pictures[::-1]
+        trainer._images = trainer._images[::-1]
         assert not torch.allclose(logps(1)[0], own[0], atol=1e-5)
 
 
@@ -134,7 +134,7 @@ class TestRefusals:
         with pytest.raises(VPPError, match="reference model"):
             trainer_for(tmp_path, any_reward, beta=0.1)
 
-    def test_samples_without_a_picture_column(self, tmp_path: Path) -> None:
+    def test_samples_without_a_image_column(self, tmp_path: Path) -> None:
         trainer = trainer_for(tmp_path, any_reward)
         with pytest.raises(VPPError, match="'image'"):
             trainer._views({"prompt": "where"})

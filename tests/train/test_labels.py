@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.adapters.test_vicuna import CHECKPOINT, REFERENCE_IMAGE, chat_of
 from tests.reference import reference
-from tests.tiny import attached, picture, tiny_config
+from tests.tiny import attached, image, tiny_config
 from vpp_adapters.vpp_llava.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer, with_axis_sentence
 from vpp_plugins import VPPError
 from vpp_plugins.train.labels import IGNORED, NoAnswerError, RenderedChat, label_answers, render_chat
@@ -164,7 +164,7 @@ def test_the_next_turns_first_token_is_not_learned() -> None:
 
 
 def test_a_vppprocessors_inputs_are_labelled() -> None:
-    """The whole way: a chat with two pictures through an attached LLaVA's processor."""
+    """The whole way: a chat with two images through an attached LLaVA's processor."""
     model, processor = attached(config=tiny_config())
     processor.processor.chat_template = VICUNA_V1
     chat = [
@@ -176,7 +176,7 @@ def test_a_vppprocessors_inputs_are_labelled() -> None:
     ]
     rendered = render_chat(processor, chat)
 
-    inputs = processor(images=[picture(0), picture(1)], text=rendered.text, return_tensors="pt")
+    inputs = processor(images=[image(0), image(1)], text=rendered.text, return_tensors="pt")
     found = label_answers(inputs["input_ids"][0], rendered, processor.tokenizer, image_token=IMAGE)
 
     assert learned_text(processor.tokenizer, found.labels) == "the red cup </s>"

@@ -1,4 +1,4 @@
-"""A recipe's mix: several sets in one run, each with its own folder of pictures."""
+"""A recipe's mix: several sets in one run, each with its own folder of images."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.families import attached_family
-from tests.tiny import picture
+from tests.tiny import image
 from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError
 from vpp_plugins.data.sample import Sample, Talk
@@ -24,7 +24,7 @@ def boxes(tmp_path: Path) -> Path:
 def chats(tmp_path: Path) -> Path:
     said = [Sample(f"chat{n}", "0.png", 16, 12, (Talk("where", "red cup"),)) for n in range(3)]
     path = write_data(tmp_path / "chats", said)
-    picture(9, (16, 12)).save(path.parent / "0.png")
+    image(9, (16, 12)).save(path.parent / "0.png")
     return path
 
 
@@ -41,11 +41,11 @@ def test_shares_are_as_said_and_the_data_itself_comes_once(boxes: Path, chats: P
     assert {data[index] for index in range(12)} == set(range(12))
 
 
-def test_each_sample_has_its_own_sets_picture(boxes: Path, chats: Path) -> None:
+def test_each_sample_has_its_own_sets_image(boxes: Path, chats: Path) -> None:
     """Both folders have a 0.png: names are no one's alone."""
     data = load_mixture(mixed(boxes, chats))
-    pictures = [(sample.id[0], data.picture(number)) for number, sample in enumerate(data.samples)]
-    sizes = {(name, picture.size) for name, picture in pictures if picture}
+    images = [(sample.id[0], data.image(number)) for number, sample in enumerate(data.samples)]
+    sizes = {(name, image.size) for name, image in images if image}
     assert sizes == {("s", (40, 24)), ("c", (16, 12))}
 
 

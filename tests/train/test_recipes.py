@@ -77,15 +77,15 @@ def test_trains_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert all(parameter.isfinite().all() for parameter in active_vpp(unwrap(model)).parameters())
 
 
-def no_pictures(folder: object, progress: object) -> object:
+def no_images(folder: object, progress: object) -> object:
     raise VPPError("There is no network.")
 
 
-def test_the_pocket_model_begins_from_nothing_also_without_its_pictures(
+def test_the_pocket_model_begins_from_nothing_also_without_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The recipe as it stands, two steps of two scenes of shapes, and on from the first of them: the same weights."""
-    monkeypatch.setattr(drawn_scenes, "fetch_assets", no_pictures)
+    monkeypatch.setattr(drawn_scenes, "fetch_assets", no_images)
     here = {**HERE, "per_device_train_batch_size": 2, "max_steps": 2, "save_steps": 1, "data": str(tmp_path / "none")}
     changes = [f"{key}={json.dumps(value)}" for key, value in here.items()]
     out, again = tmp_path / "out", tmp_path / "again"

@@ -141,7 +141,7 @@ def kill_and_compare(kind: str, folder: Path, points: random.Random, deaths: int
     """Kill a run so often, or until it comes through, but not before it has gone on from a checkpoint."""
     data = write_data(folder / "data", samples(10, text_only=[3, 4]))
     if KINDS[kind].get("data_format") == "webdataset":
-        data = write_shards(folder / "shards", samples(10, text_only=[3, 4]), pictures=data.parent)
+        data = write_shards(folder / "shards", samples(10, text_only=[3, 4]), images=data.parent)
     assert in_a_child(lambda: run(kind, data, folder / "whole")) == 0
     died, resumed = 0, False
     while died < deaths or not resumed:

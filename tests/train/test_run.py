@@ -141,14 +141,14 @@ class TestMistakes:
 
     def test_nothing_but_text(self, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", samples(4, text_only=range(4)))
-        with pytest.raises(VPPError, match="none of the 4 samples has a picture"):
+        with pytest.raises(VPPError, match="none of the 4 samples has an image"):
             run(data, tmp_path / "run")
 
-    def test_missing_pictures_are_listed_and_may_be_allowed(self, tmp_path: Path) -> None:
+    def test_missing_images_are_listed_and_may_be_allowed(self, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", samples(8))
         (tmp_path / "data/2.png").unlink()
 
-        with pytest.raises(VPPError, match=r"2 x picture missing or unreadable \(s2: 2\.png; s6: 2\.png\)"):
+        with pytest.raises(VPPError, match=r"2 x image missing or unreadable \(s2: 2\.png; s6: 2\.png\)"):
             run(data, tmp_path / "run", max_skipped=1)
         assert run(data, tmp_path / "other", max_skipped=2).steps == 4
 
@@ -163,23 +163,23 @@ class TestMistakes:
         with pytest.raises(VPPError, match="a checkpoint takes about"):
             check_room(tmp_path, 11)
 
-    def test_boxes_outside_and_damaged_pictures_give_their_place_to_the_next(self, tmp_path: Path) -> None:
+    def test_boxes_outside_and_damaged_images_give_their_place_to_the_next(self, tmp_path: Path) -> None:
         bad = Sample("bad", "1.png", *SIZE, (Locate("the cup", ((90.0, 2.0, 99.0, 20.0),)), Talk("is it", "red")))
         other = Sample("other", "1.png", 20, 12, (Locate("the cup", ((1.0, 2.0, 9.0, 10.0),)),))
         data = write_data(tmp_path / "data", [*samples(1), bad, other, *samples(8)[3:]])
-        (tmp_path / "data/3.png").write_bytes(b"no picture")
+        (tmp_path / "data/3.png").write_bytes(b"no image")
 
         trained = run(data, tmp_path / "run")
 
         about = json.loads((tmp_path / "run/run.json").read_text())
-        assert about["faults"] == {"box wholly outside its picture": 1}
+        assert about["faults"] == {"box wholly outside its image": 1}
         assert {reason.partition(":")[0] for reason in trained.skipped} == {"other", "s3", "s7"}
         assert any("40 x 24, but its boxes are for 20 x 12" in reason for reason in trained.skipped)
         assert "3 samples were skipped" in (tmp_path / "run/report.html").read_text()
 
     def test_more_skipped_than_allowed_stops(self, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", samples(8))
-        (tmp_path / "data/3.png").write_bytes(b"no picture")
+        (tmp_path / "data/3.png").write_bytes(b"no image")
         with pytest.raises(VPPError, match="samples were skipped, and max_skipped is 0"):
             run(data, tmp_path / "run", max_skipped=0)
 
@@ -246,8 +246,8 @@ class TestPreflight:
         after = active_vpp(model).state_dict()
         assert all(torch.equal(value, after[name]) for name, value in before.items())
 
-    def test_waits_for_a_batch_with_a_picture(self, tmp_path: Path) -> None:
-        """The grey picture of a batch of text alone has zero gradients, which is no fault."""
+    def test_waits_for_a_batch_with_a_image(self, tmp_path: Path) -> None:
+        """The grey image of a batch of text alone has zero gradients, which is no fault."""
         data = write_data(tmp_path / "data", samples(12, text_only=[0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]))
 
         assert run(data, tmp_path / "run", max_steps=6, per_device_train_batch_size=1).steps == 6

@@ -28,7 +28,7 @@ def lines(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path, lines: Path) -> Path:
-    return write_shards(tmp_path / "shards", MADE, pictures=lines.parent)
+    return write_shards(tmp_path / "shards", MADE, images=lines.parent)
 
 
 def packed(shards: Path, **changes: Any) -> Any:
@@ -44,7 +44,7 @@ def test_lines_and_shards_hold_what_a_list_holds(lines: Path, shards: Path) -> N
         assert list(data.samples) == listed.samples
         assert data.fingerprint() == listed.fingerprint()
         for number in range(len(listed)):
-            expected, found = listed.picture(number), data.picture(number)
+            expected, found = listed.image(number), data.image(number)
             assert expected is found or (expected and found and expected.tobytes() == found.tobytes())
 
 
@@ -59,10 +59,10 @@ def test_a_run_on_shards_is_the_run_on_lines(lines: Path, shards: Path) -> None:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_picture_that_is_damaged_gives_its_place_to_the_next_sample(tmp_path: Path) -> None:
+def test_a_image_that_is_damaged_gives_its_place_to_the_next_sample(tmp_path: Path) -> None:
     folder = write_data(tmp_path / "data", MADE).parent
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:300])
-    shards = write_shards(tmp_path / "shards", MADE, pictures=folder)
+    shards = write_shards(tmp_path / "shards", MADE, images=folder)
     model, processor = attached_family("llava")
     trained = train(packed(shards, num_train_epochs=1, max_steps=-1), model=model, processor=processor)
     assert sorted(skipped.partition(":")[0] for skipped in trained.skipped) == ["s1", "s5", "s9"]
@@ -90,18 +90,18 @@ def test_shards_that_change_under_a_run_are_counted(shards: Path, monkeypatch: p
 def test_more_faults_than_allowed_stop_before_the_run(tmp_path: Path) -> None:
     folder = write_data(tmp_path / "data", samples(4)).parent
     outside = [Sample(f"o{n}", "0.png", *SIZE, (Locate("cup", ((50, 1, 60, 9),)),)) for n in range(3)]
-    shards = write_shards(tmp_path / "shards", [*samples(4), *outside], pictures=folder)
+    shards = write_shards(tmp_path / "shards", [*samples(4), *outside], images=folder)
     assert len(load_data(packed(shards))) == 4
     with pytest.raises(VPPError, match=r"more than max_skipped = 2: 3 x box wholly outside"):
         load_data(packed(shards, max_skipped=2))
     with pytest.raises(VPPError, match="hold no sample to train on"):
-        load_data(packed(write_shards(tmp_path / "none", outside, pictures=folder)))
+        load_data(packed(write_shards(tmp_path / "none", outside, images=folder)))
 
 
 def test_a_recipe_may_name_a_pattern(shards: Path) -> None:
     data = load_data(recipe(shards / "{000000..000001}.tar", shards.parent / "run", data_format="webdataset"))
     assert [sample.id for sample in data.samples] == [f"s{n}" for n in range(len(data))]
-    assert data.picture(0) is not None
+    assert data.image(0) is not None
 
 
 def test_max_samples_takes_the_first(shards: Path) -> None:
@@ -115,7 +115,7 @@ def test_shards_can_be_mixed_with_lines(lines: Path, shards: Path) -> None:
     assert len(data) == 15
     assert set(counts.values()) == {1, 2}
     for number, sample in enumerate(data.samples):
-        assert (data.picture(number) is None) == (not sample.image)
+        assert (data.image(number) is None) == (not sample.image)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -32,11 +32,11 @@ TURNS: tuple[Turn, ...] = (
 )
 
 
-class Pictures(TrainingData):
+class Images(TrainingData):
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples, self.tally = samples, Tally()
 
-    def picture(self, index: int) -> Image.Image | None:
+    def image(self, index: int) -> Image.Image | None:
         noise = torch.randint(0, 256, (SIDE, SIDE, 3), generator=torch.Generator().manual_seed(index))
         return Image.fromarray(noise.to(torch.uint8).numpy()) if self.samples[index].image else None
 
@@ -68,7 +68,7 @@ def pocket() -> tuple[Any, VPPProcessor]:
 def collator(
     processor: VPPProcessor, samples: Sequence[Sample], kind: type[Collator] = TurnsApart, **options: Any
 ) -> Any:
-    return kind(Pictures(samples), processor, ChatWriter("llava"), image_token="<image>", **options)
+    return kind(Images(samples), processor, ChatWriter("llava"), image_token="<image>", **options)
 
 
 def answers(model: Any, batch: dict[str, Any], row: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +120,7 @@ def test_a_text_alone_keeps_its_first_turn(pocket: tuple[Any, VPPProcessor]) -> 
     batch = collator(processor, [text])([0])
 
     assert "no" not in processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED])
-    assert len(batch["input_ids"]) == 2  # the grey picture is there
+    assert len(batch["input_ids"]) == 2  # the grey image is there
     assert answers(model, batch, 0)[1].isfinite().all()
 
 
@@ -173,4 +173,4 @@ def test_only_the_first_turns_are_asked_but_all_are_told_of(
 
     for name in ("input_ids", "labels"):
         assert torch.equal(found[name], expected[name])
-    assert found[ABOUT].pictured[0].turns == TURNS  # for what learns from descriptions and boxes
+    assert found[ABOUT].imaged[0].turns == TURNS  # for what learns from descriptions and boxes

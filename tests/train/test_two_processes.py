@@ -1,4 +1,4 @@
-"""Two processes on the CPU whose batches differ: one may have pictures while the other has none."""
+"""Two processes on the CPU whose batches differ: one may have images while the other has none."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def launch(data: Path, out: Path, *changes: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("unused", ["true", "false"], ids=["finding unused parameters", "not finding them"])
-def test_text_alone_beside_pictures_does_not_hang(unused: str, tmp_path: Path) -> None:
+def test_text_alone_beside_images_does_not_hang(unused: str, tmp_path: Path) -> None:
     """Without the search for unused parameters, one that takes no part would make the processes wait for ever.
 
     LLaVA does not use its last vision layer, so there the vision encoder keeps its weights.

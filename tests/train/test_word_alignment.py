@@ -1,4 +1,4 @@
-"""The alignment of a picture's tokens with words: right cells, right words, gradients where they belong."""
+"""The alignment of an image's tokens with words: right cells, right words, gradients where they belong."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from vpp_plugins.train.losses.words import WordAlignment
 
 pytestmark = pytest.mark.usefixtures("toy")
 SIDE = 4
-"""Tokens along a side of the tiny host's pictures."""
+"""Tokens along a side of the tiny host's images."""
 
 
 def sample(*turns: Any, size: tuple[int, int] = (40, 40)) -> Sample:
@@ -83,7 +83,7 @@ def test_the_loss_reaches_the_projector_and_goes_down_along_its_gradient(host: A
     assert model.model.language_model.layers[0].mlp.up_proj.weight.grad is None
 
 
-def test_without_a_picture_it_is_nothing(task: WordAlignment) -> None:
+def test_without_a_image_it_is_nothing(task: WordAlignment) -> None:
     assert task([]) == 0
 
 
@@ -105,11 +105,11 @@ def test_weight_scales_it(host: Any, task: WordAlignment) -> None:
     double.remove()
 
 
-def test_another_number_of_pictures_is_refused(host: Any, task: WordAlignment) -> None:
+def test_another_number_of_images_is_refused(host: Any, task: WordAlignment) -> None:
     model, processor = host
     model(**inputs_for(processor, [1]))
 
-    with pytest.raises(VPPError, match="one square grid of tokens for each of 2 pictures"):
+    with pytest.raises(VPPError, match="one square grid of tokens for each of 2 images"):
         task([sample(), sample()])
 
 

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from tests.zoo.pictures import pictures
+from tests.zoo.images import random_images
 from tests.zoo.settings import SETTINGS
 from tests.zoo.shrink import shrunk_config
 from vpp_plugins.plugins.layouts import Patches
@@ -20,14 +20,14 @@ from vpp_plugins.prompts.resample import Window
 from vpp_plugins.testing import sample_pixels
 
 ARCHITECTURES: dict[str, str] = dict(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-"""transformers' class of every model type that takes pictures and text and answers with text."""
+"""transformers' class of every model type that takes images and text and answers with text."""
 PLACEHOLDER = 90
 QUERIES = 4
 WORDS = range(3, 60)
 """Ids that are nothing but text."""
 
 ONE_EACH = "blip granite_docling idefics idefics2 idefics3 git kosmos-2 kosmos-2.5 mllama smolvlm".split()
-"""Hosts that want their pictures grouped by text, or take one for each."""
+"""Hosts that want their images grouped by text, or take one for each."""
 TOKENS = {
     **dict.fromkeys(["blip", "git", "idefics"], 0),
     **dict.fromkeys(["diffusion_gemma", "kosmos-2", "kosmos-2.5", "t5gemma2"], 4),
@@ -38,7 +38,7 @@ TOKENS = {
     "mllama": 1,
     "video_llava": 16,
 }
-"""Tokens that stand for a picture, in hosts that cannot be asked."""
+"""Tokens that stand for an image, in hosts that cannot be asked."""
 IMAGE_ID = 100
 """The image token of every host here."""
 
@@ -50,7 +50,7 @@ def tiny_host(model_type: str) -> Any:
     if model.can_generate():
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
-        model.generation_config.bad_words_ids = [[IMAGE_ID]]  # no host takes an answer for a picture
+        model.generation_config.bad_words_ids = [[IMAGE_ID]]  # no host takes an answer for an image
     _wake(model)
     return model.eval()
 
@@ -67,10 +67,10 @@ def _wake(model: nn.Module) -> None:
 
 
 def inputs_of(model_type: str, model: Any) -> dict[str, Any]:
-    """Return what VPPProcessor would make: two texts, padded on the left, placeholders after each picture."""
+    """Return what VPPProcessor would make: two texts, padded on the left, placeholders after each image."""
     torch.manual_seed(1)
     per_text = (1, 1) if model_type in ONE_EACH else (2, 1)
-    pixels = pictures(model_type, model.config, sum(per_text))
+    pixels = random_images(model_type, model.config, sum(per_text))
     images = sum(per_text)
     tokens = [TOKENS[model_type]] * images if model_type in TOKENS else tokens_of_images(model, pixels, images)
     around = _around(model.config.to_dict())
@@ -84,7 +84,7 @@ def inputs_of(model_type: str, model: Any) -> dict[str, Any]:
 
 
 def _places(model_type: str, ids: Tensor) -> dict[str, Tensor]:
-    """Where the pictures act, and what the answers begin with, in hosts that want to be told."""
+    """Where the images act, and what the answers begin with, in hosts that want to be told."""
     if model_type in ("kosmos-2", "kosmos-2.5"):
         return {"image_embeds_position_mask": (ids == IMAGE_ID).long()}
     if model_type == "idefics":
@@ -116,13 +116,13 @@ def tile_boxes(model: Any, call: dict[str, Any]) -> Tensor | None:
         if call.get(name) is not None:
             backbone.pixel_layout(call[name], counting, None, encoder_arguments(call))
     layout = backbone.pixel_layout
-    frames = layout.frames if isinstance(layout, Patches) else 1  # of a picture, which have one window
+    frames = layout.frames if isinstance(layout, Patches) else 1  # of an image, which have one window
     steps = [index / 50 for index in range(counting.inputs // frames)]
     return to_tile_boxes([(step, -step, 1 + step, 1 - 2 * step) for step in steps])
 
 
 def tokens_of_images(model: Any, pixels: dict[str, Any], count: int) -> list[int]:
-    """Ask the host how many of its tokens stand for each picture."""
+    """Ask the host how many of its tokens stand for each image."""
     base = model.base_model
     names = inspect.signature(base.get_image_features).parameters
     with torch.no_grad():
@@ -140,7 +140,7 @@ def padded(texts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _around(config: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Return the tokens before and after each picture's: some hosts count pictures by them."""
+    """Return the tokens before and after each image's: some hosts count images by them."""
     start, end = (
         [config[name] for name in (f"vision_{side}_token_id", f"image_{side}_token_id") if config.get(name) is not None]
         for side in ("start", "end")
@@ -149,10 +149,10 @@ def _around(config: dict[str, Any]) -> tuple[list[int], list[int]]:
 
 
 def _text(tokens: Sequence[int], around: tuple[list[int], list[int]], start: int) -> list[int]:
-    """Words, and among them each picture's tokens and placeholders."""
+    """Words, and among them each image's tokens and placeholders."""
     words = torch.tensor(WORDS)[torch.randperm(len(WORDS))].tolist()
     text: list[int] = words[: 3 + start]
     for place, count in enumerate(tokens):
-        picture = [IMAGE_ID] * count + [PLACEHOLDER] * QUERIES
-        text += around[0] + picture + around[1] + words[10 + 2 * place : 12 + 2 * place]
+        image = [IMAGE_ID] * count + [PLACEHOLDER] * QUERIES
+        text += around[0] + image + around[1] + words[10 + 2 * place : 12 + 2 * place]
     return text + words[20:24]

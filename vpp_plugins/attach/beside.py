@@ -2,7 +2,7 @@
 
     model.vpp.two_streams = True
 
-Most hosts look words up first, and then encode pictures before they read the embeddings. So the prompt's features go
+Most hosts look words up first, and then encode images before they read the embeddings. So the prompt's features go
 into the embeddings on a second stream, and the first one waits for them when the vision encoder has been given all its
 work. Where a host reads the embeddings before, the first stream waits for them there.
 """
@@ -97,7 +97,7 @@ class Beside:
 
 
 def beside_encoder(host: Any, vpp: VPP, pixels: Tensor | None) -> Beside | None:
-    """Return the second stream for a call with these pictures, or None where there is nothing to gain or to risk.
+    """Return the second stream for a call with these images, or None where there is nothing to gain or to risk.
 
     That is: unless it is asked for, with gradients, while torch compiles or captures, on a CPU, where prompts and
     embeddings lie on different devices, with a fusion, and where a part of the host is compiled or has a `forward` of
@@ -129,7 +129,7 @@ def _second_of(device: torch.device) -> Any:
 
 
 def features_beside(vpp: nn.Module, pixels: Tensor, beside: Beside) -> Any:
-    """Return the prompts of these pictures: the axes on this stream, since the encoder needs them, the rest beside."""
+    """Return the prompts of these images: the axes on this stream, since the encoder needs them, the rest beside."""
     with beside.working(pixels):
         features = vpp(pixels).features
     return vpp()._replace(features=features)

@@ -87,7 +87,7 @@ def _build_fusion(local: LocalVPPConfig, backbone: Backbone, *, width: int) -> C
         return None
     if len(backbone.projectors) != 1:
         raise VPPError(
-            f"local_vpp.fusion='{local.fusion}' needs a host whose pictures reach the language model through one "
+            f"local_vpp.fusion='{local.fusion}' needs a host whose images reach the language model through one "
             f"projector, but '{backbone.adapter}' names {len(backbone.projectors)}: use 'concatenate'."
         )
     return CrossAttention(backbone.hidden_size, width, direction=local.fusion, num_queries=local.num_queries)

@@ -1,4 +1,4 @@
-"""Pictures that come several times in one batch, as with several questions about one picture, are encoded once."""
+"""Images that come several times in one batch, as with several questions about one image, are encoded once."""
 
 import functools
 import types
@@ -16,16 +16,16 @@ from vpp_plugins.plugins.layouts import planes
 from vpp_plugins.prompts import Prompts
 
 MARKS = 64
-"""How many numbers of a picture are looked at before it is compared with another as a whole."""
+"""How many numbers of an image are looked at before it is compared with another as a whole."""
 
 Forward = Callable[..., Any]
 
 
 @contextmanager
 def encoded_once(host: nn.Module, backbone: Backbone) -> Iterator[None]:
-    """Within this block, the host's vision encoders and prompts compute equal pictures of one call once.
+    """Within this block, the host's vision encoders and prompts compute equal images of one call once.
 
-    Equal pictures are told by their pixels, so whoever calls the host gets the same results as without. Pictures that
+    Equal images are told by their pixels, so whoever calls the host gets the same results as without. Images that
     reach an encoder in another layout than `planes` are encoded as always, and so are those of modules with a `forward`
     of their own, which accelerate's offloading sets, and those of a compiled forward.
     """
@@ -39,9 +39,9 @@ def encoded_once(host: nn.Module, backbone: Backbone) -> Iterator[None]:
 
 @contextmanager
 def prepared_once(image_processor: Any, backbone: Backbone) -> Iterator[None]:
-    """Within this block, a host's image processor prepares a picture object that comes several times in one call once.
+    """Within this block, a host's image processor prepares an image object that comes several times in one call once.
 
-    Not where pictures become anything but one input each: patches in one row, tiles.
+    Not where images become anything but one input each: patches in one row, tiles.
     """
     with ExitStack() as stack:
         if backbone.pixel_layout is planes and not backbone.tiled:
@@ -101,13 +101,13 @@ def _sharing_class(own: type, name: str, by: Callable[..., Any]) -> type:
 
 
 def _run_once(forward: Forward, *args: Any, **kwargs: Any) -> Any:
-    """Run a forward on the distinct pictures among its one tensor, and give each its result."""
+    """Run a forward on the distinct images among its one tensor, and give each its result."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return forward(*args, **kwargs)
     given = [*args, *kwargs.values()]
     tensors = [value for value in given if isinstance(value, Tensor)]
     plain = all(value is None or isinstance(value, Tensor | bool | int | float | str) for value in given)
-    if len(tensors) != 1 or not plain or tensors[0].ndim != 4:  # what else there is may belong to single pictures
+    if len(tensors) != 1 or not plain or tensors[0].ndim != 4:  # what else there is may belong to single images
         return forward(*args, **kwargs)
     pixels = tensors[0]
     first, index = distinct_rows(pixels)
@@ -120,48 +120,48 @@ def _run_once(forward: Forward, *args: Any, **kwargs: Any) -> Any:
     )
     try:
         return _repeated(output, len(first), torch.tensor(index, device=pixels.device))
-    except _NotByPictureError:
+    except _NotByImageError:
         return forward(*args, **kwargs)
 
 
 def _prepare_once(preprocess: Callable[..., Any], images: Any, *args: Any, **kwargs: Any) -> Any:
-    """Prepare the distinct objects among pictures, and give each place its own."""
+    """Prepare the distinct objects among images, and give each place its own."""
     if not isinstance(images, list | tuple):
         return preprocess(images, *args, **kwargs)
-    flat = [picture for part in images for picture in (part if isinstance(part, list | tuple) else [part])]
+    flat = [image for part in images for image in (part if isinstance(part, list | tuple) else [part])]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(map(id, flat)))}
     if len(numbers) == len(flat):
         return preprocess(images, *args, **kwargs)
-    distinct = list({id(picture): picture for picture in flat}.values())
+    distinct = list({id(image): image for image in flat}.values())
     try:
         prepared = preprocess(distinct, *args, **kwargs)
-        index = torch.tensor([numbers[id(picture)] for picture in flat])
+        index = torch.tensor([numbers[id(image)] for image in flat])
         prepared.update({name: _repeated(value, len(distinct), index) for name, value in prepared.items()})
-    except _NotByPictureError:
+    except _NotByImageError:
         return preprocess(images, *args, **kwargs)
     return prepared
 
 
-class _NotByPictureError(Exception):
-    """An output that does not have a row for each picture."""
+class _NotByImageError(Exception):
+    """An output that does not have a row for each image."""
 
 
-def _repeated(output: Any, pictures: int, index: Int[Tensor, " rows"]) -> Any:
-    """Return the output of a module with its rows, one per picture, put where `index` says."""
+def _repeated(output: Any, images: int, index: Int[Tensor, " rows"]) -> Any:
+    """Return the output of a module with its rows, one per image, put where `index` says."""
     if isinstance(output, Tensor):
-        if output.ndim == 0 or len(output) != pictures:
-            raise _NotByPictureError
+        if output.ndim == 0 or len(output) != images:
+            raise _NotByImageError
         return output.index_select(0, index.to(output.device))
     if isinstance(output, Prompts):
         features = output.features
         if features is None:
             return output
-        rows = _repeated(features.unflatten(0, (pictures, -1)), pictures, index)
+        rows = _repeated(features.unflatten(0, (images, -1)), images, index)
         return output._replace(features=rows.flatten(0, 1))
     if isinstance(output, Mapping):  # transformers' outputs too
-        return type(output)(**{name: _repeated(value, pictures, index) for name, value in output.items()})
-    if type(output) is tuple:  # of layers; a list might be of pictures
-        return tuple(_repeated(value, pictures, index) for value in output)
+        return type(output)(**{name: _repeated(value, images, index) for name, value in output.items()})
+    if type(output) is tuple:  # of layers; a list might be of images
+        return tuple(_repeated(value, images, index) for value in output)
     if output is None:
         return None
-    raise _NotByPictureError
+    raise _NotByImageError

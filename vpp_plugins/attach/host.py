@@ -37,8 +37,8 @@ class AttachedHost:
     ) -> Any:
         """Run the host's forward with the prompts in place.
 
-        `vpp_pixel_values [images, 3, height, width]` are the detector's pictures in reading order of the placeholders,
-        `vpp_tile_boxes [inputs, 4]` the part of its picture that each of the vision encoder's inputs shows:
+        `vpp_pixel_values [images, 3, height, width]` are the detector's images in reading order of the placeholders,
+        `vpp_tile_boxes [inputs, 4]` the part of its image that each of the vision encoder's inputs shows:
         see `tile_boxes.tile_boxes`.
         """
         self._vpp_state.abandon()

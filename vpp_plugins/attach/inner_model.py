@@ -20,7 +20,7 @@ HOST = "_vpp_host"
 def open_late(
     inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook on the inner model: open a session if none runs and the call has pictures."""
+    """Forward pre-hook on the inner model: open a session if none runs and the call has images."""
     host = inner.__dict__[HOST]
     state = host._vpp_state
     state.abandon()

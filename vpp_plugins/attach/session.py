@@ -63,7 +63,7 @@ class Slot:
 
 
 def follow(state: "HostState", call: Mapping[str, Any]) -> None:
-    """Take over the arguments of a forward within generate: beams and returned sequences repeat the pictures' rows."""
+    """Take over the arguments of a forward within generate: beams and returned sequences repeat the images' rows."""
     slot = state.slot
     given = {name: slot.host_call[name] for name in state.backbone.image_arguments if name in slot.host_call}
     for name, pixels in given.items():
@@ -207,12 +207,12 @@ def join(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 def fuse(
     decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook on the language model: let picture and local prompt attend to each other in its inputs."""
+    """Forward pre-hook on the language model: let image and local prompt attend to each other in its inputs."""
     slot: Slot = decoder.__dict__[SLOT]
     fusion, ids = slot.prompts.fusion, slot.ids
     if fusion is None or ids is None:
         return None
-    slot.ids = None  # the steps of decoding bring no pictures
+    slot.ids = None  # the steps of decoding bring no images
     slot.fused = True
     embeddings = kwargs["inputs_embeds"]
     is_image, is_local = (ids.to(embeddings.device) == token for token in (slot.image_id, slot.token_id))

@@ -16,16 +16,16 @@ ENCODED = (
     "perceiver_embeddings",
     "cross_attention_states",
 )
-"""transformers' names, beside `mm_encoder_outputs`, for pictures that are encoded already."""
+"""transformers' names, beside `mm_encoder_outputs`, for images that are encoded already."""
 
 
 def has_images(state: HostState, call: dict[str, Any]) -> bool:
-    """Return whether the call's arguments bring the host pictures."""
+    """Return whether the call's arguments bring the host images."""
     return any(call.get(name) is not None for name in state.backbone.image_arguments)
 
 
 def has_features(call: dict[str, Any]) -> bool:
-    """Return whether the call brings the host pictures that are encoded already."""
+    """Return whether the call brings the host images that are encoded already."""
     outputs = call.get("mm_encoder_outputs") or {}
     return outputs.get("image") is not None or any(call.get(name) is not None for name in ENCODED)
 
@@ -38,9 +38,9 @@ def check_call(
     pixels: Tensor | None,
     tile_boxes: Tensor | None,
 ) -> None:
-    """Raise VPPError for a call whose text, pictures and prompts do not belong together.
+    """Raise VPPError for a call whose text, images and prompts do not belong together.
 
-    `ids` are those that will be embedded, `pixels` the detector's pictures and `tile_boxes` the vision encoder's
+    `ids` are those that will be embedded, `pixels` the detector's images and `tile_boxes` the vision encoder's
     windows, None where there is none.
     """
     if pixels is not None:
@@ -75,7 +75,7 @@ def embedded_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
 
 
 def refuse_nested(pixels: Tensor | None) -> None:
-    """Raise VPPError for pictures of a call within another: the running one's prompts would stand in for them."""
+    """Raise VPPError for images of a call within another: the running one's prompts would stand in for them."""
     if pixels is not None:
         raise VPPError(
             "vpp_pixel_values came in a call within another call of the same model: make one after the other."
@@ -120,13 +120,13 @@ def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: T
     if tile_boxes is None:
         if state.backbone.tiled and vpp.global_vpp is not None and has_images(state, call):
             raise VPPError(
-                "images came without vpp_tile_boxes, which say what part of its picture each tile shows: make the "
+                "images came without vpp_tile_boxes, which say what part of its image each tile shows: make the "
                 "inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
             )
     elif tile_boxes.ndim != 2 or tile_boxes.shape[1] != 4 or tile_boxes.dtype in (torch.bfloat16, torch.float16):
         raise VPPError(
             "vpp_tile_boxes must be [inputs, 4], the left, top, right and bottom of what each tile shows of its "
-            "picture, in millionths of the frame that has the axes, or float32 fractions of it (half precision would "
+            "image, in millionths of the frame that has the axes, or float32 fractions of it (half precision would "
             f"shift them), but are {list(tile_boxes.shape)} of {tile_boxes.dtype}."
         )
 
@@ -134,7 +134,7 @@ def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: T
 def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tensor | None) -> None:
     if call.get("pixel_values_videos") is not None:
         raise VPPError(
-            "pixel_values_videos came, but VPP takes pictures only, videos not yet: pass single frames as images, or "
+            "pixel_values_videos came, but VPP takes images only, videos not yet: pass single frames as images, or "
             "call within vpp_disabled(model)."
         )
     if has_features(call) and vpp.global_vpp is not None:
@@ -149,5 +149,5 @@ def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tens
     if pixels is not None and not has_images(state, call) and not has_features(call):
         raise VPPError(
             f"vpp_pixel_values came without {' or '.join(state.backbone.image_arguments)}, so the host would not see "
-            "the pictures: pass everything that one VPPProcessor call made."
+            "the images: pass everything that one VPPProcessor call made."
         )

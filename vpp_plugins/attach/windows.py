@@ -1,4 +1,4 @@
-"""Which windows of the pictures each call of a vision encoder gets."""
+"""Which windows of the images each call of a vision encoder gets."""
 
 import itertools
 from collections import Counter
@@ -15,15 +15,15 @@ PER_SIDE = 1_000_000
 
 
 class Views:
-    """The windows of a session's pictures, given to the encoders call by call.
+    """The windows of a session's images, given to the encoders call by call.
 
-    Most hosts encode their pictures in one call. Some have several image arguments, such as whole pictures and close-up
-    tiles, and encode one after the other. Hosts whose forward encodes pictures do so for each beam and each returned
+    Most hosts encode their images in one call. Some have several image arguments, such as whole images and close-up
+    tiles, and encode one after the other. Hosts whose forward encodes images do so for each beam and each returned
     sequence, whose rows generate repeats next to one another.
     """
 
     def __init__(self, windows: Sequence[Sequence[Window] | None] = (None,), images: Sequence[Tensor] = ()) -> None:
-        """`windows` are those of each call, None is whole pictures; `images` are the image arguments of each call."""
+        """`windows` are those of each call, None is whole images; `images` are the image arguments of each call."""
         self.windows, self.images = windows, images
         self.repeats = 1
         """How often generate repeats each row of the images."""
@@ -64,7 +64,7 @@ def to_windows(tile_boxes: Real[Tensor, "inputs 4"]) -> list[Window]:
 
 def _repeat(windows: Sequence[Window], pixels: Tensor, times: int) -> Sequence[Window]:
     """Repeat the windows of each row of an image argument next to themselves, as generate repeats the row."""
-    if pixels.ndim == 4 and len(pixels) == 1 < len(windows):  # a strip of all pictures, which MiniCPM-V encodes once
+    if pixels.ndim == 4 and len(pixels) == 1 < len(windows):  # a strip of all images, which MiniCPM-V encodes once
         return windows
     counts = _inputs_per_row(pixels) if len(pixels) > 1 else [len(windows)]
     each, rest = divmod(len(windows), len(pixels))
@@ -72,8 +72,8 @@ def _repeat(windows: Sequence[Window], pixels: Tensor, times: int) -> Sequence[W
         counts = [each] * len(pixels)
     if sum(counts) != len(windows):
         raise VPPError(
-            f"{len(windows)} tiles of {len(pixels)} pictures cannot be told apart where generate repeats the pictures "
-            "for beams or several answers: call it with one picture, or with num_beams=1 and num_return_sequences=1."
+            f"{len(windows)} tiles of {len(pixels)} images cannot be told apart where generate repeats the images "
+            "for beams or several answers: call it with one image, or with num_beams=1 and num_return_sequences=1."
         )
     following = iter(windows)
     groups = [list(itertools.islice(following, count)) for count in counts]

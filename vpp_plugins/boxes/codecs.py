@@ -120,7 +120,7 @@ class BoxCodec:
             return float(left), float(top), width / self.scale.full, height / self.scale.full
         if meta.processed_size_hw is None:
             raise VPPError(
-                f"The family '{self.family}' writes boxes in pixels of the picture as its processor resized it, and "
+                f"The family '{self.family}' writes boxes in pixels of the image as its processor resized it, and "
                 "the image's processed_size_hw is missing. Pass ImageMeta(size_hw, processed_size_hw)."
             )
         processed_height, processed_width = meta.processed_size_hw

@@ -14,7 +14,7 @@ BoxLike: TypeAlias = Iterable[SupportsFloat]
 
 Frame: TypeAlias = Literal["padded", "original", "resized"]
 """padded: the square that LLaVA pads to. original: the whole image. resized: the whole image, counted in the pixels
-of the picture that the host's processor made of it."""
+of the image that the host's processor made of it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ImageMeta:
     """What a codec has to know of an image.
 
     `size_hw` is the original size and `processed_size_hw` the size after the host's processor resized it (only the
-    resized frame needs it), both in pixels. `image_index` says which picture of the prompt it is, from 0. No family of
+    resized frame needs it), both in pixels. `image_index` says which image of the prompt it is, from 0. No family of
     the table writes it into the box text, so codecs carry it and do not use it.
     """
 

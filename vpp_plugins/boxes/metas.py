@@ -1,4 +1,4 @@
-"""What a box codec must know of each picture: its size, and for codecs that count resized pixels, that size too."""
+"""What a box codec must know of each image: its size, and for codecs that count resized pixels, that size too."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,9 @@ from vpp_plugins.boxes import BoxCodec, ImageMeta
 from vpp_plugins.errors import VPPError
 
 
-def metas_of(pictures: Sequence[Image.Image], codec: BoxCodec, image_processor: Any) -> list[ImageMeta]:
-    """Return one ImageMeta per picture; `image_processor` is asked only where the codec counts its pixels."""
-    sizes = [(picture.height, picture.width) for picture in pictures]
+def metas_of(images: Sequence[Image.Image], codec: BoxCodec, image_processor: Any) -> list[ImageMeta]:
+    """Return one ImageMeta per image; `image_processor` is asked only where the codec counts its pixels."""
+    sizes = [(image.height, image.width) for image in images]
     resized = codec.frame == "resized"
     return [
         ImageMeta(
@@ -24,13 +24,13 @@ def metas_of(pictures: Sequence[Image.Image], codec: BoxCodec, image_processor: 
 
 
 def processed_size_hw(image_processor: Any, size_hw: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of a picture after Qwen's image processor resized it: what Qwen2.5-VL counts boxes in.
+    """Return height and width of an image after Qwen's image processor resized it: what Qwen2.5-VL counts boxes in.
 
     Read from the processor's settings, without resizing anything.
     """
     if not any(kind.__name__.startswith("Qwen2VLImageProcessor") for kind in type(image_processor).__mro__):
         raise VPPError(
-            "this box format counts pixels of the picture as Qwen's image processor resizes it, which a "
+            "this box format counts pixels of the image as Qwen's image processor resizes it, which a "
             f"{type(image_processor).__name__} does not: choose another box_format."
         )
     if not image_processor.do_resize:

@@ -15,7 +15,7 @@ Numbers: TypeAlias = tuple[int, ...] | tuple[float, ...]
 class Rounded:
     """Each coordinate rounded to the nearest number that the text can write; the number is read as it stands.
 
-    `full` is the number of the frame's far edge; None counts the pixels of the processed picture. `decimals` are the
+    `full` is the number of the frame's far edge; None counts the pixels of the processed image. `decimals` are the
     places behind the point. `y_first` writes y1, x1, y2, x2.
     """
 

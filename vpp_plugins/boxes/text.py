@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vpp_plugins.errors import VPPError
 
 # Each pattern begins at a character that it cannot meet again before it fails, so searching an answer is linear.
-# At most six digits before the point: no picture and no unit of the table reaches a million, and what does is no box.
+# At most six digits before the point: no image and no unit of the table reaches a million, and what does is no box.
 NUMBER = r"-?(?:\d{1,6}(?:\.\d*)?|\.\d+)"
 _NUMBER = re.compile(NUMBER)
 _OPENING = re.compile(r"[\[({<]|\A\s*[-.\d]")  # no pattern below begins otherwise

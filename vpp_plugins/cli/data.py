@@ -29,9 +29,9 @@ def scenes(
     split: Annotated[
         SplitName, typer.Option(help="test: unseen backgrounds; heldout: unseen nouns on unseen backgrounds.")
     ] = SplitName.train,
-    size: Annotated[int, typer.Option(help="Side of the pictures, pixels.")] = 448,
+    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 448,
     shapes: Annotated[bool, typer.Option(help="Draw shapes in code; needs no download.")] = False,
-    assets: Annotated[Path, typer.Option(help="Folder of the scene pictures; fetched if missing.")] = Path("assets"),
+    assets: Annotated[Path, typer.Option(help="Folder of the scene images; fetched if missing.")] = Path("assets"),
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
 ) -> None:
     """Compose photo scenes with referring expressions that are true of exactly one object each.
@@ -46,9 +46,9 @@ def scenes(
 
 
 Images = Annotated[
-    Path | None, typer.Option(help="Folder of the pictures, where the file holds no sizes, or shards are written.")
+    Path | None, typer.Option(help="Folder of the images, where the file holds no sizes, or shards are written.")
 ]
-Sizes = Annotated[Path | None, typer.Option(help="File of the pictures' sizes: read first, and added to.")]
+Sizes = Annotated[Path | None, typer.Option(help="File of the images' sizes: read first, and added to.")]
 Family = Annotated[str, typer.Option(help="Whose boxes stand in the text of dialogues: llava, internvl, qwen2-vl, ...")]
 
 
@@ -73,15 +73,15 @@ def convert(
     family: Family = "llava",
     to_family: Annotated[str, typer.Option(help="Whose boxes to write into text; the same unless named.")] = "",
     split: Annotated[str, typer.Option(help="Only this split, where the file holds several.")] = "",
-    strip_prefix: Annotated[str, typer.Option(help="Cut this from the beginning of pictures' paths.")] = "",
-    pictures_to: Annotated[Path | None, typer.Option(help="Write the pictures that lie in the source here.")] = None,
+    strip_prefix: Annotated[str, typer.Option(help="Cut this from the beginning of images' paths.")] = "",
+    images_to: Annotated[Path | None, typer.Option(help="Write the images that lie in the source here.")] = None,
     shard_mb: Annotated[int, typer.Option(help="How large a shard of webdataset gets, about.", min=1)] = 1000,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing target.")] = False,
 ) -> None:
     """Convert a data set; what is faulty is left out, counted, and named.
 
     Example: vpp data convert refcoco/ val.jsonl --from refer --to eval-jsonl --split val
-    Shards: vpp data convert train.json shards --from vpp-sft --to webdataset --images pictures
+    Shards: vpp data convert train.json shards --from vpp-sft --to webdataset --images images
     """
     from vpp_plugins.data import convert as run
     from vpp_plugins.data.formats import Reading
@@ -95,7 +95,7 @@ def convert(
         sizes=sizes,
         family=family,
         target_family=to_family,
-        reading=Reading(split=split, strip_prefix=strip_prefix, pictures_to=pictures_to),
+        reading=Reading(split=split, strip_prefix=strip_prefix, images_to=images_to),
         shard_bytes=shard_mb * 1_000_000,
         overwrite=overwrite,
     )
@@ -151,14 +151,14 @@ def doctor(
     sizes: Sizes = None,
     family: Family = "llava",
     out: Annotated[Path | None, typer.Option(help="Also write a page with boxes drawn as they may be meant.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Another set, with which no picture may be shared.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another set, with which no image may be shared.")] = None,
     against_format: Annotated[str, typer.Option(help="Its format; the same unless named.")] = "",
-    against_images: Annotated[Path | None, typer.Option(help="Its pictures; then their bytes are compared.")] = None,
-    decode: Annotated[int, typer.Option(help="Decode up to so many pictures whole.", min=0)] = 5000,
+    against_images: Annotated[Path | None, typer.Option(help="Its images; then their bytes are compared.")] = None,
+    decode: Annotated[int, typer.Option(help="Decode up to so many images whole.", min=0)] = 5000,
 ) -> None:
     """Say what is wrong with a data set, and in which frame and unit its boxes most likely are.
 
-    Ends with exit code 1 where something was found. Example: vpp doctor train.json --format vpp-sft --images pictures
+    Ends with exit code 1 where something was found. Example: vpp doctor train.json --format vpp-sft --images images
     --out doctor.html
     """
     from vpp_plugins.data.doctor import examine
@@ -174,7 +174,7 @@ def doctor(
         against_images=against_images,
         decode=decode,
     )
-    typer.echo(f"{found.samples:,} samples, {found.boxes:,} boxes, {found.pictures:,} pictures")
+    typer.echo(f"{found.samples:,} samples, {found.boxes:,} boxes, {found.images:,} images")
     for verdict in found.verdicts:
         typer.echo(str(verdict))
         for fit in verdict.shown():

@@ -33,7 +33,7 @@ def run(
     vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
     data: Annotated[str, typer.Option(help="photos, a folder of `vpp data scenes`, or a file.")] = "photos",
     data_format: Format = None,
-    images: Annotated[str | None, typer.Option(help="Folder of a data file's pictures.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of a data file's images.")] = None,
     split: Annotated[str | None, typer.Option(help="Its name, such as refcoco/testA: the rows are counted.")] = None,
     protocol: Annotated[str, typer.Option(help="How to ask, read and count.")] = "default",
     box_format: Annotated[str | None, typer.Option(help="How the model writes boxes, if not as its family.")] = None,

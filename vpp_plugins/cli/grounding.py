@@ -11,33 +11,33 @@ from vpp_plugins.errors import VPPError
 
 
 def ground(
-    image: Annotated[Path, typer.Option(help="The picture: JPEG, PNG, WebP, ...", show_default=False)],
+    image: Annotated[Path, typer.Option(help="The image: JPEG, PNG, WebP, ...", show_default=False)],
     expr: Annotated[str, typer.Option(help='What to find, such as "the leftmost kettle".', show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="Also write the picture with the box drawn on it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the image with the box drawn on it.")] = None,
     without_vpp: Annotated[bool, typer.Option(help="Ask the twin that was trained without VPP.")] = False,
 ) -> None:
-    """Find what an expression names in a picture, with the pocket model; prints JSON.
+    """Find what an expression names in an image, with the pocket model; prints JSON.
 
     Example: vpp ground --image photo.jpg --expr "the dog" --out boxed.png
     """
     from vpp_plugins.images import load_image
 
-    picture = load_image(image)  # before the model: a bad picture fails at once
+    loaded_image = load_image(image)  # before the model: a bad image fails at once
     if out is not None:
         _check_writable(out)
     from vpp_plugins.ground import Grounder
     from vpp_plugins.pocket import load_pocket
 
     model, processor = load_pocket(vpp=not without_vpp)
-    grounding = Grounder(model, processor)(picture, expr)
+    grounding = Grounder(model, processor)(loaded_image, expr)
     if out is not None:
         grounding.draw().save(out)
     typer.echo(
         json.dumps(
             {
                 "image": str(image),
-                "width": picture.width,
-                "height": picture.height,
+                "width": loaded_image.width,
+                "height": loaded_image.height,
                 "expression": expr,
                 "boxes": [[round(value, 1) for value in box] for box in grounding.boxes],
                 "status": str(grounding.status),
@@ -49,9 +49,9 @@ def ground(
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("out/demo"),
-    assets: Annotated[Path, typer.Option(help="Folder of the scene pictures; fetched if missing.")] = Path("assets"),
+    assets: Annotated[Path, typer.Option(help="Folder of the scene images; fetched if missing.")] = Path("assets"),
 ) -> None:
-    """Ground 24 pictures with the pocket model and its twin without VPP; print a table and write a page."""
+    """Ground 24 images with the pocket model and its twin without VPP; print a table and write a page."""
     from rich.console import Console
 
     from vpp_plugins.attach import active_vpp
@@ -68,12 +68,12 @@ def demo(
         result = run_demo(grounders, found, status.update)
     page = write_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
     show_table(result, console)
-    console.print(f"The pictures: {page}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"The images: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_writable(out: Path) -> None:
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise VPPError(f"'{out}' does not end in a picture format: name it .png or .jpg.")
+        raise VPPError(f"'{out}' does not end in an image format: name it .png or .jpg.")
     if not out.parent.is_dir():
         raise VPPError(f"the folder '{out.parent}' does not exist: make it first.")
     if out.is_dir():

@@ -101,7 +101,7 @@ def bake(
 ) -> None:
     """Bake a trained global prompt into a small script, for vLLM, SGLang or llama.cpp without this library.
 
-    The script lays the axes over 8-bit pictures before the host's image processor. Printed is what that changes on the
+    The script lays the axes over 8-bit images before the host's image processor. Printed is what that changes on the
     committed photographs: how far the colours are off, and the answers.
 
     Example: vpp bake --model models/llava-with-axes --out out/baked
@@ -124,10 +124,10 @@ def bake(
     baked = bake_prompt(host, processor, out, [scene.image for scene in scenes])
     typer.echo(
         f"{255 * baked.largest_difference:.2f}/255 from the prompt at most; {baked.clipped:,} colour values clipped in "
-        f"{baked.pictures} pictures of {baked.size_hw[1]} x {baked.size_hw[0]}"
+        f"{baked.images} images of {baked.size_hw[1]} x {baked.size_hw[0]}"
     )
     if score:
-        asked = [(row.picture(), row.expression, row.box) for row in rows_of_scenes(scenes)]
+        asked = [(row.load_image(), row.expression, row.box) for row in rows_of_scenes(scenes)]
         scores = score_baked(host, processor, out, asked)
         typer.echo(
             f"mean IoU {scores.iou_attached:.3f} attached, {scores.iou_baked:.3f} baked; {scores.same_answers} of "

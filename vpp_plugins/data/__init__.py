@@ -4,16 +4,16 @@ Other people's data:
 
 - `sample.py` is the neutral sample that stands between all formats; `formats/` reads and writes them by name
   (`read_samples("refcoco/", "refer", split="val")`), and `convert.py` turns one into another as a stream.
-- `record.py` makes samples of what files say: `picture_sizes.py` finds sizes, `box_unit.py` and the codecs bring boxes
+- `record.py` makes samples of what files say: `image_sizes.py` finds sizes, `box_unit.py` and the codecs bring boxes
   to pixels, `dialogue.py` reads and writes boxes in text, and `tally.py` counts what is faulty.
 - `stream.py` reads JSON of any size and writes files whole or not at all; `refer.py` reads pickles, and runs nothing.
 - `stored.py` leaves samples in their files and reads each by its number, through an index (`sample_index.py`), so that
   data need not fit into memory; `shards.py` walks through WebDataset's tar files.
 - `vpp_sft.py` assembles VPP-SFT; `hf.py` gives the scene benchmark as a Hugging Face dataset.
-- `doctor.py` examines a set (`findings.py`, `ward.py`, `box_columns.py`, `repeats.py`, `picture_check.py`) and judges
+- `doctor.py` examines a set (`findings.py`, `ward.py`, `box_columns.py`, `repeats.py`, `image_check.py`) and judges
   frame and unit of its boxes (`frame_candidates.py`, `frame_evidence.py`); `doctor_page.py` shows it.
 
-Our own: every sample is a `scenes.Scene`: a picture, its objects, and expressions with boxes in xyxy pixels of it.
+Our own: every sample is a `scenes.Scene`: an image, its objects, and expressions with boxes in xyxy pixels of it.
 
 - `assets.py` fetches the cut-outs and backgrounds (`fetch_assets`) and finds them again (`find_assets`). They are free
   but not ours to ship (GPL-2, GPL-2+, CC-BY, CC-BY-SA), so they lie in a folder that git ignores.
@@ -24,16 +24,16 @@ Our own: every sample is a `scenes.Scene`: a picture, its objects, and expressio
 - `photos.py` loads 29 public-domain or CC0 photographs with 50 hand-drawn boxes (`load_real_photos`).
 
 The splits: train and val show seen nouns on training backgrounds, test shows seen nouns on held-out backgrounds, and
-heldout shows held-out nouns on held-out backgrounds. Most nouns have a single picture, so train, val and test reward
+heldout shows held-out nouns on held-out backgrounds. Most nouns have a single image, so train, val and test reward
 memory of it; heldout does not.
 """
 
 from vpp_plugins.data.convert import convert
 from vpp_plugins.data.dialogue import Phrases
-from vpp_plugins.data.image_sizes import PictureError, picture_path
+from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import write_whole, written_whole
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Turn
-from vpp_plugins.data.stored import LAYOUTS, StoredSamples, picture_is_there, sample_line, stored_samples
+from vpp_plugins.data.stored import LAYOUTS, StoredSamples, image_is_there, sample_line, stored_samples
 from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
@@ -43,19 +43,19 @@ __all__ = [
     "LAYOUTS",
     "PUBLISHED",
     "Describe",
+    "ImageError",
     "Issue",
     "Locate",
     "Numbers",
     "Phrases",
-    "PictureError",
     "Sample",
     "StoredSamples",
     "Tally",
     "Turn",
     "build_vpp_sft",
     "convert",
-    "picture_is_there",
-    "picture_path",
+    "image_is_there",
+    "image_path",
     "sample_line",
     "stored_samples",
     "write_whole",

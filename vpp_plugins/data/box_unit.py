@@ -23,13 +23,13 @@ class BoxUnit:
 
     def __str__(self) -> str:
         unit = "pixels" if self.full is None else f"0-{self.full:g}"
-        where = {"padded": " of the padded square", "original": "", "resized": " of the resized picture"}[self.frame]
+        where = {"padded": " of the padded square", "original": "", "resized": " of the resized image"}[self.frame]
         return f"{self.order} in {unit}{where}"
 
     def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
-        """Turn one box's numbers into xyxy pixels of the original picture, and say what became of it.
+        """Turn one box's numbers into xyxy pixels of the original image, and say what became of it.
 
-        A box that lies in its picture, or beyond the edge by less than half a pixel, is returned as it is.
+        A box that lies in its image, or beyond the edge by less than half a pixel, is returned as it is.
         """
         x1, y1, x2, y2 = numbers
         if self.order == "xywh":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
-from vpp_plugins.data.image_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.tally import Tally
@@ -43,8 +43,8 @@ def convert(
 ) -> Conversion:
     """Convert a file; the target appears when it is complete.
 
-    `images` is the folder of the pictures, and `sizes` a file of their sizes, read first and added to: an interrupted
-    run need not open the pictures again. `family` names whose boxes stand in the source's text, `target_family` whose
+    `images` is the folder of the images, and `sizes` a file of their sizes, read first and added to: an interrupted
+    run need not open the images again. `family` names whose boxes stand in the source's text, `target_family` whose
     are written (the same unless named). `shard_bytes` is about how large each of several files is. Faults are counted
     in the result; see `data.tally.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
     or the target exists and `overwrite` is not set.
@@ -55,12 +55,12 @@ def convert(
         raise VPPError(f"the format '{target_format}' can only be read.")
     check_target(target, [source], overwrite=overwrite)
     reading = replace(reading or Reading(), family=family)
-    pictures = Path(images) if images is not None else None
-    known = PictureSizes(pictures, Path(sizes) if sizes is not None else None)
+    folder = Path(images) if images is not None else None
+    known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
     count = Count()
     with _kept(known), progress_bar(f"Converting {source.name}", shown=progress) as advance:
         found = count(samples(reader.read(source, reading), known, reading.tally), advance)
-        writer(found, Writing(target, reading.tally, target_family or family, pictures, shard_bytes))
+        writer(found, Writing(target, reading.tally, target_family or family, folder, shard_bytes))
     return Conversion(count.samples, count.turns, count.boxes, reading.tally)
 
 
@@ -106,7 +106,7 @@ def progress_bar(title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
-def _kept(sizes: PictureSizes) -> Iterator[None]:
+def _kept(sizes: ImageSizes) -> Iterator[None]:
     try:
         yield
     finally:

@@ -102,7 +102,7 @@ class Phrases:
 
     def _boxes(self, boxes: tuple[Numbers, ...], meta: ImageMeta | None, label: str = "") -> str:
         if meta is None:
-            raise VPPError("a sample with boxes has no picture size, so they cannot be written.")
+            raise VPPError("a sample with boxes has no image size, so they cannot be written.")
         text = self.codec.text
         fits = text is not None and label.strip() and (text.json_labels or not set(label) & set(text.reserved))
         return self.codec.encode(boxes, meta, [label] * len(boxes) if fits else None)

@@ -11,7 +11,7 @@ def scenes_as_dataset(folder: str | Path) -> Any:
     """Return a `datasets.Dataset` of a folder that `vpp data scenes` wrote: one row per expression.
 
     Columns: `id`, `image` (decoded when asked for), `width`, `height`, `expression`, `kind`, `box_xyxy` (pixels) and
-    `objects`, the other things in the picture with their boxes. Nothing is copied but the table: the pictures stay in
+    `objects`, the other things in the image with their boxes. Nothing is copied but the table: the images stay in
     the folder. Raises VPPError for a folder that is no finished scene folder, or where datasets is not installed.
     """
     try:

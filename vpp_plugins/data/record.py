@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vpp_plugins.boxes import BoxCodec, BoxStatus, ImageMeta
 from vpp_plugins.data.box_unit import PIXELS, BoxUnit
-from vpp_plugins.data.image_sizes import PictureError, PictureSizes, UnsafePathError, check_name
+from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, check_name
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
 from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.errors import VPPError
@@ -37,11 +37,11 @@ class Record:
         return [numbers for turn in self.turns for numbers in turn.boxes]
 
 
-def samples(records: Iterable[Record], sizes: PictureSizes, tally: Tally) -> Iterator[Sample]:
+def samples(records: Iterable[Record], sizes: ImageSizes, tally: Tally) -> Iterator[Sample]:
     """Yield a neutral sample for each record that holds; what does not is counted, never mended by guessing.
 
     A turn with a broken box is left out, and a record without a turn left too. A box that reaches over the edge is cut
-    to its picture and counted. Raises VPPError where a picture's size is needed and there is no way to find it.
+    to its image and counted. Raises VPPError where an image's size is needed and there is no way to find it.
     """
     for record in records:
         sample = to_sample(record, sizes, tally)
@@ -49,14 +49,14 @@ def samples(records: Iterable[Record], sizes: PictureSizes, tally: Tally) -> Ite
             yield sample
 
 
-def to_sample(record: Record, sizes: PictureSizes, tally: Tally) -> Sample | None:
+def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample | None:
     """Return the neutral sample of one record, or None, with the reason in the tally."""
     if record.image_marks is not None and record.image:
         count_marks(record.image_marks, record.id, tally)
     try:
         width, height = _size(record, sizes)
-    except PictureError as error:
-        tally.add(_picture_issue(error), record.id, str(error))
+    except ImageError as error:
+        tally.add(_image_issue(error), record.id, str(error))
         return None
     meta = ImageMeta((height, width)) if width and height else None
     kept: list[Turn] = []
@@ -80,7 +80,7 @@ def to_sample(record: Record, sizes: PictureSizes, tally: Tally) -> Sample | Non
 
 
 def fault(numbers: Numbers, per_box: int) -> Issue | None:
-    """Return what is wrong with a box whatever its picture, or None."""
+    """Return what is wrong with a box whatever its image, or None."""
     if len(numbers) != per_box:
         return Issue.WRONG_COUNT
     if not all(map(math.isfinite, numbers)):
@@ -121,7 +121,7 @@ def _with_boxes(turn: Turn, boxes: tuple[Numbers, ...]) -> Turn:
             return Talk(turn.question, turn.answer, boxes)
 
 
-def _size(record: Record, sizes: PictureSizes) -> tuple[int, int]:
+def _size(record: Record, sizes: ImageSizes) -> tuple[int, int]:
     if not record.image:
         return 0, 0
     check_name(record.image)  # refused even where no file is opened
@@ -131,12 +131,12 @@ def _size(record: Record, sizes: PictureSizes) -> tuple[int, int]:
 
 
 def count_marks(marks: tuple[int, ...], sample_id: str, tally: Tally) -> None:
-    """Count a dialogue about a picture that has not exactly one `<image>`."""
+    """Count a dialogue about an image that has not exactly one `<image>`."""
     if sum(marks) > 1:
         tally.add(Issue.IMAGE_REPEATED, sample_id, f"{sum(marks)} times")
     elif not any(marks):
         tally.add(Issue.IMAGE_MISSING, sample_id)
 
 
-def _picture_issue(error: VPPError) -> Issue:
-    return Issue.UNSAFE_PATH if isinstance(error, UnsafePathError) else Issue.NO_PICTURE
+def _image_issue(error: VPPError) -> Issue:
+    return Issue.UNSAFE_PATH if isinstance(error, UnsafePathError) else Issue.NO_IMAGE

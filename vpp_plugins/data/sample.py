@@ -1,4 +1,4 @@
-"""The neutral sample: a picture and what is said about it, with boxes in pixels of the original picture.
+"""The neutral sample: an image and what is said about it, with boxes in pixels of the original image.
 
 Data are kept so, and a family of models renders them in its own words, frame and unit when they are loaded.
 """
@@ -46,9 +46,9 @@ Turn: TypeAlias = Locate | Describe | Talk
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture and the turns of one dialogue about it. Boxes are xyxy in pixels of the upright original picture.
+    """One image and the turns of one dialogue about it. Boxes are xyxy in pixels of the upright original image.
 
-    `image` is a path below the folder of pictures, or "" for a dialogue without a picture. `width` and `height` may be
+    `image` is a path below the folder of images, or "" for a dialogue without an image. `width` and `height` may be
     0 (not known) only where no turn has a box. `split` and `category` are what the file says, "" where it says nothing.
     """
 
@@ -62,7 +62,7 @@ class Sample:
 
     @property
     def meta(self) -> ImageMeta:
-        """The picture's size as codecs take it. Raises VPPError where the size is not known."""
+        """The image's size as codecs take it. Raises VPPError where the size is not known."""
         return ImageMeta((self.height, self.width))
 
     def located(self) -> Iterator[Locate]:

@@ -1,4 +1,4 @@
-"""Tar files of samples, in WebDataset's layout: KEY.json, and its picture KEY.jpg beside it.
+"""Tar files of samples, in WebDataset's layout: KEY.json, and its image KEY.jpg beside it.
 
 A sample's members stand one after the other, so it is one stretch of bytes, which can be read alone.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from vpp_plugins.errors import VPPError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-"""Extensions of pictures."""
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+"""Extensions of images."""
 INDEX = ".vpp-index"
 """How the names of indexes begin that lie beside shards."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -42,14 +42,14 @@ class Packed:
         return self.file.read(length)
 
     @property
-    def picture(self) -> str:
-        """The extension of its picture, or ""."""
-        return next((extension for extension in PICTURES if extension in self.members), "")
+    def image(self) -> str:
+        """The extension of its image, or ""."""
+        return next((extension for extension in IMAGES if extension in self.members), "")
 
     @property
-    def picture_name(self) -> str:
-        """The name of its picture, or ""."""
-        return f"{self.key}.{self.picture}" if self.picture else ""
+    def image_name(self) -> str:
+        """The name of its image, or ""."""
+        return f"{self.key}.{self.image}" if self.image else ""
 
 
 def shard_paths(path: Path) -> list[Path]:

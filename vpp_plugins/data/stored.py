@@ -1,7 +1,7 @@
 """Samples that stay in their files: each is read when it is asked for, by its number.
 
     samples = stored_samples(Path("shards/{000..127}.tar"), "webdataset")
-    samples[70_000], samples.picture(70_000)          # read now, from their place in their shard
+    samples[70_000], samples.image(70_000)          # read now, from their place in their shard
 
 So a data set may be larger than memory, and still be shuffled, mixed, divided among processes, and resumed by a step.
 What is known of it, where each sample begins, is an index of 16 bytes a sample, made by reading all of it once.
@@ -17,11 +17,11 @@ from typing import Any, overload
 import numpy as np
 
 from vpp_plugins.data.convert import progress_bar
-from vpp_plugins.data.formats.arrow import arrow_files, arrow_picture, arrow_record, arrow_row, arrow_rows
+from vpp_plugins.data.formats.arrow import arrow_files, arrow_image, arrow_record, arrow_row, arrow_rows
 from vpp_plugins.data.formats.neutral import neutral_record, neutral_row
 from vpp_plugins.data.formats.reading import Reading
 from vpp_plugins.data.formats.webdataset import packed_record
-from vpp_plugins.data.image_sizes import PictureError, PictureSizes, picture_path
+from vpp_plugins.data.image_sizes import ImageError, ImageSizes, image_path
 from vpp_plugins.data.json_stream import json_value, placed_lines
 from vpp_plugins.data.record import Record, to_sample
 from vpp_plugins.data.sample import Sample
@@ -33,7 +33,7 @@ from vpp_plugins.errors import VPPError
 LARGE = 64 << 20
 """Bytes of data from which on an index is kept, and a bar shown while it is made."""
 LARGEST = 1 << 30
-"""Bytes that one sample may take, its picture included."""
+"""Bytes that one sample may take, its image included."""
 
 Placed = tuple[int, int, Record]
 """Where a record begins in its file and how many bytes it takes (of rows, its number and 0), and what it says."""
@@ -49,8 +49,8 @@ class Layout:
     """What a file holds from a place on, that long: bytes, or a row."""
     record: Callable[[Any, int, Reading], Record | None]
     """What that says; its place is for errors."""
-    picture: Callable[[Any, int], bytes | None] | None
-    """Its picture; None where pictures lie in a folder."""
+    image: Callable[[Any, int], bytes | None] | None
+    """Its image; None where images lie in a folder."""
 
 
 class StoredSamples(Sequence[Sample]):
@@ -58,8 +58,8 @@ class StoredSamples(Sequence[Sample]):
 
     def __init__(self, layout: Layout, source: Source, index: SampleIndex, reading: Reading, root: Path) -> None:
         self.layout, self.source, self.found, self.root = layout, source, index, root
-        self._reading, self._outside = reading, root if layout.picture is None else None
-        self._last: tuple[int | None, Any, int] = (None, b"", 0)  # a sample's picture is asked for right after it
+        self._reading, self._outside = reading, root if layout.image is None else None
+        self._last: tuple[int | None, Any, int] = (None, b"", 0)  # a sample's image is asked for right after it
 
     def __len__(self) -> int:
         return len(self.found.places)
@@ -75,17 +75,17 @@ class StoredSamples(Sequence[Sample]):
         stored, start = self._stored(index)
         tally = Tally()
         record = self.layout.record(stored, start, replace(self._reading, tally=tally))
-        sample = None if record is None else to_sample(record, PictureSizes(self._outside), tally)
+        sample = None if record is None else to_sample(record, ImageSizes(self._outside), tally)
         if sample is None:
             raise VPPError(f"sample {index} is none any more: its file was changed after its index was made.")
         return sample
 
-    def picture(self, index: int) -> bytes | Path | None:
-        """Return a sample's picture, its bytes or its path, or None where it has none."""
-        if self.layout.picture is not None:
-            return self.layout.picture(*self._stored(index))
+    def image(self, index: int) -> bytes | Path | None:
+        """Return a sample's image, its bytes or its path, or None where it has none."""
+        if self.layout.image is not None:
+            return self.layout.image(*self._stored(index))
         image = self[index].image
-        return picture_path(self.root, image) if image else None
+        return image_path(self.root, image) if image else None
 
     def _stored(self, index: int) -> tuple[Any, int]:
         """Return what a file holds of a sample, and where it begins."""
@@ -107,12 +107,12 @@ def stored_samples(
 ) -> StoredSamples:
     """Find a data set's samples, by its index or by reading it once.
 
-    `root` is the folder of the pictures, where they are not in the files; `limit` takes the first so many samples. An
+    `root` is the folder of the images, where they are not in the files; `limit` takes the first so many samples. An
     index of more than 64 MB of data is kept beside them, or in the folder `spare` where that cannot be written, unless
-    pictures are missing in `root`: they may come. Raises VPPError where a file is not there, or is damaged.
+    images are missing in `root`: they may come. Raises VPPError where a file is not there, or is damaged.
     """
     layout, reading = LAYOUTS[format_name], reading or Reading()
-    outside = () if layout.picture is not None else (str(root.absolute()),)
+    outside = () if layout.image is not None else (str(root.absolute()),)
     choices = (format_name, reading.split, str(limit), *outside)
     source = Source(tuple(layout.files(path)), choices)
     folders = [source.files[0].parent, *([] if spare is None else [spare])]
@@ -120,23 +120,23 @@ def stored_samples(
     if index is None:
         large = source.size >= LARGE
         index = _indexed(layout, source, reading, root, limit, title=path.name, progress=progress and large)
-        may_come = layout.picture is None and index.tally.counts[Issue.NO_PICTURE]
+        may_come = layout.image is None and index.tally.counts[Issue.NO_IMAGE]
         if large and not may_come:
             keep_index(index, source, folders)
     return StoredSamples(layout, source, index, reading, root)
 
 
-def picture_is_there(root: Path, sample: Sample, tally: Tally) -> bool:
-    """Whether a sample has no picture, or one that is a file; what is wrong is counted."""
+def image_is_there(root: Path, sample: Sample, tally: Tally) -> bool:
+    """Whether a sample has no image, or one that is a file; what is wrong is counted."""
     if not sample.image:
         return True
     try:
-        path = picture_path(root, sample.image)
-    except PictureError as error:
+        path = image_path(root, sample.image)
+    except ImageError as error:
         tally.add(Issue.UNSAFE_PATH, sample.id, str(error))
         return False
     if not path.is_file():
-        tally.add(Issue.NO_PICTURE, sample.id, sample.image)
+        tally.add(Issue.NO_IMAGE, sample.id, sample.image)
         return False
     return True
 
@@ -149,7 +149,7 @@ def sample_line(sample: Sample) -> bytes:
 def _indexed(
     layout: Layout, source: Source, reading: Reading, root: Path, limit: int | None, *, title: str, progress: bool
 ) -> SampleIndex:
-    outside = root if layout.picture is None else None
+    outside = root if layout.image is None else None
     tally, digest, places = reading.tally, hashlib.sha256(), bytearray()
     count = 0
     with progress_bar(f"Indexing {title}", shown=progress) as advance:
@@ -159,8 +159,8 @@ def _indexed(
             if length > LARGEST:
                 tally.add(Issue.BAD_FIELD, record.id, f"takes more than {LARGEST:,} bytes")
                 continue
-            sample = to_sample(record, PictureSizes(outside), tally)
-            if sample is None or (layout.picture is None and not picture_is_there(root, sample, tally)):
+            sample = to_sample(record, ImageSizes(outside), tally)
+            if sample is None or (layout.image is None and not image_is_there(root, sample, tally)):
                 continue
             digest.update(sample_line(sample))
             places += np.array((number, start, length), PLACE).tobytes()
@@ -216,9 +216,9 @@ def _unpacked_record(block: bytes, start: int, reading: Reading) -> Record | Non
     return packed_record(unpack(block, f"the sample at byte {start:,}"), reading)
 
 
-def _unpacked_picture(block: bytes, start: int) -> bytes | None:
+def _unpacked_image(block: bytes, start: int) -> bytes | None:
     packed = unpack(block, f"the sample at byte {start:,}")
-    return packed.read(packed.picture) if packed.picture else None
+    return packed.read(packed.image) if packed.image else None
 
 
 def _placed_rows(path: Path, reading: Reading) -> Iterator[Placed]:
@@ -236,13 +236,13 @@ def _row_record(row: dict[str, Any], number: int, reading: Reading) -> Record | 
     return arrow_record(row, f"#{number}", reading)
 
 
-def _row_picture(row: dict[str, Any], number: int) -> bytes | None:
-    return arrow_picture(row)
+def _row_image(row: dict[str, Any], number: int) -> bytes | None:
+    return arrow_image(row)
 
 
 LAYOUTS: Mapping[str, Layout] = {
     "neutral": Layout(_lines_file, _placed_lines, _bytes, _line_record, None),
-    "webdataset": Layout(shard_paths, _placed_packed, _bytes, _unpacked_record, _unpacked_picture),
-    "datasets": Layout(arrow_files, _placed_rows, _row, _row_record, _row_picture),
+    "webdataset": Layout(shard_paths, _placed_packed, _bytes, _unpacked_record, _unpacked_image),
+    "datasets": Layout(arrow_files, _placed_rows, _row, _row_record, _row_image),
 }
 """The formats of which a sample can be read alone, by their names among the formats."""

@@ -15,7 +15,7 @@ from vpp_plugins.data.convert import Conversion, Count, check_target, progress_b
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.formats import Reading, Writing, data_format
 from vpp_plugins.data.formats.conversations import conversation
-from vpp_plugins.data.image_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
@@ -24,7 +24,7 @@ PUBLISHED = {"llava-665k": 134_864, "cb-grd": 264_516, "cb-ref": 87_091, "genixe
 """Dialogues per source; together 616,471."""
 
 IMAGE_PREFIXES = {"llava-665k": "", "cb-grd": "vg/", "cb-ref": "vg/", "genixer": "LLaVA-Pretrain/images/"}
-"""Where the published file's pictures lie below their common folder."""
+"""Where the published file's images lie below their common folder."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def build_vpp_sft(
 ) -> VPPSFT:
     """Write VPP-SFT from its sources, named as in `PUBLISHED`; any of them may be left out.
 
-    `images` is the folder with `coco/`, `vg/` and `LLaVA-Pretrain/` in it, or `sizes` a file of the pictures' sizes.
+    `images` is the folder with `coco/`, `vg/` and `LLaVA-Pretrain/` in it, or `sizes` a file of the images' sizes.
     `genixer_limit` takes the first so many of Genixer's: it publishes more than VPP-SFT uses, and which were chosen is
     not published. `strip_prefix` is cut from Genixer's paths. `like_reference` brings back two faults of the
     reference's converters: expressions end at the first period, and `<image>` stands in every grounding question of
-    CB-GRD. Boxes beyond the edge are cut to the picture either way. With `strict_counts`, a count that is not the
+    CB-GRD. Boxes beyond the edge are cut to the image either way. With `strict_counts`, a count that is not the
     published one raises VPPError, and nothing is written.
     """
     target = Path(target)
@@ -72,7 +72,7 @@ def build_vpp_sft(
     if unknown or not paths:
         raise VPPError(f"the sources are some of {', '.join(PUBLISHED)}, and are {', '.join(unknown) or 'none'}.")
     check_target(target, paths.values(), overwrite=overwrite)
-    known = PictureSizes(Path(images) if images else None, Path(sizes) if sizes else None)
+    known = ImageSizes(Path(images) if images else None, Path(sizes) if sizes else None)
     built, phrases = VPPSFT(), Phrases(codec("llava"))
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -99,6 +99,6 @@ def build_vpp_sft(
     return built
 
 
-def _read(name: str, path: Path, reading: Reading, sizes: PictureSizes, *, like_reference: bool) -> Iterator[Sample]:
+def _read(name: str, path: Path, reading: Reading, sizes: ImageSizes, *, like_reference: bool) -> Iterator[Sample]:
     format_name = "cb-grd-like-reference" if like_reference and name == "cb-grd" else name
     return samples(data_format(format_name).read(path, reading), sizes, reading.tally)

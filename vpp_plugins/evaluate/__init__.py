@@ -9,7 +9,7 @@
   what `vpp eval` calls; `models.py`: the model.
 - `captions.py`: words for a given box; `mistakes.py`: what reading boxes wrongly costs; `kits/`: bridges to other kits.
 - `score.py`: the bare scores of predicted boxes; `blind.py`: what is reached without reading the expression, or without
-  looking at the picture.
+  looking at the image.
 """
 
 from vpp_plugins.evaluate.batches import plan
@@ -24,7 +24,7 @@ from vpp_plugins.evaluate.models import load_grounder
 from vpp_plugins.evaluate.page import STYLE
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
 from vpp_plugins.evaluate.report import write_comparison
-from vpp_plugins.evaluate.rows import Row, check_rows, picture_id, rows_of_scenes
+from vpp_plugins.evaluate.rows import Row, check_rows, image_id, rows_of_scenes
 from vpp_plugins.evaluate.tables import FIGURES, interval_text
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "check_rows",
     "compare",
     "full_image",
+    "image_id",
     "interval_text",
     "load_evaluation",
     "load_grounder",
@@ -46,7 +47,6 @@ __all__ = [
     "mean_box",
     "measure",
     "mistakes",
-    "picture_id",
     "plan",
     "protocol",
     "protocols",

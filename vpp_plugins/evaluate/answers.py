@@ -21,27 +21,27 @@ class Answer:
 
     id: str
     image: str
-    """The picture's file, or empty where it had none."""
+    """The image's file, or empty where it had none."""
     size_hw: tuple[int, int]
     processed_size_hw: tuple[int, int] | None
     """Size in which the host's processor showed it to the model, for families that measure boxes there."""
     expression: str
     box: Box
-    """The true box, xyxy pixels of the original picture."""
+    """The true box, xyxy pixels of the original image."""
     category: str
     kind: str
     text: str
     error: str = ""
-    """Why there is no answer: the picture could not be read."""
+    """Why there is no answer: the image could not be read."""
 
     @property
     def meta(self) -> ImageMeta:
-        """What the box codec must know of the picture."""
+        """What the box codec must know of the image."""
         return ImageMeta(self.size_hw, self.processed_size_hw)
 
     @classmethod
     def of(cls, row: Row, text: str, meta: ImageMeta | None, error: str = "") -> "Answer":
-        """Join a row and its answer; `meta` is what the processor made of the picture, None where it was not read."""
+        """Join a row and its answer; `meta` is what the processor made of the image, None where it was not read."""
         return cls(
             id=row.id,
             image=row.file,

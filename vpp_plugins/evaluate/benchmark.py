@@ -36,8 +36,8 @@ def load_rows(
 ) -> list[Row]:
     """Return the rows of "photos" (the committed photographs), of a scene folder, or of a file in a known format.
 
-    `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's pictures (default: the
-    file's own); pictures inside an `lmms-parquet` file are written there. `split`, such as "refcoco/testA", chooses
+    `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's images (default: the
+    file's own); images inside an `lmms-parquet` file are written there. `split`, such as "refcoco/testA", chooses
     among the splits of a file that has several. For the task "caption" the regions that a file describes are rows too.
     Faulty samples of a file are left out and counted in `tally`. Raises VPPError where nothing of that name is there.
     """
@@ -51,7 +51,7 @@ def load_rows(
     if data_format is None:
         raise VPPError(f"'{data}' is a file: say in which format it is (--format); `vpp data formats` lists them.")
     if data_format == "lmms-parquet" and images is None:
-        raise VPPError(f"'{data}' holds its pictures inside: name a folder to write them to (--images).")
+        raise VPPError(f"'{data}' holds its images inside: name a folder to write them to (--images).")
     from vpp_plugins.data.formats import Reading, read_samples
 
     root = (path if path.is_dir() else path.parent) if images is None else Path(images)
@@ -61,7 +61,7 @@ def load_rows(
     several = data_format == "refer" or path.is_dir()  # all others hold one split a file
     reading = Reading(
         split=split.rpartition("/")[2] if split is not None and several else "",
-        pictures_to=root if inside else None,
+        images_to=root if inside else None,
         tally=tally or Tally(),
     )
     samples = read_samples(path, data_format, images=root, reading=reading)
@@ -135,7 +135,7 @@ def rescore(
 
 
 def rows_at_hand(settings: Mapping[str, object]) -> list[Row] | None:
-    """Return the rows of an evaluation whose answers name no picture files: those of the committed photographs."""
+    """Return the rows of an evaluation whose answers name no image files: those of the committed photographs."""
     return rows_of_scenes(load_real_photos()) if settings.get("data") == "photos" else None
 
 

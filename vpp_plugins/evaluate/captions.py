@@ -11,7 +11,7 @@ from typing import Any
 from vpp_plugins.boxes import Box
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
-from vpp_plugins.evaluate.rows import Row, picture_id
+from vpp_plugins.evaluate.rows import Row, image_id
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 
@@ -20,13 +20,13 @@ def regions(rows: Sequence[Row]) -> list[Row]:
     """Return one row for every box; its expression holds the sentences that the data have for the box, a line each."""
     found: dict[tuple[str, Box], list[Row]] = defaultdict(list)
     for row in rows:
-        found[picture_id(row.file, row.id), row.box].append(row)
+        found[image_id(row.file, row.id), row.box].append(row)
     said = {region: "\n".join(" ".join(row.expression.split()) for row in group) for region, group in found.items()}
     return [replace(group[0], expression=said[region]) for region, group in found.items()]
 
 
 def summarise_captions(answers: Sequence[Answer], *, with_meteor: bool = False) -> dict[str, Any]:
-    """Return the figures of a captioning evaluation; an unreadable picture counts as an empty caption."""
+    """Return the figures of a captioning evaluation; an unreadable image counts as an empty caption."""
     told = {answer.id: answer.text for answer in answers}
     right = {answer.id: answer.expression.split("\n") for answer in answers}
     figures = {"regions": len(answers), "cider": cider(told, right)}

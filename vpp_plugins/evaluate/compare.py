@@ -12,7 +12,7 @@ from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
 from vpp_plugins.evaluate.intervals import Paired, paired
 from vpp_plugins.evaluate.protocol import Protocol, protocol, write_alike
 from vpp_plugins.evaluate.results import Judged, judge
-from vpp_plugins.evaluate.rows import picture_id
+from vpp_plugins.evaluate.rows import image_id
 from vpp_plugins.evaluate.run import read_run
 from vpp_plugins.plugins import box_codec
 
@@ -78,9 +78,9 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
             f"'{a.folder}' and '{b.folder}' evaluated different rows ({len(a.judged)} and {len(b.judged)}): evaluate "
             "both on the same data."
         )
-    pictures = [picture_id(one.answer.image, one.answer.id) for one in a.judged]
-    accuracy = paired([float(one.correct) for one in a.judged], [float(one.correct) for one in b.judged], pictures)
-    mean_iou = paired([one.iou for one in a.judged], [one.iou for one in b.judged], pictures)
+    images = [image_id(one.answer.image, one.answer.id) for one in a.judged]
+    accuracy = paired([float(one.correct) for one in a.judged], [float(one.correct) for one in b.judged], images)
+    mean_iou = paired([one.iou for one in a.judged], [one.iou for one in b.judged], images)
     return Comparison(a, b, accuracy, mean_iou, _by_kind(a, b), _reasons(a, b, accuracy))
 
 
@@ -161,7 +161,7 @@ def _statuses(name: str, side: Evaluation) -> list[str]:
         BoxStatus.UNPARSABLE: "hold no box that the protocol reads",
         BoxStatus.NONE: "say that there is nothing",
         BoxStatus.INVERTED: "have their corners in the wrong order",
-        BoxStatus.CLIPPED: "reach beyond the picture",
+        BoxStatus.CLIPPED: "reach beyond the image",
     }
     return [
         f"{counts[status]} of {name}'s {len(side.judged)} answers {what}."

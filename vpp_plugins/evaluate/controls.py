@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 def shuffled(expressions: Sequence[Item], groups: Sequence[Hashable], *, seed: int = 0) -> list[Item]:
-    """Return the same expressions in another order, each one from another group (picture) where that is possible.
+    """Return the same expressions in another order, each one from another group (image) where that is possible.
 
     Answers to these, scored against the original boxes, show how much of an accuracy comes from boxing something
     salient.
@@ -32,14 +32,14 @@ def shuffled(expressions: Sequence[Item], groups: Sequence[Hashable], *, seed: i
 
 
 def full_image(size_hw: tuple[int, int]) -> Box:
-    """Return the whole picture as a box."""
+    """Return the whole image as a box."""
     return 0.0, 0.0, float(size_hw[1]), float(size_hw[0])
 
 
 def mean_box(boxes: Sequence[Box], sizes_hw: Sequence[tuple[int, int]]) -> Box:
-    """Return the mean of training boxes in units of their pictures, 0 to 1; scale it to a picture to use it."""
+    """Return the mean of training boxes in units of their images, 0 to 1; scale it to an image to use it."""
     if not boxes or len(boxes) != len(sizes_hw):
-        raise VPPError(f"one picture size per box is expected, but {len(sizes_hw)} came for {len(boxes)} boxes.")
+        raise VPPError(f"one image size per box is expected, but {len(sizes_hw)} came for {len(boxes)} boxes.")
     relative = [
         (left / width, top / height, right / width, bottom / height)
         for (left, top, right, bottom), (height, width) in zip(boxes, sizes_hw, strict=True)
@@ -49,10 +49,10 @@ def mean_box(boxes: Sequence[Box], sizes_hw: Sequence[tuple[int, int]]) -> Box:
 
 
 def random_object(objects: Sequence[Box], *, seed: int) -> Box:
-    """Return one of a picture's objects, perfectly boxed: what boxing without reading reaches.
+    """Return one of an image's objects, perfectly boxed: what boxing without reading reaches.
 
-    Equal seeds choose the same place in every list of one length: give each picture its own.
+    Equal seeds choose the same place in every list of one length: give each image its own.
     """
     if not objects:
-        raise VPPError("this picture lists no objects to choose from.")
+        raise VPPError("this image lists no objects to choose from.")
     return random.Random(seed).choice(list(objects))

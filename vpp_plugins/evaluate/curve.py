@@ -1,9 +1,9 @@
-"""The picture of accuracy over the overlap that is asked for, as SVG for a page."""
+"""The image of accuracy over the overlap that is asked for, as SVG for a page."""
 
 from collections.abc import Sequence
 
 COLOURS = ("#4363d8", "#f58231")
-"""Of the first and the second evaluation, in curves and on pictures."""
+"""Of the first and the second evaluation, in curves and on images."""
 
 _WIDTH, _HEIGHT, _MARGIN = 560, 320, 50
 

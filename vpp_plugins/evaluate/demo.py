@@ -20,7 +20,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Question:
-    """One expression of one picture, with its true box (xyxy pixels)."""
+    """One expression of one image, with its true box (xyxy pixels)."""
 
     scene: Scene
     expression: str
@@ -42,26 +42,26 @@ class DemoResult:
 
     questions: list[Question]
     shown: list[int]
-    """Index of the one question per picture that the table and the page show."""
+    """Index of the one question per image that the table and the page show."""
     answers: dict[str, list[Answer]]
     """By model: "VPP" and "without VPP"."""
     scores: dict[str, Scores]
     controls: dict[str, Scores]
-    """The same pictures and boxes with the expressions shuffled."""
+    """The same images and boxes with the expressions shuffled."""
 
 
 def choose_questions(assets: Assets | None) -> tuple[list[Question], list[int]]:
-    """Return every expression of 12 photographs and 12 test scenes, and which one of each picture is shown.
+    """Return every expression of 12 photographs and 12 test scenes, and which one of each image is shown.
 
     A fixed rule chooses, not the result: every second photograph in the order of refs.json, the first scenes of the
-    test split, the first expression of each picture. Without assets the scenes are of shapes drawn in code.
+    test split, the first expression of each image. Without assets the scenes are of shapes drawn in code.
     """
     source = Shapes() if assets is None else assets
     generator = SceneGenerator(source, split="test", seed=SCENE_SEED, size=SCENE_SIZE)
-    pictures = [*load_real_photos()[::2][:PHOTOS], *(generator.scene(index) for index in range(SCENES))]
-    questions = [Question(p, e.text, e.box_xyxy) for p in pictures for e in p.expressions]
+    images = [*load_real_photos()[::2][:PHOTOS], *(generator.scene(index) for index in range(SCENES))]
+    questions = [Question(p, e.text, e.box_xyxy) for p in images for e in p.expressions]
     keys = [question.scene.key for question in questions]
-    return questions, [keys.index(picture.key) for picture in pictures]
+    return questions, [keys.index(image.key) for image in images]
 
 
 def run_demo(grounders: dict[str, Grounder], assets: Assets | None, tell: Tell = lambda sentence: None) -> DemoResult:
@@ -72,7 +72,7 @@ def run_demo(grounders: dict[str, Grounder], assets: Assets | None, tell: Tell =
     answers: dict[str, list[Answer]] = {}
     controls: dict[str, Scores] = {}
     for name, grounder in grounders.items():
-        tell(f"Grounding {len(questions)} expressions in {len(shown)} pictures: {name}")
+        tell(f"Grounding {len(questions)} expressions in {len(shown)} images: {name}")
         answers[name] = _ask(grounder, questions, [question.expression for question in questions])
         controls[name] = _scores(_ask(grounder, questions, control), questions)
     scores = {name: _scores(given, questions) for name, given in answers.items()}
@@ -80,7 +80,7 @@ def run_demo(grounders: dict[str, Grounder], assets: Assets | None, tell: Tell =
 
 
 def assets_or_none(folder: Path, tell: Tell) -> Assets | None:
-    """Return the scene pictures, fetched if they are not there; say why, and return None, where they cannot be had."""
+    """Return the scene images, fetched if they are not there; say why, and return None, where they cannot be had."""
     try:
         return fetch_assets(folder, progress=tell)
     except VPPError as error:
@@ -89,13 +89,13 @@ def assets_or_none(folder: Path, tell: Tell) -> Assets | None:
 
 
 def show_table(result: DemoResult, console: Any) -> None:
-    """Print one row per picture, then Acc@0.5 over all expressions with the control beside it."""
+    """Print one row per image, then Acc@0.5 over all expressions with the control beside it."""
     from rich.markup import escape
     from rich.table import Table
 
     first, *others = result.answers
-    table = Table(title=f"One expression of every picture: the box of {escape(first)}")
-    table.add_column("picture", overflow="fold")
+    table = Table(title=f"One expression of every image: the box of {escape(first)}")
+    table.add_column("image", overflow="fold")
     table.add_column("expression", overflow="fold", min_width=14)
     table.add_column("box, xyxy", justify="right", no_wrap=True)
     for name in result.answers:
@@ -116,7 +116,7 @@ def _coloured(iou: float) -> str:
 
 
 def summary(result: DemoResult) -> list[str]:
-    """Return a line per model: accuracy, its shuffled control, and mean IoU, over all expressions of the pictures."""
+    """Return a line per model: accuracy, its shuffled control, and mean IoU, over all expressions of the images."""
     return [
         f"{name}: Acc@0.5 = {scores.acc_50:.3f} over {scores.count} expressions, shuffled-expression control = "
         f"{result.controls[name].acc_50:.3f}, mean IoU = {scores.mean_iou:.3f}"

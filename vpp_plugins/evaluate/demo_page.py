@@ -44,9 +44,9 @@ Detector = tuple[DetectionHeads, list[str]]
 
 
 def write_page(result: DemoResult, vpp: VPP, folder: Path, detector: Detector | None = None) -> Path:
-    """Write `index.html`: scores, the learned axes, and every shown picture with the truth and the answers on it.
+    """Write `index.html`: scores, the learned axes, and every shown image with the truth and the answers on it.
 
-    Beside each picture stand the axes as the vision encoder sees them on it, and the boxes of the local queries;
+    Beside each image stand the axes as the vision encoder sees them on it, and the boxes of the local queries;
     without the heads of their `detector`, what the local tokens depend on.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,14 +55,14 @@ def write_page(result: DemoResult, vpp: VPP, folder: Path, detector: Detector | 
     path.write_text(
         f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>vpp-plugins: the pocket model grounds pictures</title><style>{STYLE}</style></head><body>
-<h1>The pocket model grounds pictures</h1>
+<title>vpp-plugins: the pocket model grounds images</title><style>{STYLE}</style></head><body>
+<h1>The pocket model grounds images</h1>
 <p>A small LLaVA, trained on composed scenes, says where things are: once with Visual Position Prompts, and once,
-trained the same way, without. Pictures and expressions were chosen by a fixed rule, not by the result.
+trained the same way, without. Images and expressions were chosen by a fixed rule, not by the result.
 <b class="truth">Green</b> is the truth{_legend(result)}.</p>
 {_scores(result)}
 {_axes(vpp)}
-<h2>Pictures</h2>
+<h2>Images</h2>
 <div class="cards">
 {cards}
 </div>
@@ -93,7 +93,7 @@ def _axes(vpp: VPP) -> str:
         return ""
     return (
         f'<h2>The learned axes</h2><div class="axes">{_image(draw_prompt(vpp.global_vpp), "the learned axes")}'
-        "<p>The global prompt after training. A band along its edges is blended into every picture, with a weight of "
+        "<p>The global prompt after training. A band along its edges is blended into every image, with a weight of "
         f"{1 - vpp.global_vpp.alpha:.2f}.</p></div>"
     )
 

@@ -1,6 +1,6 @@
 """How sure a number is: intervals of one evaluation, and tests between two of the same rows.
 
-Rows of one picture are not independent of each other, so pictures are what is drawn again, not rows.
+Rows of one image are not independent of each other, so images are what is drawn again, not rows.
 """
 
 import math

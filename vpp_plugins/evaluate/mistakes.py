@@ -7,7 +7,7 @@ from vpp_plugins.boxes import Box, BoxCodec, ImageMeta, Rounded, codec
 from vpp_plugins.evaluate.metrics import Scores, score
 
 Truth = tuple[Box, ImageMeta]
-"""A box in pixels of its original picture, and the sizes of that picture."""
+"""A box in pixels of its original image, and the sizes of that image."""
 
 
 def ceiling(family: str, truths: Sequence[Truth]) -> Scores:
@@ -22,8 +22,8 @@ def mistakes() -> dict[str, Callable[[Sequence[Truth]], Scores]]:
     x_first = replace(paligemma, scale=Rounded(1023))
     return {
         "padded output scored in the original frame": lambda t: _misread(llava, replace(llava, frame="original"), t),
-        "pixels of the resized picture read as 0-1000": lambda t: _misread(pixels, thousand, t),
-        "pixels of the resized picture, resize ignored": lambda t: _misread(pixels, pixels, t, resized=False),
+        "pixels of the resized image read as 0-1000": lambda t: _misread(pixels, thousand, t),
+        "pixels of the resized image, resize ignored": lambda t: _misread(pixels, pixels, t, resized=False),
         "xywh read as xyxy": _as_corners,
         "order y first ignored": lambda t: _misread(paligemma, x_first, t),
         "0-999 read as 0-1000": lambda t: _misread(qwen, replace(qwen, scale=Rounded(1000)), t),

@@ -60,7 +60,7 @@ class Protocol:
     def ask(self, row: Row, codec: BoxCodec, meta: ImageMeta | None = None) -> str:
         """Return the question about a row, in the protocol's words or else in the family's.
 
-        Where a box is given in it, families that count the pixels of the resized picture need `meta`.
+        Where a box is given in it, families that count the pixels of the resized image need `meta`.
         """
         if self.task == "caption":
             return self.question.format(box=codec.encode([row.box], meta or ImageMeta(row.size_hw)))

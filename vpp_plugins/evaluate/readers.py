@@ -1,6 +1,6 @@
 """From an answer to one box, the way each published evaluation script reads it, quirks included.
 
-Each reader takes the answer, the picture's sizes and the family's codec, and returns a box in pixels of the original
+Each reader takes the answer, the image's sizes and the family's codec, and returns a box in pixels of the original
 image. Where a script falls back on a box of zeros, ours says unparsable: the overlap is 0 either way.
 """
 

@@ -15,22 +15,22 @@ from vpp_plugins.evaluate.rows import Row
 from vpp_plugins.evaluate.tables import figures_table, groups_table, kinds_table, statuses_table
 
 SHOWN = 12
-"""Pictures on a page."""
+"""Images on a page."""
 
 
 def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
-    """Write the page of one evaluation: figures, curve, worst answers as pictures, protocol, versions and hashes.
+    """Write the page of one evaluation: figures, curve, worst answers as images, protocol, versions and hashes.
 
-    `rows` bring the pictures where the answers do not name their files.
+    `rows` bring the images where the answers do not name their files.
     """
     figures = summarise(evaluation.judged, evaluation.protocol)
     worst = sorted(evaluation.judged, key=lambda one: (one.iou, one.answer.id))[:SHOWN]
-    pictures = _by_id(rows)
+    images = _by_id(rows)
     body = [
         f"<h1>{escaped(_title(evaluation.settings))}</h1>",
-        f"<p>{figures['rows']} rows on {figures['pictures']} pictures, protocol <b>{evaluation.protocol.name}</b>. "
-        "Behind each figure its 95 % interval, for which pictures were drawn again 2,000 times; where an accuracy is "
-        "the same in every picture, that tells nothing, and it is Wilson's.</p>",
+        f"<p>{figures['rows']} rows on {figures['images']} images, protocol <b>{evaluation.protocol.name}</b>. "
+        "Behind each figure its 95 % interval, for which images were drawn again 2,000 times; where an accuracy is "
+        "the same in every image, that tells nothing, and it is Wilson's.</p>",
         figures_table([("%", figures)]),
         "<h2>How the answers were read</h2>",
         statuses_table([("answers", figures)]),
@@ -40,7 +40,7 @@ def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] |
         *groups_table("By category", figures["by_category"]),
         "<h2>The worst answers</h2>",
         f'<p><b style="color:{TRUTH}">Green</b> is true, <b style="color:{COLOURS[0]}">blue</b> is the answer.</p>',
-        '<div class="cards">' + "".join(answer_card(pictures, one) for one in worst) + "</div>",
+        '<div class="cards">' + "".join(answer_card(images, one) for one in worst) + "</div>",
         "<h2>How it was measured</h2>",
         facts_table(evaluation.settings, evaluation.protocol.source),
     ]
@@ -51,7 +51,7 @@ def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Ro
     """Write the page of two evaluations side by side, with the sentences that explain their gap."""
     sides = [("A", comparison.a), ("B", comparison.b)]
     figures = [(name, summarise(side.judged, side.protocol)) for name, side in sides]
-    pictures = _by_id(rows)
+    images = _by_id(rows)
     pairs = list(zip(comparison.a.judged, comparison.b.judged, strict=True))
     apart = sorted(
         (pair for pair in pairs if pair[0].correct != pair[1].correct), key=lambda p: -abs(p[0].iou - p[1].iou)
@@ -76,7 +76,7 @@ def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Ro
         "<h2>Where only one is right</h2>",
         f'<p><b style="color:{TRUTH}">Green</b> is true, <b style="color:{COLOURS[0]}">blue</b> is A, '
         f'<b style="color:{COLOURS[1]}">orange</b> is B.</p>',
-        '<div class="cards">' + "".join(answer_card(pictures, *pair) for pair in apart[:SHOWN]) + "</div>",
+        '<div class="cards">' + "".join(answer_card(images, *pair) for pair in apart[:SHOWN]) + "</div>",
         *[
             f"<h2>How {name} was measured</h2>{facts_table(side.settings, side.protocol.source)}"
             for name, side in sides
@@ -93,17 +93,17 @@ def write_caption_report(
     rows: Sequence[Row] | None = None,
 ) -> Path:
     """Write the page of a captioning evaluation: the score, and its first regions with what people and model say."""
-    pictures = _by_id(rows)
+    images = _by_id(rows)
     title = _title(settings)
     meteor = f" and METEOR <b>{figures['meteor']:.3f}</b> (0 to 1)" if "meteor" in figures else ""
     body = [
         f"<h1>{escaped(title)}</h1>",
         f"<p>CIDEr-D <b>{figures['cider']:.3f}</b> (0 to 10){meteor} over {figures['regions']} regions, protocol "
-        f"<b>{escaped(str(settings['protocol']))}</b>; {figures['unreadable']} pictures could not be read. Scores of "
+        f"<b>{escaped(str(settings['protocol']))}</b>; {figures['unreadable']} images could not be read. Scores of "
         "other sets of regions do not compare.</p>",
         "<h2>The first regions</h2>",
         f"<p><b style=\"color:{TRUTH}\">Green</b> is the region. Below it people's words, then the model's.</p>",
-        '<div class="cards">' + "".join(caption_card(pictures, one) for one in answers[:SHOWN]) + "</div>",
+        '<div class="cards">' + "".join(caption_card(images, one) for one in answers[:SHOWN]) + "</div>",
         "<h2>How it was measured</h2>",
         facts_table(settings, protocol(str(settings["protocol"])).source),
     ]

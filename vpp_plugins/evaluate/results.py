@@ -12,7 +12,7 @@ from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.intervals import interval, share_interval
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.readers import Reading
-from vpp_plugins.evaluate.rows import picture_id
+from vpp_plugins.evaluate.rows import image_id
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 CURVE = tuple(step / 20 for step in range(1, 20))
@@ -31,7 +31,7 @@ class Judged:
 
 
 def judge(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> list[Judged]:
-    """Read every answer under a protocol; answers of unreadable pictures hold no box."""
+    """Read every answer under a protocol; answers of unreadable images hold no box."""
     judged = []
     for answer in answers:
         reading = (
@@ -45,23 +45,23 @@ def judge(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> lis
 def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
     """Return the figures of an evaluation as JSON values.
 
-    Accuracies and IoU are 0 to 1. Each has a 95 % interval, for which pictures are drawn again, not rows; an accuracy
-    that is the same in every picture has Wilson's, and says so. The same answers give the same figures, whatever their
+    Accuracies and IoU are 0 to 1. Each has a 95 % interval, for which images are drawn again, not rows; an accuracy
+    that is the same in every image has Wilson's, and says so. The same answers give the same figures, whatever their
     order of arrival.
     """
     if not judged:
         raise VPPError("there is nothing to score: the evaluation holds no answer.")
-    pictures = [picture_id(one.answer.image, one.answer.id) for one in judged]
+    images = [image_id(one.answer.image, one.answer.id) for one in judged]
     accuracies = {
-        f"acc_{round(100 * threshold)}": asdict(share_interval(_hits(judged, protocol, threshold), pictures))
+        f"acc_{round(100 * threshold)}": asdict(share_interval(_hits(judged, protocol, threshold), images))
         for threshold in THRESHOLDS
     }
     statuses = Counter("unreadable" if one.answer.error else str(one.reading.status) for one in judged)
     return {
         "rows": len(judged),
-        "pictures": len(set(pictures)),
+        "images": len(set(images)),
         **accuracies,
-        "mean_iou": asdict(interval([one.iou for one in judged], pictures)),
+        "mean_iou": asdict(interval([one.iou for one in judged], images)),
         "statuses": {name: statuses.get(name, 0) for name in [*map(str, BoxStatus), "unreadable"]},
         "by_kind": _by(judged, lambda one: one.answer.kind),
         "by_category": _by(judged, lambda one: one.answer.category),

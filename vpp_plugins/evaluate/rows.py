@@ -1,4 +1,4 @@
-"""The rows of an evaluation: a sentence, its picture and its true box."""
+"""The rows of an evaluation: a sentence, its image and its true box."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ Task: TypeAlias = Literal["box", "caption"]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One question and what is true. `box` is xyxy in pixels of the picture, `size_hw` its height and width."""
+    """One question and what is true. `box` is xyxy in pixels of the image, `size_hw` its height and width."""
 
     id: str
     image: Path | Image.Image
@@ -35,18 +35,18 @@ class Row:
 
     @property
     def file(self) -> str:
-        """The picture's file, or empty where it has none."""
+        """The image's file, or empty where it has none."""
         return str(self.image) if isinstance(self.image, Path) else ""
 
-    def picture(self) -> Image.Image:
-        """Return the picture, upright RGB; raises VPPError where it cannot be read or has another size."""
-        picture = load_image(self.image)
-        if (picture.height, picture.width) != self.size_hw:
+    def load_image(self) -> Image.Image:
+        """Return the image, upright RGB; raises VPPError where it cannot be read or has another size."""
+        image = load_image(self.image)
+        if (image.height, image.width) != self.size_hw:
             raise VPPError(
-                f"the picture of row '{self.id}' is {picture.width} x {picture.height}, but its data say "
-                f"{self.size_hw[1]} x {self.size_hw[0]}: the box would be of another picture."
+                f"the image of row '{self.id}' is {image.width} x {image.height}, but its data say "
+                f"{self.size_hw[1]} x {self.size_hw[0]}: the box would be of another image."
             )
-        return picture
+        return image
 
 
 def rows_of_scenes(scenes: Iterable[Scene]) -> list[Row]:
@@ -67,7 +67,7 @@ def rows_of_scenes(scenes: Iterable[Scene]) -> list[Row]:
 
 
 def rows_of_folder(folder: SceneFolder) -> list[Row]:
-    """Return a row for every expression of written scenes, without reading a picture."""
+    """Return a row for every expression of written scenes, without reading an image."""
     return [
         Row(
             id=f"{record['key']}/{number}",
@@ -86,7 +86,7 @@ def rows_of_folder(folder: SceneFolder) -> list[Row]:
 def rows_of_samples(
     samples: Iterable[Sample], root: str | Path, tally: Tally | None = None, *, task: Task = "box"
 ) -> list[Row]:
-    """Return a row for every expression that has exactly one box; pictures lie below `root`.
+    """Return a row for every expression that has exactly one box; images lie below `root`.
 
     For captions what is said of a given region is a row too; to find that region by it may not be possible.
     Expressions with no box, or with several, have no one true box; they are left out and counted in `tally`.
@@ -125,13 +125,13 @@ def whole_characters(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def picture_id(file: str, row_id: str) -> str:
-    """Name the picture that a row is about: its file, or what stands before the row's number in its id."""
+def image_id(file: str, row_id: str) -> str:
+    """Name the image that a row is about: its file, or what stands before the row's number in its id."""
     return file or row_id.rpartition("/")[0] or row_id
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Raise VPPError for no rows, repeated ids and picture files that do not exist, before anything is asked."""
+    """Raise VPPError for no rows, repeated ids and image files that do not exist, before anything is asked."""
     if not rows:
         raise VPPError("there is nothing to evaluate: the data hold no row.")
     if len({row.id for row in rows}) < len(rows):
@@ -140,11 +140,11 @@ def check_rows(rows: Sequence[Row]) -> None:
         raise VPPError(f"rows must have ids of their own, but '{twice}' comes twice: number them.")
     missing = sorted({str(row.image) for row in rows if isinstance(row.image, Path) and not row.image.is_file()})
     if missing:
-        raise VPPError(f"{len(missing)} pictures are missing: {few(missing)}. Give their folder.")
+        raise VPPError(f"{len(missing)} images are missing: {few(missing)}. Give their folder.")
 
 
 def fingerprint(rows: Iterable[Row]) -> str:
-    """Return the SHA-256 of the rows' ids, sizes, sentences and boxes, in order; pictures' bytes are not read."""
+    """Return the SHA-256 of the rows' ids, sizes, sentences and boxes, in order; images' bytes are not read."""
     digest = hashlib.sha256()
     for row in rows:
         line = [row.id, *row.size_hw, row.expression, *map(float, row.box)]

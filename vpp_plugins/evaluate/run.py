@@ -33,13 +33,13 @@ class Asker(Interface):
     codec: BoxCodec
 
     def ask(
-        self, pictures: Sequence[Image.Image], questions: Sequence[str], **generation: int
+        self, images: Sequence[Image.Image], questions: Sequence[str], **generation: int
     ) -> list[tuple[str, ImageMeta]]:
-        """Answer one question per picture; return the raw texts and what the codec must know of the pictures."""
+        """Answer one question per image; return the raw texts and what the codec must know of the images."""
         ...
 
-    def metas(self, pictures: Sequence[Image.Image]) -> list[ImageMeta]:
-        """Return what the codec must know of the pictures before they are asked about: questions may hold boxes."""
+    def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:
+        """Return what the codec must know of the images before they are asked about: questions may hold boxes."""
         ...
 
 
@@ -55,7 +55,7 @@ def evaluate(
     """Ask every row, write the raw answers to `out/answers.jsonl`, and return them in the order of the rows.
 
     `about` describes model and data; it is kept in `out/run.json`, and a folder is only continued by the same
-    evaluation. Under `accelerate launch` or torchrun the batches are shared among the processes. A picture that cannot
+    evaluation. Under `accelerate launch` or torchrun the batches are shared among the processes. An image that cannot
     be read becomes an answer with an `error`. Raises VPPError for a folder of another evaluation, and for one that
     another is writing.
     """
@@ -136,31 +136,31 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
-    pictures = _pictures(rows)
-    readable = [number for number, picture in enumerate(pictures) if not isinstance(picture, str)]
+    images = _images(rows)
+    readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
     generation = {"max_new_tokens": protocol.max_new_tokens, "num_beams": protocol.num_beams}
     if protocol.min_new_tokens:
         generation["min_new_tokens"] = protocol.min_new_tokens
-    seen = [picture for picture in pictures if not isinstance(picture, str)]
+    seen = [image for image in images if not isinstance(image, str)]
     asked = [
         protocol.ask(rows[number], asker.codec, meta) for number, meta in zip(readable, asker.metas(seen), strict=True)
     ]
     told = asker.ask(seen, asked, **generation) if seen else []
     texts = dict(zip(readable, told, strict=True))
     return [
-        Answer.of(row, *texts[number]) if number in texts else Answer.of(row, "", None, error=str(pictures[number]))
+        Answer.of(row, *texts[number]) if number in texts else Answer.of(row, "", None, error=str(images[number]))
         for number, row in enumerate(rows)
     ]
 
 
-def _pictures(rows: Sequence[Row]) -> list[Image.Image | str]:
-    """Return the rows' pictures, or why one cannot be read; rows about one picture get the very same object."""
+def _images(rows: Sequence[Row]) -> list[Image.Image | str]:
+    """Return the rows' images, or why one cannot be read; rows about one image get the very same object."""
     read: dict[tuple[object, tuple[int, int]], Image.Image | str] = {}
     names = [(row.image if isinstance(row.image, Path) else id(row.image), row.size_hw) for row in rows]
     for name, row in zip(names, rows, strict=True):
         if name not in read:
             try:
-                read[name] = row.picture()
+                read[name] = row.load_image()
             except VPPError as error:
                 read[name] = str(error)
     return [read[name] for name in names]

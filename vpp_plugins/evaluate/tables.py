@@ -10,12 +10,12 @@ FIGURES = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean
 """What readers call each figure that has an interval."""
 
 MEANINGS = {
-    "ok": "a box inside the picture",
-    "clipped": "a box that reaches beyond the picture",
+    "ok": "a box inside the image",
+    "clipped": "a box that reaches beyond the image",
     "inverted": "a box with its corners in the wrong order",
     "unparsable": "no box that the protocol reads",
     "none": "the answer says that there is nothing",
-    "unreadable": "the picture could not be read, so nothing was asked",
+    "unreadable": "the image could not be read, so nothing was asked",
 }
 """What each status of an answer says, for a reader of the page."""
 

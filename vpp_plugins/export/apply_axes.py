@@ -1,9 +1,9 @@
-"""Lay a model's axes over a picture, before the model's own image processor sees it.
+"""Lay a model's axes over an image, before the model's own image processor sees it.
 
     python apply_axes.py photo.jpg photo-with-axes.png
 
 `vpp bake` writes this file, together with axes.npz and axes.json, which must lie beside it. It needs numpy and Pillow.
-The picture comes back at the size that the model's vision encoder takes, so its image processor leaves the pixels as
+The image comes back at the size that the model's vision encoder takes, so its image processor leaves the pixels as
 they are. Send it as PNG, or another format that loses nothing.
 """
 
@@ -18,18 +18,18 @@ from PIL import Image, ImageOps
 
 @dataclass(frozen=True)
 class Axes:
-    """What a trained global prompt amounts to: the result is `picture * (1 - shade) + add`, colours from 0 to 1."""
+    """What a trained global prompt amounts to: the result is `image * (1 - shade) + add`, colours from 0 to 1."""
 
     add: np.ndarray
     """[height, width, 3]: the axes, with their share."""
     shade: np.ndarray
-    """[height, width, 1]: the share of the picture that is taken away."""
+    """[height, width, 1]: the share of the image that is taken away."""
     background: tuple[int, int, int] | None
-    """8-bit colour with which pictures are padded to a square first; None: they are stretched to the size."""
+    """8-bit colour with which images are padded to a square first; None: they are stretched to the size."""
     resample: int
-    """Pillow's number of the filter that resizes pictures."""
+    """Pillow's number of the filter that resizes images."""
     margins: tuple[int, int]
-    """Pixels at the top and bottom, and at the left and right, that are kept free of the picture."""
+    """Pixels at the top and bottom, and at the left and right, that are kept free of the image."""
 
 
 def load_axes(folder: str | Path) -> Axes:
@@ -47,16 +47,16 @@ def load_axes(folder: str | Path) -> Axes:
     )
 
 
-def fit(picture: Image.Image, axes: Axes) -> Image.Image:
-    """Return the picture at the size of the vision encoder, upright and RGB, without the axes."""
-    picture = ImageOps.exif_transpose(picture).convert("RGB")
-    side = max(picture.size)
-    if axes.background is not None and picture.size != (side, side):
+def fit(image: Image.Image, axes: Axes) -> Image.Image:
+    """Return the image at the size of the vision encoder, upright and RGB, without the axes."""
+    image = ImageOps.exif_transpose(image).convert("RGB")
+    side = max(image.size)
+    if axes.background is not None and image.size != (side, side):
         square = Image.new("RGB", (side, side), axes.background)
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        picture = square
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = square
     height, width = axes.shade.shape[:2]
-    return picture.resize((width, height), Image.Resampling(axes.resample))
+    return image.resize((width, height), Image.Resampling(axes.resample))
 
 
 def blend(fitted: Image.Image, axes: Axes) -> np.ndarray:
@@ -72,13 +72,13 @@ def blend(fitted: Image.Image, axes: Axes) -> np.ndarray:
     return np.asarray(pixels * (1 - axes.shade) + axes.add)
 
 
-def apply_axes(picture: Image.Image, axes: Axes) -> Image.Image:
-    """Return the picture with the axes on, 8-bit RGB, at the size of the vision encoder."""
-    colours = np.rint(blend(fit(picture, axes), axes) * 255).clip(0, 255)
+def apply_axes(image: Image.Image, axes: Axes) -> Image.Image:
+    """Return the image with the axes on, 8-bit RGB, at the size of the vision encoder."""
+    colours = np.rint(blend(fit(image, axes), axes) * 255).clip(0, 255)
     return Image.fromarray(colours.astype(np.uint8))
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: python apply_axes.py PICTURE RESULT.png")
+        sys.exit("usage: python apply_axes.py IMAGE RESULT.png")
     apply_axes(Image.open(sys.argv[1]), load_axes(Path(__file__).parent)).save(sys.argv[2])

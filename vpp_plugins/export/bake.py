@@ -35,13 +35,13 @@ class Baked:
     folder: Path
     size_hw: tuple[int, int]
     largest_difference: float
-    """From the float overlay on the same 8-bit picture, where nothing is clipped; rounding alone makes 0.5/255."""
+    """From the float overlay on the same 8-bit image, where nothing is clipped; rounding alone makes 0.5/255."""
     clipped: int
-    """Colour values of the pictures tried that the axes push below 0 or above 1."""
+    """Colour values of the images tried that the axes push below 0 or above 1."""
     clippable: int
-    """Colour values, of the 3 x height x width, that some picture could have clipped."""
-    pictures: int
-    """Pictures tried."""
+    """Colour values, of the 3 x height x width, that some image could have clipped."""
+    images: int
+    """Images tried."""
 
 
 def drop_local_prompt(model: nn.Module, processor: VPPProcessor) -> VPPProcessor:
@@ -62,31 +62,31 @@ def drop_local_prompt(model: nn.Module, processor: VPPProcessor) -> VPPProcessor
     return VPPProcessor(processor.processor, model)
 
 
-def bake(model: nn.Module, processor: VPPProcessor, folder: str | Path, pictures: Sequence[Image.Image]) -> Baked:
-    """Write the global prompt as constant pictures and a small script that needs numpy and Pillow only.
+def bake(model: nn.Module, processor: VPPProcessor, folder: str | Path, photos: Sequence[Image.Image]) -> Baked:
+    """Write the global prompt as constant images and a small script that needs numpy and Pillow only.
 
-    The script makes of a picture what the vision encoder gets, axes on, in 8 bits; the host's image processor then only
-    normalises. `pictures`, some photographs, are what the result is compared on. Written are axes.npz and axes.json,
+    The script makes of an image what the vision encoder gets, axes on, in 8 bits; the host's image processor then only
+    normalises. `photos`, some photographs, are what the result is compared on. Written are axes.npz and axes.json,
     apply_axes.py, axes.png to look at, and a README.md that says how to serve with them.
 
-    Raises VPPError for a model with a local prompt, whose tokens no picture can carry; for hosts that take pictures at
+    Raises VPPError for a model with a local prompt, whose tokens no image can carry; for hosts that take images at
     their own size or in tiles; and where the result would be off by more than 1/255.
     """
     vpp, backbone = active_vpp(unwrap(model)), host_state(model).backbone
     if vpp.local_vpp is not None:
         raise VPPError(
-            "this model has a local prompt, whose tokens a picture cannot carry: bake a model attached with "
+            "this model has a local prompt, whose tokens an image cannot carry: bake a model attached with "
             "VPPConfig(local_vpp=None), or leave the local prompt out with drop_local_prompt (vpp bake --global-only)."
         )
     assert vpp.global_vpp is not None
-    if not pictures:
-        raise VPPError("bake needs at least one picture to compare on.")
+    if not photos:
+        raise VPPError("bake needs at least one image to compare on.")
     target = Path(folder)
     if target.exists() and any(target.iterdir()):
         raise VPPError(f"the folder '{folder}' holds other files: give a new or empty one.")
     images = processor.image_processor
-    axes = _axes(vpp.global_vpp, images, _encoder_size(images, pictures), square=backbone.frame == "square")
-    baked = _compare(vpp.global_vpp, images, axes, target, pictures)
+    axes = _axes(vpp.global_vpp, images, _encoder_size(images, photos), square=backbone.frame == "square")
+    baked = _compare(vpp.global_vpp, images, axes, target, photos)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bake-") as temporary:
         _write(Path(temporary), axes, baked)
@@ -125,46 +125,46 @@ def _eight_bit(colour: Sequence[float]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _encoder_size(images: Any, pictures: Sequence[Image.Image]) -> tuple[int, int]:
-    """Return height and width that every picture reaches the encoder with."""
+def _encoder_size(images: Any, photos: Sequence[Image.Image]) -> tuple[int, int]:
+    """Return height and width that every image reaches the encoder with."""
     wide = Image.new("RGB", (96, 64))
-    shapes = {tuple(_processed(images, picture).shape) for picture in (wide, wide.transpose(Image.Transpose.ROTATE_90))}
+    shapes = {tuple(_processed(images, image).shape) for image in (wide, wide.transpose(Image.Transpose.ROTATE_90))}
     shape = shapes.pop()
     if shapes or len(shape) != 4 or shape[:2] != (1, 3):
         raise VPPError(
-            f"the {type(images).__name__} gives the vision encoder tiles, or pictures at their own size, and the axes "
-            "would be resized with them: only hosts that see every picture at one size can be baked."
+            f"the {type(images).__name__} gives the vision encoder tiles, or images at their own size, and the axes "
+            "would be resized with them: only hosts that see every image at one size can be baked."
         )
     return shape[2], shape[3]
 
 
-def _processed(images: Any, picture: Image.Image) -> Tensor:
-    pixels: Tensor = torch.as_tensor(np.asarray(images(picture, return_tensors="pt")["pixel_values"]))
+def _processed(images: Any, image: Image.Image) -> Tensor:
+    pixels: Tensor = torch.as_tensor(np.asarray(images(image, return_tensors="pt")["pixel_values"]))
     return pixels
 
 
 @torch.no_grad()
-def _compare(prompt: GlobalVPP, images: Any, axes: Axes, target: Path, pictures: Sequence[Image.Image]) -> Baked:
+def _compare(prompt: GlobalVPP, images: Any, axes: Axes, target: Path, photos: Sequence[Image.Image]) -> Baked:
     """Compare with the overlay on the host's own pixels; raises VPPError beyond 1/255."""
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in normalisation(images))
     overlay, largest, clipped = prompt.overlay(), 0.0, 0
-    for picture in pictures:
-        fitted = fit(picture, axes)
+    for image in photos:
+        fitted = fit(image, axes)
         alone = _processed(images, fitted)
-        if ((_processed(images, picture) - alone) * std).abs().mean() > RESIZED_ALIKE:
+        if ((_processed(images, image) - alone) * std).abs().mean() > RESIZED_ALIKE:
             raise VPPError(
-                f"the {type(images).__name__} makes other pixels of a picture than padding or stretching it to "
+                f"the {type(images).__name__} makes other pixels of an image than padding or stretching it to "
                 f"{fitted.width} x {fitted.height} does, so the axes would lie elsewhere: this host cannot be baked."
             )
         wanted = overlay.blend(alone)[0] * std + mean
-        made = _processed(images, apply_axes(picture, axes))[0] * std + mean
+        made = _processed(images, apply_axes(image, axes))[0] * std + mean
         inside = (wanted >= 0) & (wanted <= 1)
         clipped += int((~inside).sum())
         largest = max(largest, float(((wanted - made).abs() * inside).max()))
     if largest > 1 / 255:
         raise VPPError(
             f"the baked axes are {255 * largest:.1f}/255 from the prompt's, and at most 1/255 is expected: the "
-            f"{type(images).__name__} changes pictures that are {axes.shade.shape[1]} x {axes.shade.shape[0]} already."
+            f"{type(images).__name__} changes photos that are {axes.shade.shape[1]} x {axes.shade.shape[0]} already."
         )
     low, high = axes.add, 1 - axes.shade + axes.add
     return Baked(
@@ -173,7 +173,7 @@ def _compare(prompt: GlobalVPP, images: Any, axes: Axes, target: Path, pictures:
         largest_difference=largest,
         clipped=clipped,
         clippable=int(((low < -ROUNDING) | (high > 1 + ROUNDING)).sum()),
-        pictures=len(pictures),
+        images=len(photos),
     )
 
 
@@ -189,7 +189,7 @@ def _write(folder: Path, axes: Axes, baked: Baked) -> None:
             baked.size_hw,
             padded=axes.background is not None,
             difference=baked.largest_difference,
-            pictures=baked.pictures,
+            images=baked.images,
             clipped=baked.clipped,
             clippable=baked.clippable,
         )

@@ -2,7 +2,7 @@
 
 
 def readme(
-    size_hw: tuple[int, int], *, padded: bool, difference: float, pictures: int, clipped: int, clippable: int
+    size_hw: tuple[int, int], *, padded: bool, difference: float, images: int, clipped: int, clippable: int
 ) -> str:
     """Return it as Markdown; the numbers are those of `Baked`."""
     height, width = size_hw
@@ -11,35 +11,35 @@ def readme(
         height=height,
         shaped="padded to a square and resized" if padded else "stretched",
         difference=f"{255 * difference:.2f}",
-        pictures=pictures,
+        images=images,
         clipped=f"{clipped:,}",
-        values=f"{3 * width * height * pictures:,}",
+        values=f"{3 * width * height * images:,}",
         clippable=f"{clippable:,}",
     )
 
 
-PAGE = """# Axes for the model's pictures
+PAGE = """# Axes for the model's images
 
 Made by `vpp bake` from a trained global prompt. The step needs numpy and Pillow, and no other part of the library.
 
     from apply_axes import apply_axes, load_axes
 
     axes = load_axes("this folder")
-    picture = apply_axes(Image.open("photo.jpg"), axes)
+    image = apply_axes(Image.open("photo.jpg"), axes)
 
-Give `picture` instead of the photograph to whatever serves the bare model, the one without VPP:
+Give `image` instead of the photograph to whatever serves the bare model, the one without VPP:
 
-- vLLM: `llm.generate({{"prompt": prompt, "multi_modal_data": {{"image": picture}}}})`.
-- SGLang, llama.cpp's llama-server, and vLLM's server take pictures in chat messages: save `picture` as PNG and send
+- vLLM: `llm.generate({{"prompt": prompt, "multi_modal_data": {{"image": image}}}})`.
+- SGLang, llama.cpp's llama-server, and vLLM's server take images in chat messages: save `image` as PNG and send
   `{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,..."}}}}`.
 
-`picture` is {width} x {height} pixels: the photograph is {shaped} as the model's image processor would do it, which
+`image` is {width} x {height} pixels: the photograph is {shaped} as the model's image processor would do it, which
 then finds nothing left to resize. Do not resize it or save it as JPEG. Ask with the prompt that the model was trained
-with, and read the answer's boxes as before, with the size of the photograph, not of `picture`.
+with, and read the answer's boxes as before, with the size of the photograph, not of `image`.
 
-axes.npz holds `add` and `shade`: the result is picture * (1 - shade) + add, colours from 0 to 1, rounded to 8 bits.
+axes.npz holds `add` and `shade`: the result is image * (1 - shade) + add, colours from 0 to 1, rounded to 8 bits.
 axes.png shows the axes to the eye and is not read.
 
-Compared with the prompt in floating point on {pictures} pictures: at most {difference}/255 apart where nothing is
-clipped; clipped were {clipped} of {values} colour values. With any picture, {clippable} of a picture's values could be.
+Compared with the prompt in floating point on {images} images: at most {difference}/255 apart where nothing is
+clipped; clipped were {clipped} of {values} colour values. With any image, {clippable} of an image's values could be.
 """

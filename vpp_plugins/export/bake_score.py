@@ -36,17 +36,17 @@ def score_baked(
     *,
     batch_size: int = 8,
 ) -> BakedScores:
-    """Ask the same questions, a picture, an expression and its true box, with the prompt attached and with it baked."""
+    """Ask the same questions, an image, an expression and its true box, with the prompt attached and with it baked."""
     axes, grounder = load_axes(folder), Grounder(model, processor)
-    pictures = [picture for picture, _, _ in questions]
-    metas = processor.image_metas(pictures)
+    images = [image for image, _, _ in questions]
+    metas = processor.image_metas(images)
     asked = [grounder.codec.prompt(expression) for _, expression, _ in questions]
     attached, baked = [], []
     for start in range(0, len(questions), batch_size):
         batch = slice(start, start + batch_size)
-        attached += [text for text, _ in grounder.ask(pictures[batch], asked[batch])]
+        attached += [text for text, _ in grounder.ask(images[batch], asked[batch])]
         with vpp_disabled(model):
-            laid = [apply_axes(picture, axes) for picture in pictures[batch]]
+            laid = [apply_axes(image, axes) for image in images[batch]]
             baked += [text for text, _ in grounder.ask(laid, asked[batch])]
 
     def overlaps(answers: Sequence[str]) -> list[float]:

@@ -19,7 +19,7 @@ def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
 
     The graph takes `pixel_values [images, 3, side, side]`, as `images.letterbox` makes them at the configuration's
     `image_size`, any number of images at a time, and returns `features [images, queries, hidden]`: what the
-    placeholders' rows of the token embeddings are replaced by. The global prompt on the detector's pictures, and the
+    placeholders' rows of the token embeddings are replaced by. The global prompt on the detector's images, and the
     mask of their padding, are in the graph. `vpp` is an attached model's `model.vpp`, and stays as it is.
 
         export_local_prompt(model.vpp, "local_prompt.onnx")
@@ -38,13 +38,13 @@ def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
         raise VPPError(f"the folder '{target.parent}' does not exist: make it first.")
     temporary = target.with_name(f".{target.name}.part")
     module = _LocalPrompt(copy.deepcopy(vpp).float().cpu()).eval()
-    pictures = torch.zeros(2, 3, side, side)  # two, because tracing takes a single one for a constant
+    images = torch.zeros(2, 3, side, side)  # two, because tracing takes a single one for a constant
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's exporter calls its own deprecated names
             program = torch.onnx.export(
                 module,
-                (pictures,),
+                (images,),
                 dynamo=True,
                 verbose=False,
                 optimize=False,  # runtimes do it themselves
@@ -67,7 +67,7 @@ def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
 
 
 class _LocalPrompt(nn.Module):
-    """Pictures in, features out, one row of queries for each picture."""
+    """Images in, features out, one row of queries for each image."""
 
     def __init__(self, vpp: VPP) -> None:
         super().__init__()

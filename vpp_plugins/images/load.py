@@ -1,4 +1,4 @@
-"""Read any picture a user may have into plain RGB, and letterbox it for the detector."""
+"""Read any image a user may have into plain RGB, and letterbox it for the detector."""
 
 import base64
 import io
@@ -26,17 +26,17 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """Return the picture as 8-bit RGB, turned upright as its EXIF orientation says.
+    """Return the image as 8-bit RGB, turned upright as its EXIF orientation says.
 
     A text is a path, an http(s) address, which is fetched, or a `data:image/...;base64,` address.
 
-    CMYK, palette, 16-bit and grey pictures are converted, transparency is laid on white, and of an animation the first
+    CMYK, palette, 16-bit and grey images are converted, transparency is laid on white, and of an animation the first
     frame is taken.
     Raises VPPError for a missing, empty, truncated or foreign file, and for sides below 8 or above 16,384 pixels.
     """
     if not isinstance(source, ImageSource):
-        raise VPPError(f"a picture must be a path, an address, bytes or a PIL image, but is a {type(source).__name__}.")
-    name = "the picture" if isinstance(source, bytes | Image.Image) or _is_data(source) else f"'{source}'"
+        raise VPPError(f"an image must be a path, an address, bytes or a PIL image, but is a {type(source).__name__}.")
+    name = "the image" if isinstance(source, bytes | Image.Image) or _is_data(source) else f"'{source}'"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side limit below is ours
@@ -44,13 +44,13 @@ def load_image(source: ImageSource) -> Image.Image:
             _check_size(image, name)
             return _to_rgb(ImageOps.exif_transpose(image))
     except (FileNotFoundError, NotADirectoryError):
-        raise VPPError(f"{name} does not exist: give the path of a picture.") from None
+        raise VPPError(f"{name} does not exist: give the path of an image.") from None
     except PermissionError:
-        raise VPPError(f"{name} may not be read: ask for permission, or give another picture.") from None
+        raise VPPError(f"{name} may not be read: ask for permission, or give another image.") from None
     except IsADirectoryError:
-        raise VPPError(f"{name} is a folder: give the path of one picture.") from None
+        raise VPPError(f"{name} is a folder: give the path of one image.") from None
     except UnidentifiedImageError:
-        raise VPPError(f"{name} is not a picture that can be read (JPEG, PNG, WebP, ... expected).") from None
+        raise VPPError(f"{name} is not an image that can be read (JPEG, PNG, WebP, ... expected).") from None
     except Image.DecompressionBombError:
         raise VPPError(
             f"{name} has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and about 179 "
@@ -63,10 +63,10 @@ def load_image(source: ImageSource) -> Image.Image:
 
 
 def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
-    """Fit an RGB picture into a square, centred, ImageNet-normalised, with exact zeros around it.
+    """Fit an RGB image into a square, centred, ImageNet-normalised, with exact zeros around it.
 
     No 8-bit value normalises to exactly 0 (255 times no ImageNet mean is an integer), so the zeros tell padding from
-    picture. Same arithmetic as VPP-LLaVA's test transforms: 8-bit bilinear resize, then offsets of half the padding,
+    image. Same arithmetic as VPP-LLaVA's test transforms: 8-bit bilinear resize, then offsets of half the padding,
     rounded down.
     """
     ratio = side / max(image.size)
@@ -87,7 +87,7 @@ def normalise(
 
 
 def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "images 3 side side"]:
-    """Return every picture as `letterbox` does, in one batch; an object that comes several times is fitted once."""
+    """Return every image as `letterbox` does, in one batch; an object that comes several times is fitted once."""
     fitted: dict[int, Tensor] = {}
     for image in images:
         if id(image) not in fitted:
@@ -96,7 +96,7 @@ def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "imag
 
 
 def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
-    """Return every picture as `load_image` does; one that comes several times is read once, and is one object."""
+    """Return every image as `load_image` does; one that comes several times is read once, and is one object."""
     read: dict[int | str, Image.Image] = {}
     sources = list(sources)  # data sets' columns decode anew at every look, and what is gone leaves its id to another
     names = [str(source) if isinstance(source, str | Path) else id(source) for source in sources]
@@ -107,35 +107,35 @@ def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
 
 
 def flatten_images(images: Any) -> list[Image.Image]:
-    """Return every picture of a picture, a list, or a list of lists, upright RGB, in reading order; None holds none.
+    """Return every image of an image, a list, or a list of lists, upright RGB, in reading order; None holds none.
 
-    Beside what `load_image` takes, pictures may be 8-bit arrays [height, width, 3] or tensors [3, height, width]. An
+    Beside what `load_image` takes, images may be 8-bit arrays [height, width, 3] or tensors [3, height, width]. An
     object that comes several times is read once.
     """
     read: dict[int, Image.Image] = {}
 
     def flat(part: Any) -> list[Image.Image]:
         if isinstance(part, list | tuple):
-            return [picture for inner in part for picture in flat(inner)]
+            return [image for inner in part for image in flat(inner)]
         if id(part) not in read:
-            read[id(part)] = _to_picture(part)
+            read[id(part)] = _to_image(part)
         return [read[id(part)]]
 
     return [] if images is None else flat(images)
 
 
-def _to_picture(image: Any) -> Image.Image:
+def _to_image(image: Any) -> Image.Image:
     if isinstance(image, Tensor):
         image = image.permute(1, 2, 0).cpu().numpy() if image.shape[0] == 3 else image.cpu().numpy()
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
             raise VPPError(
-                f"a picture array must be 8-bit [height, width, 3], but is {image.dtype} {list(image.shape)}: convert "
+                f"an image array must be 8-bit [height, width, 3], but is {image.dtype} {list(image.shape)}: convert "
                 "it, or pass a PIL image."
             )
         image = Image.fromarray(image)
     if not isinstance(image, ImageSource):
-        raise VPPError(f"a picture must be a path, bytes, a PIL image, an array or a tensor, but is {image!r}.")
+        raise VPPError(f"an image must be a path, bytes, a PIL image, an array or a tensor, but is {image!r}.")
     return load_image(image)
 
 
@@ -183,7 +183,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image, dtype=np.float64)
         return Image.fromarray((grey / 65535 * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise VPPError("a floating-point picture has no known range: convert it to 8 bits first.")
+        raise VPPError("a floating-point image has no known range: convert it to 8 bits first.")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

@@ -46,7 +46,7 @@ class Backbone:
     box_format: str
     """Name of the codec in which the family writes boxes; see `vpp_plugins.boxes`."""
     frame: Frame
-    """Whether the family's coordinates, and so the axes, span the padded square or the picture itself."""
+    """Whether the family's coordinates, and so the axes, span the padded square or the image itself."""
     pixel_argument: str = "pixel_values"
     """The encoder's name for its pixels, where they come by keyword."""
     image_arguments: tuple[str, ...] = ("pixel_values",)
@@ -54,7 +54,7 @@ class Backbone:
     pixel_layout: PixelLayout = planes
     """How the encoder arranges pixels: one of `vpp_plugins.plugins.layouts`, or a module-level function of your own."""
     tiled: bool = False
-    """Whether an encoder input may show a part of its picture, or more than it: calls then need `vpp_tile_boxes`."""
+    """Whether an encoder input may show a part of its image, or more than it: calls then need `vpp_tile_boxes`."""
     image_mean: RGB = CLIP_MEAN
     """Mean of the usual pixel normalisation, RGB, 0 to 1."""
     image_std: RGB = CLIP_STD
@@ -63,7 +63,7 @@ class Backbone:
     """The marker in the text that one image replaces, where it is not the processor's own `image_token`; "" where the
     processor sets images before the text itself."""
     plain_prompt: str = "{image}\n{question}"
-    """A picture and a question as one text, where the processor has no chat template."""
+    """An image and a question as one text, where the processor has no chat template."""
     never_ids: tuple[int, ...] = ()
     """Token ids, besides the placeholder's, that generate must never answer."""
     fallback: bool = False

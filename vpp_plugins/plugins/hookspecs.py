@@ -35,7 +35,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 def vpp_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
     """Build the query generator called `name`, or return None if it is not yours.
 
-    The module maps pictures `[images, 3, height, width]` and a mask (True on picture) or None to
+    The module maps images `[images, 3, height, width]` and a mask (True on image) or None to
     `[images, num_queries, width]`, and has the width as attribute `width`.
     """
 

@@ -4,7 +4,7 @@
 - `tokenizer.py`: byte-level BPE whose coordinates are single tokens.
 - `build.py`: an untrained model and its processor.
 - `untrained.py`: that model with its prompts and ImageNet's backbone, as training begins.
-- `packing.py`: many questions about one picture in one training sequence.
+- `packing.py`: many questions about one image in one training sequence.
 - `weights.py`: saving and loading the shipped weights.
 
 It was trained by the scripts in `examples/pocket`.

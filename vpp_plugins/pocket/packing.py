@@ -1,6 +1,6 @@
-"""Many questions about one picture in one sequence: the picture's tokens are computed once, no question sees another.
+"""Many questions about one image in one sequence: the image's tokens are computed once, no question sees another.
 
-A packed sequence is the picture's prefix and then one segment per question with its answer. A segment's positions go
+A packed sequence is the image's prefix and then one segment per question with its answer. A segment's positions go
 on from the prefix, so every logit equals that of the single-turn sequence (tested).
 """
 
@@ -42,7 +42,7 @@ class Packed:
 
 
 def pack(prefix: Sequence[int], questions: Sequence[Sequence[Segment]], pad_id: int) -> Packed:
-    """Pack each picture's questions behind the prefix, whose image and prompt placeholders every picture shares."""
+    """Pack each image's questions behind the prefix, whose image and prompt placeholders every image shares."""
     start = len(prefix)
     length = max(start + sum(len(segment.ids) for segment in per_image) for per_image in questions)
     ids = torch.full((len(questions), length), pad_id)

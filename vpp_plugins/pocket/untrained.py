@@ -15,7 +15,7 @@ from vpp_plugins.pocket.vision import BACKBONE, PocketVisionModel, make_constant
 from vpp_plugins.pocket.weights import load_backbone
 
 SIZE = 320
-"""Side of the tower's and of the detector's pictures, in pixels."""
+"""Side of the tower's and of the detector's images, in pixels."""
 _DETECTOR: Mapping[str, Any] = {
     "backbone": BACKBONE,
     "width": 128,

@@ -75,7 +75,7 @@ class PocketVisionModel(PreTrainedModel):
     def maps(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Maps:
         """Return the backbone's stride-16 and stride-32 maps.
 
-        In training they are kept until the next call, which takes them over if it is about the same pictures: so a
+        In training they are kept until the next call, which takes them over if it is about the same images: so a
         detector on this backbone and the tower itself compute them once between them.
         """
         kept, self._kept = self._kept, None
@@ -86,9 +86,9 @@ class PocketVisionModel(PreTrainedModel):
         ):
             return kept[1]
         alone = pixel_values.is_cpu and not torch.compiler.is_compiling()
-        # the maps of one picture fit a CPU's caches, a batch's do not
-        pictures = pixel_values.split(1) if alone else [pixel_values]
-        fine, coarse = (torch.cat(parts) for parts in zip(*map(self.backbone, pictures), strict=True))
+        # the maps of one image fit a CPU's caches, a batch's do not
+        images = pixel_values.split(1) if alone else [pixel_values]
+        fine, coarse = (torch.cat(parts) for parts in zip(*map(self.backbone, images), strict=True))
         if self.training and not pixel_values.requires_grad:
             self._kept = pixel_values, (fine, coarse)
         return fine, coarse

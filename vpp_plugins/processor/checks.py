@@ -40,11 +40,11 @@ def check_pair(processor: Any, host: Any) -> None:
         )
     settings = host.config.to_dict()
     expected = settings.get("image_token_id", settings.get("image_token_index"))
-    # some processors name the marker in texts, which is not what they write for a picture: Gemma 3, Llama 4
+    # some processors name the marker in texts, which is not what they write for an image: Gemma 3, Llama 4
     own = {vars(processor).get("image_token_id"), *tokenizer.get_added_vocab().values()}
     if isinstance(expected, int) and expected not in own:
         raise VPPError(
-            f"{pair}: the model expects pictures at token id {expected}, which is "
+            f"{pair}: the model expects images at token id {expected}, which is "
             f"{tokenizer.convert_ids_to_tokens(expected)!r} to its tokenizer, and no image token; load the processor "
             "of the model's own checkpoint."
         )

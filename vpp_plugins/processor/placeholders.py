@@ -99,7 +99,7 @@ def _writes_images(processor: Any) -> bool:
     from transformers import ProcessorMixin
 
     if not isinstance(processor, ProcessorMixin) or _is_one_of(processor, frozenset(["MllamaProcessor"])):
-        return False  # Mllama attends to pictures from its single image token, and heeds no replacement
+        return False  # Mllama attends to images from its single image token, and heeds no replacement
     return type(processor).replace_image_token is not ProcessorMixin.replace_image_token
 
 

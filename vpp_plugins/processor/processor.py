@@ -1,4 +1,4 @@
-"""The processor of an attached model: the host's own, plus the placeholders and the detector's pictures."""
+"""The processor of an attached model: the host's own, plus the placeholders and the detector's images."""
 
 import copy
 import functools
@@ -25,7 +25,7 @@ from vpp_plugins.prompts import TOKEN
 class VPPProcessor:
     """Called like the host's processor; adds `<|vpp|>` after every image of the text, and `vpp_pixel_values`.
 
-    Works on a copy of `processor`, with the settings that grounding needs (LLaVA: pictures are padded to a square,
+    Works on a copy of `processor`, with the settings that grounding needs (LLaVA: images are padded to a square,
     because transformers' default crops their sides away). Adds `<|vpp|>` to the copy's tokenizer and binds its id to
     the model; a spare row of the embedding is used where there is one, else the table grows by a row, until detach_vpp:
     its Parameter is then a new one, so make the processor before the optimizer and before get_peft_model.
@@ -69,21 +69,21 @@ class VPPProcessor:
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> Any:
         """Return the host's inputs with `vpp_pixel_values [images, 3, side, side]` in reading order of the images.
 
-        `images` is one picture, a list, or a list per text; pictures are paths, addresses, bytes, PIL images, or 8-bit
-        arrays [height, width, 3] or tensors [3, height, width]. Hosts that cut pictures into tiles also get
+        `images` is one image, a list, or a list per text; images are paths, addresses, bytes, PIL images, or 8-bit
+        arrays [height, width, 3] or tensors [3, height, width]. Hosts that cut images into tiles also get
         `vpp_tile_boxes [encoder inputs, 4]`, see `tile_boxes`. Inside `vpp_disabled(model)` the host's inputs come
         alone.
         """
         if not self._state.attached:
             raise VPPError("this processor's model was detached from VPP: use the host's own processor.")
         flat = flatten_images(images)
-        pictures = _like(images, iter(flat)) if flat else None
+        loaded = _like(images, iter(flat)) if flat else None
         if self._state.disabled:
-            return self.processor(images=pictures, text=text, **kwargs)
+            return self.processor(images=loaded, text=text, **kwargs)
         if kwargs.get("videos") is not None:
             raise VPPError("videos cannot be processed together with VPP yet: pass their frames as images.")
         host, marked = self._placed(text, _lengths(images), len(flat))
-        inputs = host(images=pictures, text=marked, **kwargs)
+        inputs = host(images=loaded, text=marked, **kwargs)
         if self._tokens_per_image and "input_ids" in inputs:
             self._check_whole(inputs["input_ids"], len(flat) * self._tokens_per_image)
         if flat:
@@ -94,7 +94,7 @@ class VPPProcessor:
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = False, **kwargs: Any) -> Any:
         """Render a chat, or a list of chats, with the host's template.
 
-        With `tokenize`, return the inputs, pictures named in the chat (`image`, `url`, `path`) included. The other
+        With `tokenize`, return the inputs, images named in the chat (`image`, `url`, `path`) included. The other
         arguments are those of the host's own `apply_chat_template`.
         """
         if not tokenize:
@@ -105,7 +105,7 @@ class VPPProcessor:
         return host.apply_chat_template(conversation, tokenize=True, **{**kwargs, "return_dict": True})
 
     def image_metas(self, images: Any) -> list[ImageMeta]:
-        """Return what the box codec of the model's family must know of each picture, in reading order."""
+        """Return what the box codec of the model's family must know of each image, in reading order."""
         return metas_of(
             flatten_images(images), plugins.box_codec(self._state.backbone.box_format), self.image_processor
         )
@@ -175,13 +175,13 @@ class VPPProcessor:
             )
         return self._place(self.processor, text, sizes, images)
 
-    def _views(self, pictures: list[Image.Image], options: dict[str, Any]) -> dict[str, Tensor]:
+    def _views(self, images: list[Image.Image], options: dict[str, Any]) -> dict[str, Tensor]:
         """Return what VPP takes beside the host's inputs; `options` are those of the call."""
         views = {}
         if self._tokens_per_image:
-            views["vpp_pixel_values"] = letterboxes(pictures, self._image_size)
+            views["vpp_pixel_values"] = letterboxes(images, self._image_size)
         if self._tiled:
-            sizes = [(picture.height, picture.width) for picture in pictures]
+            sizes = [(image.height, image.width) for image in images]
             names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
             settings = {name: value for name, value in options.items() if name in names}
             views["vpp_tile_boxes"] = tile_boxes(self.processor, sizes, self._state.backbone, **settings)
@@ -204,17 +204,17 @@ def _restored(state: dict[str, Any]) -> VPPProcessor:
 
 
 def _lengths(images: Any) -> list[int] | None:
-    """Return how many pictures each list holds; None for a flat list, whose pictures belong to no text yet."""
+    """Return how many images each list holds; None for a flat list, whose images belong to no text yet."""
     if not isinstance(images, list | tuple) or not any(isinstance(part, list | tuple) for part in images):
         return None
     return [len(part) if isinstance(part, list | tuple) else 1 for part in images]
 
 
-def _like(images: Any, pictures: Iterator[Image.Image]) -> Any:
-    """Put the pictures back into the nesting of `images`."""
+def _like(images: Any, loaded: Iterator[Image.Image]) -> Any:
+    """Put the images back into the nesting of `images`."""
     if isinstance(images, list | tuple):
-        return [_like(part, pictures) for part in images]
-    return next(pictures)
+        return [_like(part, loaded) for part in images]
+    return next(loaded)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""Which part of its picture each input of a vision encoder shows, asked of the host's own processor.
+"""Which part of its image each input of a vision encoder shows, asked of the host's own processor.
 
-Processors cut, pad and shrink pictures in as many ways as there are families, and few say how. So a picture whose
+Processors cut, pad and shrink images in as many ways as there are families, and few say how. So an image whose
 colours are its own coordinates goes through the processor, and the colours that come out tell where each input lies.
 """
 
@@ -24,13 +24,13 @@ NOWHERE: Window = (2.0, 2.0, 3.0, 3.0)
 """The window of an input that is padding throughout."""
 
 EDGE = 3
-"""Resizing bends the coordinates near a picture's edge: pixels of the picture, and of the input, that are not asked."""
+"""Resizing bends the coordinates near an image's edge: pixels of the image, and of the input, that are not asked."""
 
 KEPT = 1000
 """Answers that are kept for each processor."""
 
 Views = tuple[tuple[Window, ...], ...]
-"""The windows of one picture's inputs, in each of the host's image arguments."""
+"""The windows of one image's inputs, in each of the host's image arguments."""
 
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], Views]] = WeakKeyDictionary()
 """What each processor answered, by size and settings."""
@@ -41,13 +41,13 @@ def tile_boxes(
 ) -> Int[Tensor, "inputs 4"]:
     """Return (left, top, right, bottom) of every encoder input, in millionths of the frame that carries the axes.
 
-    The pictures have the given heights and widths, in reading order; `settings` are the arguments of the processor's
+    The images have the given heights and widths, in reading order; `settings` are the arguments of the processor's
     call that concern images. Inputs come in the order in which the encoder gets them, without padding tiles; where a
     host has several image arguments, all of the first come before all of the second. (0, 0, 1000000, 1000000) is the
     whole frame, and what lies beyond it is padding.
 
     One extra pass of the processor for each new size; answers are kept. Raises VPPError where the processor cannot take
-    such a picture.
+    such an image.
     """
     known = _KNOWN.setdefault(processor, {})
     setting = (processor.image_processor.to_json_string(), backbone.pixel_layout, backbone.frame, repr(settings))
@@ -59,7 +59,7 @@ def tile_boxes(
         if views is None:
             views = known[size_hw, *setting] = _ask(processor, size_hw, backbone, settings)
         each.append(views)  # not looked up again: another thread may clear what is known
-    return to_tile_boxes([window for views in zip(*each, strict=True) for picture in views for window in picture])
+    return to_tile_boxes([window for views in zip(*each, strict=True) for image in views for window in image])
 
 
 def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
@@ -69,9 +69,9 @@ def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
 
 def _ask(processor: Any, size_hw: tuple[int, int], backbone: Backbone, settings: Mapping[str, Any]) -> Views:
     inputs = _process(processor, size_hw, backbone, settings)
-    pictures = [_pictures(backbone, inputs, name) for name in backbone.image_arguments]
+    images = [_images(backbone, inputs, name) for name in backbone.image_arguments]
     return tuple(
-        tuple(_in_frame(_window(picture, size_hw), size_hw, backbone.frame) for picture in view) for view in pictures
+        tuple(_in_frame(_window(image, size_hw), size_hw, backbone.frame) for image in view) for view in images
     )
 
 
@@ -93,22 +93,22 @@ def _process(
         inputs: Mapping[str, Any] = processor(images=[coordinates], text=[marker], **{**settings, **plain})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise VPPError(
-            f"{type(processor).__name__} cannot tell what its tiles show, because it fails on a picture of floats "
+            f"{type(processor).__name__} cannot tell what its tiles show, because it fails on an image of floats "
             f"({error}): pass vpp_tile_boxes of your own, or leave the global prompt out, VPPConfig(global_vpp=None)."
         ) from error
     return inputs
 
 
-def _pictures(backbone: Backbone, inputs: Mapping[str, Any], name: str) -> list[Float[Tensor, "3 height width"]]:
-    """Return every input as a picture: what the layout would lay the axes over."""
+def _images(backbone: Backbone, inputs: Mapping[str, Any], name: str) -> list[Float[Tensor, "3 height width"]]:
+    """Return every input as an image: what the layout would lay the axes over."""
     if inputs.get(name) is None:
         return []
     nothing = torch.zeros(3, 1, 1)
     seen = _Seen(nothing, nothing[0], 1.0, "kept", "bilinear", shrink=False)
-    seen.pictures = []
+    seen.images = []
     backbone.pixel_layout(torch.as_tensor(inputs[name]), seen, None, encoder_arguments(inputs))
     layout = backbone.pixel_layout
-    return seen.pictures[:: layout.frames if isinstance(layout, Patches) else 1]  # Qwen-VL repeats a picture in time
+    return seen.images[:: layout.frames if isinstance(layout, Patches) else 1]  # Qwen-VL repeats an image in time
 
 
 def encoder_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,20 +117,20 @@ def encoder_arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Seen(Overlay):
-    """An overlay that lays nothing over the pictures that a layout gives it, and remembers them."""
+    """An overlay that lays nothing over the images that a layout gives it, and remembers them."""
 
-    pictures: list[Float[Tensor, "3 height width"]]
+    images: list[Float[Tensor, "3 height width"]]
 
     def blend(
         self, pixels: Float[Tensor, "images 3 height width"], windows: Sequence[Window] | None = None
     ) -> Float[Tensor, "images 3 height width"]:
-        self.pictures.extend(pixels)
+        self.images.extend(pixels)
         return pixels
 
 
-def _window(picture: Float[Tensor, "3 height width"], size_hw: tuple[int, int]) -> Window:
-    """Read what an input shows of the picture off the coordinates in it."""
-    x, y, one = picture.double()
+def _window(image: Float[Tensor, "3 height width"], size_hw: tuple[int, int]) -> Window:
+    """Read what an input shows of the image off the coordinates in it."""
+    x, y, one = image.double()
     content = ((one - 1).abs() < 1e-3) & (x > 0) & (x < 1) & (y > 0) & (y < 1)
     if not content.any():
         return NOWHERE
@@ -143,7 +143,7 @@ def _reach(coordinates: Float[Tensor, " length"], content: Bool[Tensor, " length
     """Fit a line to the coordinates along one side of an input and return its values at both ends."""
     length, places = len(coordinates), torch.nonzero(content)[:, 0].numpy()
     values = coordinates.numpy()[places]
-    if len(places) == 1:  # a sliver at the picture's edge
+    if len(places) == 1:  # a sliver at the image's edge
         step = 2 * min(values[0], 1 - values[0])
     else:
         inner = (values * source > EDGE) & ((1 - values) * source > EDGE)
@@ -156,7 +156,7 @@ def _reach(coordinates: Float[Tensor, " length"], content: Bool[Tensor, " length
 
 
 def _in_frame(window: Window, size_hw: tuple[int, int], frame: str) -> Window:
-    """Bring a window from units of the picture to those of the frame that carries the axes."""
+    """Bring a window from units of the image to those of the frame that carries the axes."""
     if frame == "image":
         return window
     (height, width), side = size_hw, max(size_hw)

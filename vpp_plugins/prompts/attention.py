@@ -95,7 +95,7 @@ def attend_ragged(
 
 
 def ragged_pays(tokens: Tensor) -> bool:
-    """Return whether packing pictures for `attend_ragged` is quicker here than padding them and masking the padding.
+    """Return whether packing images for `attend_ragged` is quicker here than padding them and masking the padding.
 
     On CUDA that takes xformers' one kernel for all segments; and lengths must be known to Python, which neither a
     compiled graph nor a captured one allows.

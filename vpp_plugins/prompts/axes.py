@@ -1,7 +1,7 @@
-"""Draw the axis picture that a global prompt starts from, and the band it covers.
+"""Draw the axis image that a global prompt starts from, and the band it covers.
 
 Geometry after the published checkpoint's axis image (white ground, one-pixel frame, ten-pixel ticks, labels inside);
-the font is Pillow's own free one, so the glyphs differ from the published picture, whose font may not be redistributed.
+the font is Pillow's own free one, so the glyphs differ from the published image, whose font may not be redistributed.
 """
 
 from typing import assert_never
@@ -28,7 +28,7 @@ def draw_axes(
     """Return black axes on white, `size` x `size` pixels, y growing downwards.
 
     "edge-0.1" and "edge-0.05" tick all four edges in these steps, "cross" ticks two lines through the centre, "padding"
-    ticks the inner rim of a band of `border` pixels, where the picture shrunk to the inside will stand.
+    ticks the inner rim of a band of `border` pixels, where the image shrunk to the inside will stand.
     Labels are at most `font_size` pixels high, smaller where the band is narrow, and left out where none could be read.
     """
     image = Image.new("L", (size, size), 255)

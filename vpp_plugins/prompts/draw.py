@@ -1,4 +1,4 @@
-"""Pictures of boxes and of what the prompts put in."""
+"""Images of boxes and of what the prompts put in."""
 
 import base64
 import io
@@ -22,26 +22,26 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 def draw_boxes(
     image: Image.Image, boxes: Sequence[Box], *, labels: Sequence[str] | None = None, colours: Sequence[str] = COLOURS
 ) -> Image.Image:
-    """Return a copy of the picture with xyxy pixel boxes on it, one colour each in turn.
+    """Return a copy of the image with xyxy pixel boxes on it, one colour each in turn.
 
     `labels`, one per box, are written on them; an empty one is left out.
     """
     if labels is not None and len(labels) != len(boxes):
         raise VPPError(f"one label per box is expected, but {len(labels)} came for {len(boxes)} boxes.")
-    picture = image.convert("RGB").copy()
-    canvas = ImageDraw.Draw(picture)
-    width = max(2, round(max(picture.size) / 200))
-    font = ImageFont.load_default(size=max(10, round(max(picture.size) / 32)))
+    drawn = image.convert("RGB").copy()
+    canvas = ImageDraw.Draw(drawn)
+    width = max(2, round(max(drawn.size) / 200))
+    font = ImageFont.load_default(size=max(10, round(max(drawn.size) / 32)))
     for index, box in enumerate(boxes):
         colour = colours[index % len(colours)]
         canvas.rectangle(box, outline=colour, width=width)
         if labels is not None and labels[index]:
-            _label(canvas, picture.size, box, labels[index], colour, font)
-    return picture
+            _label(canvas, drawn.size, box, labels[index], colour, font)
+    return drawn
 
 
 def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0) -> Image.Image:
-    """Return the padded square of the picture as the vision encoder sees it, at the prompt's size.
+    """Return the padded square of the image as the vision encoder sees it, at the prompt's size.
 
     `gain` multiplies what the prompt changed, so that a blend of a few per cent becomes visible; 1 is the truth.
     """
@@ -56,13 +56,13 @@ def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0) ->
 
 
 def draw_sensitivity(vpp: VPP, image: Image.Image) -> Image.Image:
-    """Return the picture at the detector's size, bright where the local prompt's tokens depend on it most.
+    """Return the image at the detector's size, bright where the local prompt's tokens depend on it most.
 
     Measured by the gradient of the tokens' squared length with respect to the pixels, averaged over 16 x 16 of them.
     Raises VPPError where there is no local prompt.
     """
     if vpp.config.local_vpp is None:
-        raise VPPError("there is no local prompt whose tokens could depend on the picture.")
+        raise VPPError("there is no local prompt whose tokens could depend on the image.")
     pixels = letterbox(image.convert("RGB"), vpp.config.local_vpp.image_size)[None]
     pixels = pixels.to(next(vpp.parameters())).requires_grad_()
     with torch.enable_grad():
@@ -81,10 +81,10 @@ def draw_sensitivity(vpp: VPP, image: Image.Image) -> Image.Image:
 def draw_queries(
     vpp: VPP, heads: DetectionHeads, names: Sequence[str], image: Image.Image, *, at_least: float = 0.3
 ) -> Image.Image:
-    """Return the picture with what the local prompt's queries see: the box and noun of each that is sure enough.
+    """Return the image with what the local prompt's queries see: the box and noun of each that is sure enough.
 
     `heads` are a detector's, trained with these queries, and `names` its classes; `at_least` is a probability. The
-    detector's square must be the picture padded, as `images.letterbox` makes it.
+    detector's square must be the image padded, as `images.letterbox` makes it.
     """
     if vpp.local_vpp is None or vpp.config.local_vpp is None:
         raise VPPError("there is no local prompt whose queries could be drawn.")
@@ -107,21 +107,21 @@ def draw_queries(
 
 
 def draw_prompt(prompt: GlobalVPP) -> Image.Image:
-    """Return the learnable axes themselves, as a picture."""
+    """Return the learnable axes themselves, as an image."""
     mean, std = (np.array(value, dtype=np.float32) for value in (prompt.image_mean, prompt.image_std))
     shown = prompt.prompt.detach().float().cpu().permute(1, 2, 0).numpy() * std + mean
     return _to_image(shown)
 
 
 def jpeg_url(image: Image.Image) -> str:
-    """Return the picture as a `data:` address, for pages that stand alone."""
+    """Return the image as a `data:` address, for pages that stand alone."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _to_image(shown: np.ndarray) -> Image.Image:
-    """Turn colours [height, width, 3] from 0 to 1 into a picture; what lies beyond is cut."""
+    """Turn colours [height, width, 3] from 0 to 1 into an image; what lies beyond is cut."""
     return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
 
 

@@ -1,7 +1,7 @@
-"""Fusion: how the local prompt's tokens and the picture's own come together (the paper's ablation of concatenation).
+"""Fusion: how the local prompt's tokens and the image's own come together (the paper's ablation of concatenation).
 
 Concatenation, the default and VPP-LLaVA's way, needs no code: both stand in the text, and the language model attends to
-them. By cross-attention one of the two is first enriched by the other, picture by picture, and added to: both keep
+them. By cross-attention one of the two is first enriched by the other, image by image, and added to: both keep
 their places and their number. A fresh fusion adds zero, so it starts as concatenation, bit for bit.
 
 How the paper wires its two variants is not known to us in detail; these are ours, with the same two directions.
@@ -32,7 +32,7 @@ class Fusion(NamedTuple):
     to_output: Float[Tensor, "hidden width"]
     heads: int
     num_queries: int
-    """Tokens of the local prompt per picture."""
+    """Tokens of the local prompt per image."""
 
     def fuse(
         self,
@@ -40,9 +40,9 @@ class Fusion(NamedTuple):
         is_image: Bool[Tensor, "batch length"],
         is_local: Bool[Tensor, "batch length"],
     ) -> Float[Tensor, "batch length hidden"]:
-        """Return the language model's inputs with one kind of token enriched by the other, within each picture.
+        """Return the language model's inputs with one kind of token enriched by the other, within each image.
 
-        A picture's own tokens come before its local prompt's, and after those of the picture before.
+        An image's own tokens come before its local prompt's, and after those of the image before.
         """
         image, local = embeddings[is_image], embeddings[is_local]
         sizes = self._image_sizes(is_image, is_local)
@@ -54,11 +54,11 @@ class Fusion(NamedTuple):
         return embeddings + torch.zeros_like(embeddings).masked_scatter(places[..., None], added)
 
     def _image_sizes(self, is_image: Bool[Tensor, "batch length"], is_local: Bool[Tensor, "batch length"]) -> list[int]:
-        """Return how many tokens of its own each picture has, in reading order."""
+        """Return how many tokens of its own each image has, in reading order."""
         number: Int[Tensor, "batch length"] = is_local.long().cumsum(1) // self.num_queries
-        pictures = is_local.sum(1) // self.num_queries
-        first = (pictures.cumsum(0) - pictures)[:, None]
-        return torch.bincount((first + number)[is_image], minlength=int(pictures.sum())).tolist()
+        images = is_local.sum(1) // self.num_queries
+        first = (images.cumsum(0) - images)[:, None]
+        return torch.bincount((first + number)[is_image], minlength=int(images.sum())).tolist()
 
     def _attend(
         self,
@@ -78,7 +78,7 @@ class Fusion(NamedTuple):
     def _heads(
         self, tokens: Float[Tensor, "tokens hidden"], weight: Float[Tensor, "width hidden"]
     ) -> Float[Tensor, "1 tokens heads dim"]:
-        normalised = F.layer_norm(tokens, tokens.shape[-1:])  # picture and prompt differ in scale
+        normalised = F.layer_norm(tokens, tokens.shape[-1:])  # image and prompt differ in scale
         projected = F.linear(normalised, weight.to(tokens))
         return rearrange(projected, "tokens (heads dim) -> 1 tokens heads dim", heads=self.heads)
 

@@ -45,7 +45,7 @@ class Overlay(NamedTuple):
         Pixels outside the square, that is padding, stay as they are.
         """
         if windows is not None and len(windows) != len(pixels):
-            raise VPPError(f"one window per picture is expected, but {len(windows)} came for {len(pixels)} pictures.")
+            raise VPPError(f"one window per image is expected, but {len(windows)} came for {len(pixels)} images.")
         if self.shrink:
             return self._surround(pixels, windows)
         size_hw = (pixels.shape[-2], pixels.shape[-1])
@@ -65,7 +65,7 @@ class Overlay(NamedTuple):
         if self.resampling == "bilinear":
             return resample(self._layers(), size_hw, window)
         if window != WHOLE:
-            raise VPPError("resample='nearest' lays the axes on whole pictures only: use 'bilinear' for tiles.")
+            raise VPPError("resample='nearest' lays the axes on whole images only: use 'bilinear' for tiles.")
         # fp32 nearest indices of F.interpolate, prompt and mask apart, as the published model was trained
         prompt, mask, cover = (
             F.interpolate(rearrange(part, "(one c) h w -> one c h w", one=1), size_hw)[0]
@@ -88,9 +88,9 @@ class Overlay(NamedTuple):
     def _surround(
         self, pixels: Float[Tensor, "images 3 height width"], windows: Sequence[Window] | None
     ) -> Float[Tensor, "images 3 height width"]:
-        """Shrink the picture into the band's inside, with opaque axes around it (the paper's external padding)."""
+        """Shrink the image into the band's inside, with opaque axes around it (the paper's external padding)."""
         if windows is not None and any(window != WHOLE for window in windows):
-            raise VPPError("style='padding' shrinks whole pictures only: choose an edge style for tiles.")
+            raise VPPError("style='padding' shrinks whole images only: choose an edge style for tiles.")
         height, width = pixels.shape[-2:]
         rim = torch.cat([self.prompt * self.mask, self.mask[None]])
         outside = resample(rim, (height, width)).to(pixels.device)
@@ -106,7 +106,7 @@ class Overlay(NamedTuple):
 
 
 class GlobalVPP(nn.Module):
-    """A learnable axis picture P and its fixed band M.
+    """A learnable axis image P and its fixed band M.
 
     P lives in the host's normalised pixel units, like the pixels that `forward` takes. Its gradient is exactly zero
     outside the band.
@@ -159,7 +159,7 @@ class GlobalVPP(nn.Module):
 
     @torch.no_grad()
     def renormalise_(self, mean: RGB, std: RGB) -> None:
-        """Rewrite P in place for pixels normalised with `mean` and `std`; the picture that it shows stays the same."""
+        """Rewrite P in place for pixels normalised with `mean` and `std`; the image that it shows stays the same."""
         self.prompt.copy_(self.overlay_for(mean, std).prompt)
         self.image_mean, self.image_std = mean, std
 

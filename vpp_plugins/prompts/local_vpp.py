@@ -10,7 +10,7 @@ from vpp_plugins.prompts.fusion import CrossAttention
 class LocalVPP(nn.Module):
     """A generator of object queries and the projector that brings them to the language model's width.
 
-    The generator maps pictures `[images, 3, height, width]` (and a mask, True on picture, or None) to
+    The generator maps images `[images, 3, height, width]` (and a mask, True on image, or None) to
     `[images, num_queries, query_width]`.
     """
 

@@ -1,4 +1,4 @@
-"""Antialiased bilinear resampling of any window of a square picture, as two small matrices.
+"""Antialiased bilinear resampling of any window of a square image, as two small matrices.
 
 One code path serves whole images, tiles of an image (their window is a part of it) and letterboxed images (their window
 reaches beyond it). For the whole square it equals torch's `interpolate(mode="bilinear", antialias=True)`.

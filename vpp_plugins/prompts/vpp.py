@@ -18,7 +18,7 @@ TOKEN = "<|vpp|>"
 """The placeholder in the text; every image gets `num_queries` of them after its own tokens."""
 
 Frame = Literal["square", "image"]
-"""Where the axes lie: on the picture padded to a square, or on the picture itself; the frame of the family's boxes."""
+"""Where the axes lie: on the image padded to a square, or on the image itself; the frame of the family's boxes."""
 
 
 class Prompts(NamedTuple):
@@ -51,7 +51,7 @@ class VPP(nn.Module):
         self.two_streams = False
         """Whether the detector runs beside the vision encoder where a GPU answers, see `beside`."""
         self._rendered: InferenceCache[Tensor] = InferenceCache()
-        """The axes at the size of the detector's pictures: the same for all of them on the padded square."""
+        """The axes at the size of the detector's images: the same for all of them on the padded square."""
         self._check_frame()
 
     @property
@@ -74,7 +74,7 @@ class VPP(nn.Module):
         self.token_id = token_id
 
     def forward(self, vpp_pixel_values: Float[Tensor, "images 3 height width"] | None = None) -> Prompts:
-        """Return this forward's prompts; the pictures are the detector's, see `images.letterbox`."""
+        """Return this forward's prompts; the images are the detector's, see `images.letterbox`."""
         overlay = None if self.global_vpp is None else self.global_vpp.overlay()
         if self.local_vpp is None or vpp_pixel_values is None:
             return Prompts(None, overlay)
@@ -86,7 +86,7 @@ class VPP(nn.Module):
         return Prompts(features, overlay, None if fusion is None else fusion())
 
     def detector_view(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
-        """Return letterboxed pictures as the detector sees them: with the axes on, unless the overlay is off."""
+        """Return letterboxed images as the detector sees them: with the axes on, unless the overlay is off."""
         if self.global_vpp is None or self.detector_overlay == "off":
             return pixels
         raw = self.detector_overlay == "host"
@@ -104,18 +104,18 @@ class VPP(nn.Module):
         return overlay.blend(pixels) if rendered is None else overlay.mix(pixels, rendered)
 
     def _check_frame(self) -> None:
-        axes, laid_on_pictures = self.global_vpp, self.frame == "image" and self.local_vpp is not None
-        if axes is None or not laid_on_pictures or self.detector_overlay == "off":
+        axes, laid_on_images = self.global_vpp, self.frame == "image" and self.local_vpp is not None
+        if axes is None or not laid_on_images or self.detector_overlay == "off":
             return
         if axes.style == "padding" or axes.resample == "nearest":
             raise VPPError(
                 "style='padding' and resample='nearest' need axes on the padded square, but this family has them on "
-                "the picture, letterboxed for the detector: set local_vpp.overlay to False, or choose another style."
+                "the image, letterboxed for the detector: set local_vpp.overlay to False, or choose another style."
             )
 
 
 def _content_windows(content: Bool[Tensor, "images height width"]) -> Float[Tensor, "images 4"]:
-    """Return each letterboxed input's window in units of its picture."""
+    """Return each letterboxed input's window in units of its image."""
     (top, bottom), (left, right) = _span(content.any(2)), _span(content.any(1))
     return torch.stack([left, top, right, bottom], dim=1)
 

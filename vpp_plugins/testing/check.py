@@ -69,8 +69,8 @@ def check_adapter(
     """Check that VPP does on `model` what it promises, and return what held.
 
     `model` is a bare host, as small as can be; it stays as it is. Give either the host's `processor`, with which texts
-    of two pictures and of one are made, or ready `inputs` as VPPProcessor returns them: `input_ids` in which every
-    picture has its placeholders `token_id`, the pictures in reading order as `vpp_pixel_values` (`sample_pixels`), and
+    of two images and of one are made, or ready `inputs` as VPPProcessor returns them: `input_ids` in which every
+    image has its placeholders `token_id`, the images in reading order as `vpp_pixel_values` (`sample_pixels`), and
     whatever the host wants. `adapter` is as for `attach_vpp`. `config` replaces the adapter's own one at toy size;
     without `generate` only forwards are compared.
 

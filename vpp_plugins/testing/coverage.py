@@ -1,4 +1,4 @@
-"""Which of transformers' models of pictures and text take VPP: what the coverage test found for each model type."""
+"""Which of transformers' models of images and text take VPP: what the coverage test found for each model type."""
 
 import json
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ from vpp_plugins.testing.reference_host import Twin, give_row, spare_ids
 
 IMAGE_SIDE = 64
 SIZES = ((64, 48), (48, 72), (56, 56))
-"""Width and height of the generated pictures."""
+"""Width and height of the generated images."""
 QUERIES = 2
 
 Inputs = dict[str, Any]
@@ -139,15 +139,15 @@ def build(
 
 def sample_pixels(images: int) -> Float[Tensor, "images 3 height width"]:
     """Return so many `vpp_pixel_values`, all different, as VPPProcessor would make them at the check's small size."""
-    return torch.stack([letterbox(_picture(seed), IMAGE_SIDE) for seed in range(images)])
+    return torch.stack([letterbox(_image(seed), IMAGE_SIDE) for seed in range(images)])
 
 
 def sample_inputs(processor: VPPProcessor, backbone: Backbone, side: str) -> Inputs:
-    """Return a text with two pictures and one with one, as a batch padded on that side."""
+    """Return a text with two images and one with one, as a batch padded on that side."""
     processor.tokenizer.padding_side = side
-    pictures = [[_picture(0), _picture(1)], [_picture(2)]]
+    images = [[_image(0), _image(1)], [_image(2)]]
     texts = [_text(processor, backbone, 2), _text(processor, backbone, 1)]
-    return dict(processor(images=pictures, text=texts, return_tensors="pt", padding=True, padding_side=side))
+    return dict(processor(images=images, text=texts, return_tensors="pt", padding=True, padding_side=side))
 
 
 def _small(backbone: Backbone, queries: int) -> VPPConfig:
@@ -193,7 +193,7 @@ def _text(processor: VPPProcessor, backbone: Backbone, images: int) -> str:
     return text
 
 
-def _picture(seed: int) -> Image.Image:
+def _image(seed: int) -> Image.Image:
     width, height = SIZES[seed % len(SIZES)]
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)

@@ -197,7 +197,7 @@ def saved_and_loaded(bench: Bench) -> None:
 
 
 def processor(bench: Bench) -> None:
-    """VPPProcessor adds placeholders and pictures to the host's own inputs, and nothing else."""
+    """VPPProcessor adds placeholders and images to the host's own inputs, and nothing else."""
     if bench.processor is None:
         raise Skipped("ready inputs were given instead of a processor")
     wrapped = VPPProcessor(bench.processor, bench.attached)

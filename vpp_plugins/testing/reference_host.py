@@ -1,6 +1,6 @@
 """An unpatched host that does what VPP does to an attached one, by the plainest means: what the attached must equal.
 
-Every placeholder of every picture becomes a text id of its own, and a hook on the embedding gives each of these ids its
+Every placeholder of every image becomes a text id of its own, and a hook on the embedding gives each of these ids its
 feature; a hook on the vision encoder lays the axes over the pixels. Which beam, cache or chunk an id turns up in makes
 no difference, so the twin shares none of the attached host's bookkeeping.
 """
@@ -37,7 +37,7 @@ class Twin:
         if prompts.features is not None:
             model.get_input_embeddings().register_forward_hook(self._embed, with_kwargs=True)
         self.call: Mapping[str, Any] = inputs
-        """What the model's own forward got last: beams repeat its rows, in hosts that encode pictures there."""
+        """What the model's own forward got last: beams repeat its rows, in hosts that encode images there."""
         model.register_forward_pre_hook(self._note, with_kwargs=True)
         if prompts.overlay is not None:
             for path in backbone.vision_encoders:
@@ -64,7 +64,7 @@ class Twin:
             return windows
         each = len(windows) // rows
         if not each:
-            raise VPPError("the windows of patches cannot be told apart where generate repeats the pictures.")
+            raise VPPError("the windows of patches cannot be told apart where generate repeats the images.")
         per_row = [windows[first : first + each] for first in range(0, len(windows), each)]
         return [window for row in per_row for _ in range(now // rows) for window in row]
 

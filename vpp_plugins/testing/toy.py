@@ -14,7 +14,7 @@ NAME = "toy for tests"
 
 
 class ToyGenerator(nn.Module):
-    """Queries that attend once to a picture's patches: every parameter and every pixel counts, in a millisecond."""
+    """Queries that attend once to an image's patches: every parameter and every pixel counts, in a millisecond."""
 
     def __init__(self, num_queries: int, width: int = 8) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ToyGenerator(nn.Module):
     ) -> Float[Tensor, "images queries features"]:
         """Return the queries; the mask is of no use to it."""
         patches = self.patches(pixel_values).flatten(2).mT
-        # one matrix per picture: torch multiplies a shared one in another order where it needs no gradient
+        # one matrix per image: torch multiplies a shared one in another order where it needs no gradient
         queries = self.queries.expand(len(patches), -1, -1)
         attended: Tensor = (queries @ patches.mT).softmax(-1) @ patches + queries
         return attended

@@ -4,13 +4,13 @@
 `build` the model, `trainer` is transformers' Trainer, `preflight` checks that gradients arrive, `checkpoints` keeps
 folders whole, and `watch` writes the page of a run.
 
-`detector` pretrains the local prompt's DETR on boxes (`boxed_pictures`); `detection_loss` is its loss, and
+`detector` pretrains the local prompt's DETR on boxes (`boxed_images`); `detection_loss` is its loss, and
 `auxiliary_detection` the same beside the language model's, in a run by `detection_trainer`. `mixing` mixes data by
 weight, `mixed_data` those of a recipe. `rewards` are for TRL's GRPO, and `grpo` is its trainer for attached models.
 
-For small models from scratch: `drawn_scenes` makes pictures as they are needed, `turns_apart` asks all questions about
-a picture in one sequence, `coordinates` softens the numbers of boxes and hides them, `word_alignment` aligns the
-picture's tokens with words, and `muon` is an optimizer for matrices.
+For small models from scratch: `drawn_scenes` makes images as they are needed, `turns_apart` asks all questions about
+an image in one sequence, `coordinates` softens the numbers of boxes and hides them, `word_alignment` aligns the
+image's tokens with words, and `muon` is an optimizer for matrices.
 
 `labels` marks the answers of a chat among the ids that a processor made of it; `groups` sorts a model's parameters into
 named groups and holds the learning rates of VPP-LLaVA, and `schedules` how they change; `lora` names LoRA's targets.

@@ -1,4 +1,4 @@
-"""A neutral sample as the chat that a family of models is trained on: its words, its boxes, its picture first."""
+"""A neutral sample as the chat that a family of models is trained on: its words, its boxes, its image first."""
 
 from typing import Any
 
@@ -24,15 +24,15 @@ class ChatWriter:
         self._appended = AXIS_SENTENCE if axes else ""
 
     def __call__(self, sample: Sample, meta: ImageMeta | None) -> Chat:
-        """Return the chat, `meta` being of the picture, or None without one.
+        """Return the chat, `meta` being of the image, or None without one.
 
-        Raises VPPError for a box that lies outside the picture, and for a picture of another size than the sample says.
+        Raises VPPError for a box that lies outside the image, and for an image of another size than the sample says.
         """
         if meta is not None and sample.width and meta.size_hw != (sample.height, sample.width):
             height, width = meta.size_hw
             raise VPPError(
-                f"the picture of '{sample.id}' is {width} x {height}, but its boxes are for {sample.width} x "
-                f"{sample.height}: it is another picture, or a resized one."
+                f"the image of '{sample.id}' is {width} x {height}, but its boxes are for {sample.width} x "
+                f"{sample.height}: it is another image, or a resized one."
             )
         chat: Chat = []
         for turn in sample.turns:

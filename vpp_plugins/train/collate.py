@@ -1,4 +1,4 @@
-"""Samples to a batch: pictures, text, placeholders and the labels of the answers."""
+"""Samples to a batch: images, text, placeholders and the labels of the answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -31,12 +31,12 @@ class About:
     """The samples' ids."""
     rows: tuple[int, ...]
     """Their numbers in the data."""
-    pictures: int
-    """How many of them have a picture."""
+    images: int
+    """How many of them have an image."""
     skipped: tuple[str, ...]
     """Which samples gave their place to the next one, and why."""
-    pictured: tuple[Sample, ...] = ()
-    """Those with a picture, in the order of their pictures."""
+    imaged: tuple[Sample, ...] = ()
+    """Those with an image, in the order of their images."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Row:
 
     index: int
     sample: Sample | None
-    """None for the grey picture of a batch of text alone."""
-    picture: Image.Image | None
+    """None for the grey image of a batch of text alone."""
+    image: Image.Image | None
     chat: RenderedChat
 
     @property
@@ -58,8 +58,8 @@ class Row:
 class Collator:
     """Makes batches of a VPPProcessor's inputs.
 
-    A sample that cannot be used (damaged picture, box outside, longer than `max_length`) gives its place to the next
-    one, so batches keep their size and a resumed run meets the same ones. A batch of text alone gets a grey picture
+    A sample that cannot be used (damaged image, box outside, longer than `max_length`) gives its place to the next
+    one, so batches keep their size and a resumed run meets the same ones. A batch of text alone gets a grey image
     that nothing is learned from: so vision encoder, projector and prompts have their place in every backward, with
     zero gradients, and processes that share a model never wait for each other.
     """
@@ -88,13 +88,13 @@ class Collator:
             lengths = real_tokens(batch["attention_mask"]).sum(1).tolist()
             long = [n for n, length in enumerate(lengths[: len(rows)]) if length > (self.max_length or length)]
             if not long:
-                pictures = sum(row.picture is not None for row in rows)
+                images = sum(row.image is not None for row in rows)
                 reasons = tuple(f"{sample}: {why}" for sample, why in skipped.items())
                 ids, numbers = tuple(row.id for row in rows), tuple(row.index for row in rows)
                 if self.hide is not None:
                     batch["input_ids"] = self.hide(batch["input_ids"], batch["labels"], numbers)
-                pictured = tuple(row.sample for row in rows if row.sample is not None and row.picture is not None)
-                return {**batch, ABOUT: About(ids, numbers, pictures, reasons, pictured)}
+                imaged = tuple(row.sample for row in rows if row.sample is not None and row.image is not None)
+                return {**batch, ABOUT: About(ids, numbers, images, reasons, imaged)}
             for number in long:
                 row = rows[number]
                 skipped[row.id] = f"{lengths[number]} tokens are more than max_length = {self.max_length}"
@@ -116,21 +116,21 @@ class Collator:
     def row(self, index: int) -> Row:
         """Return one sample, or raise VPPError where it cannot be used."""
         sample = self.data.samples[index]
-        picture = self.data.picture(index)
+        image = self.data.image(index)
         meta = None
-        if picture is not None:
-            (meta,) = self.processor.image_metas([picture])
+        if image is not None:
+            (meta,) = self.processor.image_metas([image])
         asked = replace(sample, turns=sample.turns[: self.max_turns])
-        return Row(index, sample, picture, render_chat(self.processor, self.write(asked, meta)))
+        return Row(index, sample, image, render_chat(self.processor, self.write(asked, meta)))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`."""
-        added = [] if any(row.picture for row in rows) else [self._stand_in(rows[0])]
+        added = [] if any(row.image for row in rows) else [self._stand_in(rows[0])]
         everything = [*rows, *added]
         tokenizer = self.processor.tokenizer
         begins = tokenizer.bos_token is not None and rows[0].chat.text.startswith(tokenizer.bos_token)
         inputs = self.processor(
-            images=[[] if row.picture is None else [row.picture] for row in everything],
+            images=[[] if row.image is None else [row.image] for row in everything],
             text=[row.chat.text for row in everything],
             return_tensors="pt",
             padding=True,
@@ -145,7 +145,7 @@ class Collator:
         return {**inputs, "labels": labels}
 
     def _stand_in(self, row: Row) -> Row:
-        """Return a grey picture with a word."""
+        """Return a grey image with a word."""
         content = [{"type": "image"}, {"type": "text", "text": "."}]
         chat = [{"role": "user", "content": content}]
         return Row(row.index, None, Image.new("RGB", (64, 64), (127, 127, 127)), render_chat(self.processor, chat))

@@ -15,8 +15,8 @@ from vpp_plugins.data import (
     Sample,
     StoredSamples,
     Tally,
-    picture_is_there,
-    picture_path,
+    image_is_there,
+    image_path,
     sample_line,
     stored_samples,
 )
@@ -27,7 +27,7 @@ from vpp_plugins.train.recipe import Recipe
 
 
 class TrainingData(Dataset[int], ABC):
-    """Samples by number, and their pictures. An item is its number; the collator makes batches of them."""
+    """Samples by number, and their images. An item is its number; the collator makes batches of them."""
 
     samples: Sequence[Sample]
     """All samples in order; they may be read, or made, when they are asked for."""
@@ -35,8 +35,8 @@ class TrainingData(Dataset[int], ABC):
     """What was found wrong."""
 
     @abstractmethod
-    def picture(self, index: int) -> Image.Image | None:
-        """Return a sample's picture, upright, or None for text alone; raises VPPError where it cannot be had."""
+    def image(self, index: int) -> Image.Image | None:
+        """Return a sample's image, upright, or None for text alone; raises VPPError where it cannot be had."""
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -55,25 +55,25 @@ class TrainingData(Dataset[int], ABC):
 
 
 class ListedData(TrainingData):
-    """Samples in memory, pictures on disk."""
+    """Samples in memory, images on disk."""
 
     def __init__(self, samples: Iterable[Sample], root: str | Path, tally: Tally | None = None) -> None:
-        """Keep the samples whose pictures are there, and count the others in `tally`.
+        """Keep the samples whose images are there, and count the others in `tally`.
 
         Raises VPPError where no sample is left.
         """
         self.root, self.tally = Path(root), tally or Tally()
-        self.samples = [sample for sample in samples if picture_is_there(self.root, sample, self.tally)]
+        self.samples = [sample for sample in samples if image_is_there(self.root, sample, self.tally)]
         if not self.samples:
             raise no_samples(self.tally)
 
-    def picture(self, index: int) -> Image.Image | None:
-        """Return a sample's picture from the folder."""
+    def image(self, index: int) -> Image.Image | None:
+        """Return a sample's image from the folder."""
         image = self.samples[index].image
-        return load_image(picture_path(self.root, image)) if image else None
+        return load_image(image_path(self.root, image)) if image else None
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all samples in order; pictures' bytes are not read."""
+        """Return the SHA-256 of all samples in order; images' bytes are not read."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(sample_line(sample))
@@ -90,9 +90,9 @@ class StoredData(TrainingData):
         if not len(samples):
             raise no_samples(self.tally)
 
-    def picture(self, index: int) -> Image.Image | None:
-        """Return a sample's picture from its shard, or from the folder."""
-        source = self.samples.picture(index)
+    def image(self, index: int) -> Image.Image | None:
+        """Return a sample's image from its shard, or from the folder."""
+        source = self.samples.image(index)
         return None if source is None else load_image(source)
 
     def fingerprint(self) -> str:

@@ -30,8 +30,8 @@ _EASY = (_ALONE, _FEW)
 class DrawnScenes(TrainingData):
     """`count` scenes of one split; the first tenth of them are easy, with one to three objects.
 
-    A sample asks for up to seven expressions and describes each object: a dialogue of several turns about one picture,
-    as LLaVA's own data have. Samples and pictures depend on `seed` and their number alone.
+    A sample asks for up to seven expressions and describes each object: a dialogue of several turns about one image,
+    as LLaVA's own data have. Samples and images depend on `seed` and their number alone.
     """
 
     def __init__(self, source: Any, count: int, *, split: str = "train", seed: int = 0) -> None:
@@ -46,10 +46,10 @@ class DrawnScenes(TrainingData):
         self.tally = Tally()
         self.count, self.split, self.seed = count, split, seed
         self.samples: Any = _Drawn(self)
-        self._scene = lru_cache(maxsize=4)(self._draw)  # the sample's picture is asked for right after the sample
+        self._scene = lru_cache(maxsize=4)(self._draw)  # the sample's image is asked for right after the sample
 
     def sample(self, index: int) -> Sample:
-        """Return the sample of this number; its picture is drawn too."""
+        """Return the sample of this number; its image is drawn too."""
         scene = self._scene(index)
         rng = Random(f"{self.seed}/{index}")
         chosen = rng.sample(scene.expressions, min(LOCATED, len(scene.expressions)))
@@ -60,8 +60,8 @@ class DrawnScenes(TrainingData):
         turns += described[DESCRIBED:]
         return Sample(f"{scene.key}/{index}", str(index), scene.width, scene.height, tuple(turns), split=self.split)
 
-    def picture(self, index: int) -> Image.Image:
-        """Return the sample's picture."""
+    def image(self, index: int) -> Image.Image:
+        """Return the sample's image."""
         return self._scene(index).image
 
     def fingerprint(self) -> str:

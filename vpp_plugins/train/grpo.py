@@ -1,8 +1,8 @@
-"""GRPO on an attached model: TRL's trainer, with the detector's pictures passed on.
+"""GRPO on an attached model: TRL's trainer, with the detector's images passed on.
 
 TRL knows the inputs of vision models by name, and cuts them into batches by hand. It makes `vpp_pixel_values` with the
 processor and generates with them, but its log-probabilities take no input that it does not know. `VPPGRPOTrainer` hands
-them the pictures. Written against TRL 1.16, whose private method it overrides; tests/train/test_grpo.py says so when
+them the images. Written against TRL 1.16, whose private method it overrides; tests/train/test_grpo.py says so when
 another release differs.
 """
 
@@ -18,14 +18,14 @@ from vpp_plugins.attach import active_vpp, host_state, unwrap
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import letterbox, load_image
 
-Pictures = list[Float[Tensor, "images 3 side side"]]
-"""The detector's pictures of each sample."""
+Images = list[Float[Tensor, "images 3 side side"]]
+"""The detector's images of each sample."""
 
 
 class VPPGRPOTrainer(GRPOTrainer):
     """GRPOTrainer for an attached model; `processing_class` is its VPPProcessor, and data have `image` or `images`.
 
-    Not for hosts that cut pictures into tiles, nor for a reference model beside the trained one (`beta` above 0
+    Not for hosts that cut images into tiles, nor for a reference model beside the trained one (`beta` above 0
     without PEFT): TRL loads that one anew, without prompts.
     """
 
@@ -36,7 +36,7 @@ class VPPGRPOTrainer(GRPOTrainer):
         vpp = active_vpp(host)
         if vpp.global_vpp is not None and host_state(host).backbone.tiled:
             raise VPPError(
-                "this host cuts pictures into tiles, whose vpp_tile_boxes TRL cannot split into batches: attach with "
+                "this host cuts images into tiles, whose vpp_tile_boxes TRL cannot split into batches: attach with "
                 "VPPConfig(global_vpp=None), or train with another family."
             )
         if self.beta and self.ref_model is not None:
@@ -45,41 +45,41 @@ class VPPGRPOTrainer(GRPOTrainer):
                 "with PEFT, whose reference is the model with its adapter off."
             )
         self._side = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
-        self._pictures: Pictures = []
+        self._images: Images = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Keep the pictures beside the samples, which TRL shuffles and splits."""
-        self._pictures = [self._views(example) for example in inputs]
+        """Keep the images beside the samples, which TRL shuffles and splits."""
+        self._images = [self._views(example) for example in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
-        return {**output, "vpp_pixel_values": self._pictures}
+        return {**output, "vpp_pixel_values": self._images}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Take the pictures of this part of the samples."""
-        self._pictures = inputs["vpp_pixel_values"]
+        """Take the images of this part of the samples."""
+        self._images = inputs["vpp_pixel_values"]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Give the model the pictures of the samples that it is called with, a few at a time and in order."""
+        """Give the model the images of the samples that it is called with, a few at a time and in order."""
         kwargs.pop("vpp_pixel_values", None)
-        fed = _Fed(model, self._pictures) if self._side else model
+        fed = _Fed(model, self._images) if self._side else model
         return super()._get_per_token_logps_and_entropies(fed, *args, **kwargs)
 
     def _views(self, example: Mapping[str, Any]) -> Float[Tensor, "images 3 side side"]:
         if "images" not in example and "image" not in example:
-            raise VPPError("every sample needs its picture in a column 'image', or a list of them in 'images'.")
+            raise VPPError("every sample needs its image in a column 'image', or a list of them in 'images'.")
         given: Sequence[Any] = example["images"] if "images" in example else [example["image"]]
-        views = [letterbox(load_image(picture), self._side) for picture in given if picture is not None]
+        views = [letterbox(load_image(image), self._side) for image in given if image is not None]
         return torch.stack(views) if views else torch.empty(0, 3, self._side, self._side)
 
 
 class _Fed:
-    """A model that is called with consecutive samples, and gets their pictures too."""
+    """A model that is called with consecutive samples, and gets their images too."""
 
-    def __init__(self, model: Any, pictures: Pictures) -> None:
-        self.model, self.pictures, self.row = model, pictures, 0
+    def __init__(self, model: Any, images: Images) -> None:
+        self.model, self.images, self.row = model, images, 0
 
     def __call__(self, *, input_ids: Tensor, **inputs: Any) -> Any:
-        pictures = self.pictures[self.row : self.row + len(input_ids)]
+        images = self.images[self.row : self.row + len(input_ids)]
         self.row += len(input_ids)
-        views = torch.cat(pictures).to(input_ids.device)
+        views = torch.cat(images).to(input_ids.device)
         return self.model(input_ids=input_ids, vpp_pixel_values=views, **inputs)

@@ -21,7 +21,7 @@ KEYS = ("data", "data_format", "data_family", "images", "split", "max_samples", 
 
 
 class MixedData(TrainingData):
-    """Samples of several sets, evenly mixed; each set finds its own pictures.
+    """Samples of several sets, evenly mixed; each set finds its own images.
 
     `weights` say how many samples of each set come for one of the first set, which comes once as a whole.
     """
@@ -42,10 +42,10 @@ class MixedData(TrainingData):
         part, number = source_of(self.order[index], self._starts)
         return self.parts[part], number
 
-    def picture(self, index: int) -> Image.Image | None:
-        """Return the sample's picture from its own set."""
+    def image(self, index: int) -> Image.Image | None:
+        """Return the sample's image from its own set."""
         part, number = self.where(index)
-        return part.picture(number)
+        return part.image(number)
 
     def fingerprint(self) -> str:
         """Return a digest of the sets and of the order of their samples."""

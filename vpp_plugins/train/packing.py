@@ -1,7 +1,7 @@
-"""Turns apart: all turns of a dialogue in one sequence behind its picture, none of which sees another.
+"""Turns apart: all turns of a dialogue in one sequence behind its image, none of which sees another.
 
-The picture's tokens are computed once for all its questions, and each question is learned as if it were the only one,
-which is how grounding is asked for. A turn's positions go on from the picture: every logit is that of the turn alone.
+The image's tokens are computed once for all its questions, and each question is learned as if it were the only one,
+which is how grounding is asked for. A turn's positions go on from the image: every logit is that of the turn alone.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PREFIX, PADDING = 0, -1
 
 @dataclass(frozen=True)
 class DialogueRow(Row):
-    """A sample whose `chat` is its first turn alone; `others` are the other turns, each with the picture before it."""
+    """A sample whose `chat` is its first turn alone; `others` are the other turns, each with the image before it."""
 
     others: tuple[RenderedChat, ...] = ()
 
@@ -31,21 +31,21 @@ class TurnsApart(Collator):
     """A Collator that asks each turn by itself. The host must take a mask [batch, 1, length, length] and positions.
 
     That is so for LLaVA and its like with `sdpa` attention, not for hosts with positions of several axes. A dialogue
-    without a picture keeps its first turn alone: there is nothing to share.
+    without an image keeps its first turn alone: there is nothing to share.
     """
 
     def row(self, index: int) -> DialogueRow:
         """Return one sample, or raise VPPError where it cannot be used."""
         sample = self.data.samples[index]
-        picture = self.data.picture(index)
+        image = self.data.image(index)
         meta = None
-        if picture is not None:
-            (meta,) = self.processor.image_metas([picture])
-        turns = sample.turns[: self.max_turns] if picture is not None else sample.turns[:1]
+        if image is not None:
+            (meta,) = self.processor.image_metas([image])
+        turns = sample.turns[: self.max_turns] if image is not None else sample.turns[:1]
         first, *others = (
             render_chat(self.processor, self.write(replace(sample, turns=(turn,)), meta)) for turn in turns
         )
-        return DialogueRow(index, sample, picture, first, tuple(others))
+        return DialogueRow(index, sample, image, first, tuple(others))
 
     def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`, `position_ids` and the mask of who sees whom."""
@@ -53,7 +53,7 @@ class TurnsApart(Collator):
         packed = []
         for number, length in enumerate(first["attention_mask"].sum(1).tolist()):
             ids, labels = first["input_ids"][number, :length], first["labels"][number, :length]
-            row = rows[number] if number < len(rows) else None  # the grey picture of a batch of text
+            row = rows[number] if number < len(rows) else None  # the grey image of a batch of text
             packed.append(self._packed(ids, labels, row))
         names, pads = ("input_ids", "labels", "position_ids", "turns"), (self._pad_id, IGNORED, 0, PADDING)
         padded = {
@@ -76,7 +76,7 @@ class TurnsApart(Collator):
         }
 
     def _segment(self, chat: RenderedChat) -> Segment:
-        """Return what stands behind the picture."""
+        """Return what stands behind the image."""
         return chat_segments(chat, self.processor.tokenizer, self.marker)[-1]
 
     @property

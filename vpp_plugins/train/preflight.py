@@ -18,8 +18,8 @@ from vpp_plugins.train.labels import IGNORED
 
 REASONS: Mapping[str, str] = {
     "llm": "the labels are all -100, or gradient checkpointing is the re-entrant one",
-    "lora": "its layers are not on the way from the pictures to the loss, or the PEFT adapter is switched off",
-    "projector": "the batch's pictures did not reach the model, or their features came precomputed",
+    "lora": "its layers are not on the way from the images to the loss, or the PEFT adapter is switched off",
+    "projector": "the batch's images did not reach the model, or their features came precomputed",
     "vision": "something between it and the loss runs under no_grad, or is detached",
     "vpp.global": "alpha is 1, or the vision encoder runs under no_grad",
     "vpp.local": "the generator runs under no_grad, or its queries are detached",

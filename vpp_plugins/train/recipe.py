@@ -61,7 +61,7 @@ class Recipe:
     data_family: str = "llava"
     """Whose boxes stand in the text of the data, where the format has them there."""
     images: str | None = None
-    """Folder of the pictures; None takes the data file's own."""
+    """Folder of the images; None takes the data file's own."""
     split: str = ""
     """Which split of a file that has several."""
     mix: tuple[Mapping[str, Any], ...] = ()
@@ -73,11 +73,11 @@ class Recipe:
     max_samples: int | None = None
     """Only the first so many samples."""
     max_length: int | None = None
-    """Samples of more tokens are skipped, not cut: half a picture teaches nothing."""
+    """Samples of more tokens are skipped, not cut: half an image teaches nothing."""
     max_turns: int | None = None
     """Only the first so many turns of a sample are asked; `word_alignment` and `detection_loss` see them all."""
     max_skipped: int = 100
-    """Samples that may be lost (missing or damaged pictures, too long) before the run stops."""
+    """Samples that may be lost (missing or damaged images, too long) before the run stops."""
     box_format: str | None = None
     """How answers write boxes; None is the host's own. vpp-llava adds the axis sentence."""
 
@@ -99,13 +99,13 @@ class Recipe:
     lora_dropout: float = 0.05
 
     turns_apart: bool = False
-    """Whether the turns of a dialogue share its picture alone, and none sees another; for LLaVA and its like."""
+    """Whether the turns of a dialogue share its image alone, and none sees another; for LLaVA and its like."""
     soft_boxes: bool = False
     """Whether numbers near to a coordinate count as nearly right; for tokenizers with a token for each number."""
     hide_boxes: float = 0.0
     """Share of the answers' boxes that the model reads as random numbers while it learns them; as `soft_boxes`."""
     word_alignment: float = 0.0
-    """Weight of a loss that aligns the picture's tokens with the words that describe its regions; 0 is without."""
+    """Weight of a loss that aligns the image's tokens with the words that describe its regions; 0 is without."""
     detection_loss: float = 0.0
     """Weight of an auxiliary loss that teaches the local prompt's queries where the named objects are; 0 is without."""
 

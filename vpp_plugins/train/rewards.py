@@ -4,7 +4,7 @@
     GRPOTrainer(..., reward_funcs=[reward.iou, reward.format])
 
 Beside the completions they take columns of the data: `boxes`, the true boxes of each sample, xyxy in pixels of its
-original picture, and `size_hw`, that picture's size. Families that measure in the resized picture (`qwen2.5-vl`) also
+original image, and `size_hw`, that image's size. Families that measure in the resized image (`qwen2.5-vl`) also
 need `processed_size_hw`; `VPPProcessor.image_metas` tells it.
 """
 
@@ -95,7 +95,7 @@ class BoxReward:
             hint += "supervised training"
         else:
             hint = "Boxes are read, but earn nothing: check that the data's boxes are xyxy pixels of the original "
-            hint += "picture, and that the model writes boxes as this family does"
+            hint += "image, and that the model writes boxes as this family does"
         example = self.example if len(self.example) <= _SHOWN else f"{self.example[:_SHOWN]} ..."
         return (
             f"{said}. The family '{self.codec.family}' writes a box as {wanted!r}; an answer was {example!r}. {hint}."
@@ -130,7 +130,7 @@ class Rewards:
 
     An answer that says that there is nothing earns 1 where nothing is."""
     format: BoxReward
-    """1 for an answer whose boxes are all written well: in order and in the picture; else 0."""
+    """1 for an answer whose boxes are all written well: in order and in the image; else 0."""
 
 
 def rewards(box_format: str, *, tokenizer: Any = None, threshold: float = 0.5) -> Rewards:

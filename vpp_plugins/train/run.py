@@ -76,7 +76,7 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     model, groups = prepare_for_training(model, recipe)
     muon = recipe.trainer.get("optim") == MUON
     groups = muon_groups(groups, model) if muon else groups
-    _check_pictures(data)
+    _check_images(data)
     collator = _collator(recipe, data, model, wrapped)
     exam = examination(recipe, arguments.per_device_eval_batch_size)
     task = AuxiliaryDetection(model, weight=recipe.detection_loss) if recipe.detection_loss else None
@@ -197,10 +197,10 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
         trainer.state.global_step, trainer.state.log_history = state["global_step"], state["log_history"]
 
 
-def _check_pictures(data: TrainingData) -> None:
+def _check_images(data: TrainingData) -> None:
     if not any(sample.image for sample in data.samples):
         raise VPPError(
-            f"none of the {len(data)} samples has a picture, so the prompts would learn nothing: check `data`, and "
+            f"none of the {len(data)} samples has an image, so the prompts would learn nothing: check `data`, and "
             "`data_format`."
         )
 

@@ -52,10 +52,10 @@ class VPPTrainer(Trainer):
         self._muon, self.average = muon, average
         if average is not None:
             self.add_callback(Averaging(average))
-        self._pictured: tuple[Sample, ...] = ()
+        self._imaged: tuple[Sample, ...] = ()
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
-        self._pictures, self._in_checkpoint = 0, False
+        self._images, self._in_checkpoint = 0, False
         self._rates: list[float] = []
         self._batch: tuple[str, ...] = ()
         self._clock, self._samples = time.perf_counter(), 0
@@ -88,13 +88,13 @@ class VPPTrainer(Trainer):
         """Run one forward and backward; before the first step, see that every group got a gradient."""
         about: About = inputs.pop(ABOUT)
         self._count(about)
-        self._pictured = about.pictured
+        self._imaged = about.imaged
         self._rates = [float(group["lr"]) for group in self.create_optimizer().param_groups]
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._batch = about.samples
         self._check_finite(loss.mean(), "loss")
         if self.gradients is None:
-            self._pictures += about.pictures
+            self._images += about.images
             if self.accelerator.sync_gradients:
                 self._preflight()
         return loss
@@ -102,10 +102,10 @@ class VPPTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Add the alignment of pictures with words, where it is asked for."""
+        """Add the alignment of images with words, where it is asked for."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.words is not None:
-            loss = loss + self.words(self._pictured).to(loss) / self._accumulated(num_items_in_batch)
+            loss = loss + self.words(self._imaged).to(loss) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _accumulated(self, num_items_in_batch: Any) -> int:
@@ -156,7 +156,7 @@ class VPPTrainer(Trainer):
         return nullcontext() if self.average is None else self.average.swapped()
 
     def _preflight(self) -> None:
-        """Check the gradients of the first step in which some process had a picture; all processes must agree."""
+        """Check the gradients of the first step in which some process had an image; all processes must agree."""
         if self.is_deepspeed_enabled:  # its gradients are not in parameters' .grad
             self.gradients = []
             return
@@ -164,7 +164,7 @@ class VPPTrainer(Trainer):
         squares = squared_norms(groups)
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        told = torch.cat([squares, squares.new_tensor([self._pictures])]).float().to(self.args.device)
+        told = torch.cat([squares, squares.new_tensor([self._images])]).float().to(self.args.device)
         shared = self.accelerator.reduce(told, "sum").double().cpu()
         if shared[-1] > 0:
             squares = shared[:-1] / scale**2

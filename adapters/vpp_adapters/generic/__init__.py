@@ -1,4 +1,4 @@
-"""Every model of pictures and text that transformers has and no other adapter claims."""
+"""Every model of images and text that transformers has and no other adapter claims."""
 
 from vpp_adapters.generic.adapter import vpp_adapter
 

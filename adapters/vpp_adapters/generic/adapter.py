@@ -31,16 +31,16 @@ IMAGE_ARGUMENTS = (
     "image_patches",
     "pixel_values_images",
 )
-"""transformers' names for pictures in `forward`, in the order in which a host encodes them."""
+"""transformers' names for images in `forward`, in the order in which a host encodes them."""
 
 DEFAULT_BOX_FORMAT = "qwen3-vl"
-"""What a host without a tradition of boxes is asked for and taught: JSON, 0 to 1000 on the picture itself. It is what
+"""What a host without a tradition of boxes is asked for and taught: JSON, 0 to 1000 on the image itself. It is what
 most recent hosts have seen, it does not depend on how a processor resizes, and it names each box."""
 
 
 @hookimpl
 def vpp_adapter(model: nn.Module) -> Backbone | None:
-    """Claim whatever transformers calls a model of pictures and text, if no other adapter does.
+    """Claim whatever transformers calls a model of images and text, if no other adapter does.
 
     Raises VPPError, with the reason, for transformers' models that cannot take VPP.
     """
@@ -69,7 +69,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
         pixel_layout=layout,
         tiled=tiled,
         fallback=True,
-        prepare_processor=pad_pictures if padded else keep_processor,
+        prepare_processor=pad_images if padded else keep_processor,
         defaults=VPPConfig(global_vpp=axes, local_vpp=local),
     )
 
@@ -81,7 +81,7 @@ def refuse(model_class: type, model_type: str) -> None:
         raise VPPError(f"VPP cannot be attached to {name}: {REFUSED[model_type]}.")
     if not image_arguments(model_class):
         raise VPPError(
-            f"VPP cannot be attached to {name}: it takes no pictures; load the model's class for images and text, such "
+            f"VPP cannot be attached to {name}: it takes no images; load the model's class for images and text, such "
             "as AutoModelForImageTextToText gives."
         )
     if not model_class.can_generate():  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def refuse(model_class: type, model_type: str) -> None:
 
 
 def image_arguments(model_class: Any) -> tuple[str, ...]:
-    """Return the names of the pictures in the class's forward; none where it takes no pictures."""
+    """Return the names of the images in the class's forward; none where it takes no images."""
     names = inspect.signature(model_class.forward).parameters
     found = tuple(name for name in IMAGE_ARGUMENTS if name in names)
     return found or (("pixel_values",) if "image" in model_class.input_modalities else ())
@@ -109,7 +109,7 @@ def vision_encoders(model: Any, model_type: str) -> tuple[str, ...]:
 
 
 def pixel_layout(model: Any, model_type: str, encoders: tuple[str, ...]) -> tuple[PixelLayout, bool]:
-    """Return how the encoder's pixels are arranged, and whether its inputs may be other than whole pictures."""
+    """Return how the encoder's pixels are arranged, and whether its inputs may be other than whole images."""
     if not encoders:
         return planes, False
     vision = model.config.vision_config if "vision_config" in model.config.to_dict() else model.config
@@ -130,8 +130,8 @@ def projectors(model: Any, encoders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(named & paths - set(encoders)))
 
 
-def pad_pictures(processor: Any) -> None:
-    """Make the processor of a host that writes LLaVA's boxes pad pictures to a square instead of cropping them."""
+def pad_images(processor: Any) -> None:
+    """Make the processor of a host that writes LLaVA's boxes pad images to a square instead of cropping them."""
     from transformers import VideoLlavaProcessor
 
     if isinstance(processor, VideoLlavaProcessor):

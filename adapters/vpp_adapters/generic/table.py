@@ -1,6 +1,6 @@
 """What introspection cannot tell of a host: tables by model type, for the generic adapter.
 
-The orders of patches were read off the image processors, by sending pictures through them whose pixels are their own
+The orders of patches were read off the image processors, by sending images through them whose pixels are their own
 coordinates.
 """
 
@@ -17,18 +17,18 @@ from vpp_plugins.plugins.layouts import Padded, PaddedPatches, Patches, blocks, 
 from vpp_plugins.prompts import Overlay, Window
 
 REFUSED: Mapping[str, str] = {
-    "evolla": "it reads proteins, not pictures",
+    "evolla": "it reads proteins, not images",
     "pi0": "it answers with a robot's actions, not with text",
-    "pix2struct": "its picture is all it reads, so there is no text in which the prompts could stand",
-    "pp_formulanet": "its picture is all it reads, so there is no text in which the prompts could stand",
+    "pix2struct": "its image is all it reads, so there is no text in which the prompts could stand",
+    "pp_formulanet": "its image is all it reads, so there is no text in which the prompts could stand",
     "udop": "each of its tokens needs a place on the page, which the prompts have not",
-    "vision-encoder-decoder": "its picture is all it reads, so there is no text in which the prompts could stand",
+    "vision-encoder-decoder": "its image is all it reads, so there is no text in which the prompts could stand",
 }
-"""Hosts of pictures and text that cannot take VPP, and why."""
+"""Hosts of images and text that cannot take VPP, and why."""
 
 NO_GLOBAL: Mapping[str, str] = {
-    "chameleon": "it looks its pictures up in a book of codes, through which no gradient passes",
-    "emu3": "it looks its pictures up in a book of codes, through which no gradient passes",
+    "chameleon": "it looks its images up in a book of codes, through which no gradient passes",
+    "emu3": "it looks its images up in a book of codes, through which no gradient passes",
 }
 """Hosts on which only the local prompt can act, and why."""
 
@@ -56,7 +56,7 @@ BOX_FORMATS: Mapping[str, str] = {
 }
 """Codecs of the hosts that write boxes by a tradition of their own.
 
-Video-LLaVA and ViP-LLaVA learned boxes from LLaVA-1.5's instruction data, with pictures padded to a square.
+Video-LLaVA and ViP-LLaVA learned boxes from LLaVA-1.5's instruction data, with images padded to a square.
 """
 
 PROJECTORS = (
@@ -155,10 +155,10 @@ WHOLE = frozenset(
     """gemma4 gemma4_unified diffusion_gemma hunyuan_vl paddleocr_vl lighton_ocr mistral3 mistral_large4
     muse_glimmer muse_spark cosmos3_edge kosmos-2.5 nemotron_h_omni video_llama_3""".split()
 )
-"""Of these, the hosts whose every encoder input is one whole picture, neither cut nor padded to another shape."""
+"""Of these, the hosts whose every encoder input is one whole image, neither cut nor padded to another shape."""
 
 PADDED = frozenset(["glm5_next"])
-"""Hosts with no row above, whose encoder takes `grid_thw`, and whose processor pads pictures to whole patches."""
+"""Hosts with no row above, whose encoder takes `grid_thw`, and whose processor pads images to whole patches."""
 
 
 def qwen_order(vision: Any) -> Patches:

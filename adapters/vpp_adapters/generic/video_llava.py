@@ -1,4 +1,4 @@
-"""Video-LLaVA's image processor, padding: transformers' own crops the sides of pictures away, and cannot pad."""
+"""Video-LLaVA's image processor, padding: transformers' own crops the sides of images away, and cannot pad."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from vpp_plugins.boxes import padded_square
 
 
 class VideoLlavaImageProcessor(transformers.VideoLlavaImageProcessor):
-    """Pads every picture to a square with its mean colour, as LLaVA's data were prepared; nothing is cropped then.
+    """Pads every image to a square with its mean colour, as LLaVA's data were prepared; nothing is cropped then.
 
     It keeps the name, so that what `save_pretrained` writes can be loaded anywhere.
     """

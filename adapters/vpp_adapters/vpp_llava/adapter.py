@@ -30,7 +30,7 @@ REFERENCE = VPPConfig(
 )
 """The settings of VPP-LLaVA's code; its checkpoints store none of them.
 
-Unlike a new model's, the picture inside the axes is dimmed by alpha too (`interior`), the axes reach the detector's
+Unlike a new model's, the image inside the axes is dimmed by alpha too (`interior`), the axes reach the detector's
 size by nearest index (`resample`) in the CLIP encoder's units (`overlay_units`), and the detector attends to padding.
 """
 

@@ -18,7 +18,7 @@ class LlavaImageProcessorPil(TheirImageProcessor):
     """
 
     def process_image(self, image: Any, *args: Any, **settings: Any) -> Any:
-        """Leave Pillow's own pictures as they are: they would become arrays, and pictures again to be resized."""
+        """Leave Pillow's own images as they are: they would become arrays, and images again to be resized."""
         if isinstance(image, Image.Image) and image.mode == "RGB":
             return image
         return super().process_image(image, *args, **settings)
@@ -31,7 +31,7 @@ class LlavaImageProcessorPil(TheirImageProcessor):
         side, background = settings["size"].shortest_edge, [int(value * 255) for value in settings["image_mean"]]
         pixels = torch.empty(len(images), 3, side, side)
         for image, made in zip(images, pixels, strict=True):
-            resized = _resized(_as_picture(image), side, settings["resample"], background)
+            resized = _resized(_as_image(image), side, settings["resample"], background)
             normalise(resized, settings["image_mean"], settings["image_std"], into=made)
         return BatchFeature(data={"pixel_values": list(pixels.numpy())}, tensor_type=settings["return_tensors"])
 
@@ -53,21 +53,21 @@ def _as_array(image: np.ndarray | Image.Image) -> np.ndarray:
     return np.moveaxis(np.array(image), -1, 0) if isinstance(image, Image.Image) else image
 
 
-def _as_picture(image: np.ndarray | Image.Image) -> Image.Image:
+def _as_image(image: np.ndarray | Image.Image) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
     return Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
 
 
-def _resized(picture: Image.Image, side: int, resample: int, background: list[int]) -> np.ndarray:
-    """Return an 8-bit picture, padded to a square, as [side, side, 3]."""
-    width, height = picture.size
+def _resized(image: Image.Image, side: int, resample: int, background: list[int]) -> np.ndarray:
+    """Return an 8-bit image, padded to a square, as [side, side, 3]."""
+    width, height = image.size
     longest = max(height, width)
     if width < longest:
         padded = Image.new("RGB", (longest, height), tuple(background))
-        padded.paste(picture, ((longest - width) // 2, 0))
-        picture = padded
-    narrow = picture.resize((side, height), resample)
+        padded.paste(image, ((longest - width) // 2, 0))
+        image = padded
+    narrow = image.resize((side, height), resample)
     if height < longest:
         padded = Image.new("RGB", (side, longest), tuple(background))
         padded.paste(narrow, (0, (longest - height) // 2))

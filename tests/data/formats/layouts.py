@@ -13,7 +13,7 @@ BOX = (64.0, 96.0, 320.0, 384.0)
 """xyxy pixels; [0.1, 0.28, 0.5, 0.72] on the padded square, xywh (64, 96, 256, 288)."""
 
 
-def picture(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
+def image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "grey").save(path)
     return path
@@ -48,7 +48,7 @@ LLAVA_665K = [
         "image": "coco/train2017/000000052846.jpg",
         "conversations": [human("Where is the cat positioned in the image?\n<image>"), gpt("On top of the couch.")],
     },
-    {  # a list of decimals that is no box, and no picture: selected by the reference's rule
+    {  # a list of decimals that is no box, and no image: selected by the reference's rule
         "id": "wgByO4Y_0",
         "conversations": [human("Sum these: [0.1, 0.2, 0.3]"), gpt("0.6")],
     },

@@ -1,4 +1,4 @@
-"""Hugging Face datasets of neutral rows: Arrow folders and parquet, by row and at once, pictures inside."""
+"""Hugging Face datasets of neutral rows: Arrow folders and parquet, by row and at once, images inside."""
 
 import io
 import json
@@ -65,10 +65,10 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_arrow_folder_by_row_and_at_once(tmp_path: Path) -> None:
     rows().save_to_disk(tmp_path / "made", num_shards=2)
-    samples, reading = stored(tmp_path / "made"), Reading(pictures_to=tmp_path / "out")
+    samples, reading = stored(tmp_path / "made"), Reading(images_to=tmp_path / "out")
     assert samples[0] == SAMPLE
     assert [sample.id for sample in samples] == [f"s{n}" for n in range(5)]
-    assert [samples.picture(number) for number in (4, 0, 3)] == [png(4), png(0), png(3)]
+    assert [samples.image(number) for number in (4, 0, 3)] == [png(4), png(0), png(3)]
     assert list(read_samples(tmp_path / "made", "datasets", reading=reading)) == list(samples)
     assert (tmp_path / "out/3.png").read_bytes() == png(3)
 
@@ -84,7 +84,7 @@ def test_parquet(tmp_path: Path) -> None:
     rows().to_parquet(tmp_path / "made.parquet")
     samples = stored(tmp_path / "made.parquet")
     assert samples[0] == SAMPLE
-    assert samples.picture(2) == png(2)
+    assert samples.image(2) == png(2)
 
 
 def test_turns_may_be_json_and_sizes_may_be_missing(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_turns_may_be_json_and_sizes_may_be_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "issue"),
     [
-        ({"image": None}, Issue.NO_PICTURE),
-        ({"image": {"bytes": b"none", "path": "0.png"}, "width": None}, Issue.NO_PICTURE),
+        ({"image": None}, Issue.NO_IMAGE),
+        ({"image": {"bytes": b"none", "path": "0.png"}, "width": None}, Issue.NO_IMAGE),
         ({"turns": []}, Issue.NO_TURNS),
         ({"turns": None}, Issue.BAD_FIELD),
         ({"turns": "{"}, Issue.BAD_FIELD),
@@ -104,7 +104,7 @@ def test_turns_may_be_json_and_sizes_may_be_missing(tmp_path: Path) -> None:
 )
 def test_what_is_no_sample_is_counted(changes: dict[str, Any], issue: Issue, tmp_path: Path) -> None:
     rows(**changes).save_to_disk(tmp_path / "made")
-    reading = Reading(pictures_to=tmp_path / "out")
+    reading = Reading(images_to=tmp_path / "out")
     found = [sample.id for sample in read_samples(tmp_path / "made", "datasets", reading=reading)]
     assert reading.tally.counts == {issue: 1}
     assert "s0" not in found

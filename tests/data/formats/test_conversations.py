@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.formats.layouts import ASK, BOX, LLAVA_665K, gpt, human, lines, picture, whole
+from tests.data.formats.layouts import ASK, BOX, LLAVA_665K, gpt, human, image, lines, whole
 from vpp_plugins import VPPError
 from vpp_plugins.data.convert import convert
 from vpp_plugins.data.formats import Reading, read_samples
@@ -16,15 +16,15 @@ def near(box: tuple[float, ...]) -> object:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    picture(tmp_path / "images" / "coco" / "train2017" / "000000033471.jpg")
+def images(tmp_path: Path) -> Path:
+    image(tmp_path / "images" / "coco" / "train2017" / "000000033471.jpg")
     return tmp_path / "images"
 
 
-def test_llava_665k_gives_its_grounding_subset(tmp_path: Path, pictures: Path) -> None:
+def test_llava_665k_gives_its_grounding_subset(tmp_path: Path, images: Path) -> None:
     reading = Reading()
     first, text_only = read_samples(
-        whole(tmp_path / "l.json", LLAVA_665K), "llava-665k", images=pictures, reading=reading
+        whole(tmp_path / "l.json", LLAVA_665K), "llava-665k", images=images, reading=reading
     )
 
     question, located, described = first.turns
@@ -40,14 +40,14 @@ def test_llava_665k_gives_its_grounding_subset(tmp_path: Path, pictures: Path) -
 
 
 @pytest.mark.parametrize("write", [whole, lambda path, rows: lines(path, *rows)])
-def test_an_array_and_lines_read_alike_and_come_back_word_for_word(tmp_path: Path, pictures: Path, write) -> None:
+def test_an_array_and_lines_read_alike_and_come_back_word_for_word(tmp_path: Path, images: Path, write) -> None:
     rows = [LLAVA_665K[0]]
     convert(write(tmp_path / "in.json", rows), tmp_path / "out.json", source_format="vpp-sft", target_format="vpp-sft",
-            images=pictures, progress=False)  # fmt: skip
+            images=images, progress=False)  # fmt: skip
     assert json.loads((tmp_path / "out.json").read_text()) == rows
 
 
-def test_image_marks_are_counted_and_mended(tmp_path: Path, pictures: Path) -> None:
+def test_image_marks_are_counted_and_mended(tmp_path: Path, images: Path) -> None:
     image = LLAVA_665K[0]["image"]
     pair = [human(f"<image>\n{ASK}the cup."), gpt("[0.1, 0.28, 0.5, 0.72]")]
     bare = [human(f"{ASK}the cup."), gpt("[0.1, 0.28, 0.5, 0.72]")]
@@ -57,7 +57,7 @@ def test_image_marks_are_counted_and_mended(tmp_path: Path, pictures: Path) -> N
         {"id": 3, "image": image, "conversations": pair},
     ]
     done = convert(whole(tmp_path / "in.json", rows), tmp_path / "out.json", source_format="vpp-sft",
-                   target_format="vpp-sft", images=pictures, progress=False)  # fmt: skip
+                   target_format="vpp-sft", images=images, progress=False)  # fmt: skip
     assert done.tally.counts == {Issue.IMAGE_REPEATED: 1, Issue.IMAGE_MISSING: 1}
     for row in json.loads((tmp_path / "out.json").read_text()):
         marks = [message["value"].count("<image>") for message in row["conversations"]]
@@ -75,14 +75,14 @@ def test_image_marks_are_counted_and_mended(tmp_path: Path, pictures: Path) -> N
         ("[0.1, 0.05, 0.5, 0.72]", Issue.CLIPPED),
     ],
 )
-def test_broken_boxes_are_counted_with_the_sample(tmp_path: Path, pictures: Path, answer: str, issue: Issue) -> None:
+def test_broken_boxes_are_counted_with_the_sample(tmp_path: Path, images: Path, answer: str, issue: Issue) -> None:
     row = {
         "id": "17",
         "image": LLAVA_665K[0]["image"],
         "conversations": [human(f"<image>\n{ASK}the cup."), gpt(answer)],
     }
     reading = Reading()
-    found = list(read_samples(whole(tmp_path / "in.json", [row]), "vpp-sft", images=pictures, reading=reading))
+    found = list(read_samples(whole(tmp_path / "in.json", [row]), "vpp-sft", images=images, reading=reading))
 
     assert reading.tally.counts[issue] == 1
     assert reading.tally.examples[issue][0].startswith("17")
@@ -101,29 +101,29 @@ def test_broken_boxes_are_counted_with_the_sample(tmp_path: Path, pictures: Path
         ({"id": 1, "image": "a.jpg", "conversations": [human("x"), {"from": "gpt", "value": 5}]}, Issue.BAD_TURNS),
         ({"id": 1, "image": "../a.jpg", "conversations": [human("x"), gpt("y")]}, Issue.UNSAFE_PATH),
         ({"id": 1, "image": "/etc/passwd", "conversations": [human("x"), gpt("y")]}, Issue.UNSAFE_PATH),
-        ({"id": 1, "image": "no.jpg", "conversations": [human(ASK + "x."), gpt("[0, 0, 1, 1]")]}, Issue.NO_PICTURE),
+        ({"id": 1, "image": "no.jpg", "conversations": [human(ASK + "x."), gpt("[0, 0, 1, 1]")]}, Issue.NO_IMAGE),
     ],
 )  # fmt: skip
-def test_broken_rows_are_counted(tmp_path: Path, pictures: Path, row: object, issue: Issue) -> None:
+def test_broken_rows_are_counted(tmp_path: Path, images: Path, row: object, issue: Issue) -> None:
     reading = Reading()
-    list(read_samples(whole(tmp_path / "in.json", [row]), "vpp-sft", images=pictures, reading=reading))
+    list(read_samples(whole(tmp_path / "in.json", [row]), "vpp-sft", images=images, reading=reading))
     assert reading.tally.counts[issue] == 1
 
 
-def test_sizes_in_the_row_need_no_pictures(tmp_path: Path) -> None:
+def test_sizes_in_the_row_need_no_images(tmp_path: Path) -> None:
     row = {**LLAVA_665K[0], "width": 640, "height": 480}
     (sample,) = read_samples(whole(tmp_path / "in.json", [row]), "vpp-sft")
     assert sample.width == 640
 
 
 def test_without_sizes_it_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(VPPError, match="give the folder of the pictures"):
+    with pytest.raises(VPPError, match="give the folder of the images"):
         list(read_samples(whole(tmp_path / "in.json", LLAVA_665K), "vpp-sft"))
 
 
-def test_one_family_becomes_another(tmp_path: Path, pictures: Path) -> None:
+def test_one_family_becomes_another(tmp_path: Path, images: Path) -> None:
     convert(whole(tmp_path / "in.json", LLAVA_665K[:1]), tmp_path / "out.json", source_format="vpp-sft",
-            target_format="vpp-sft", target_family="internvl", images=pictures, progress=False)  # fmt: skip
+            target_format="vpp-sft", target_family="internvl", images=images, progress=False)  # fmt: skip
     (row,) = json.loads((tmp_path / "out.json").read_text())
     said = [message["value"] for message in row["conversations"]]
     assert said[2] == f"{ASK}<ref>white cup on left</ref>"
@@ -131,8 +131,8 @@ def test_one_family_becomes_another(tmp_path: Path, pictures: Path) -> None:
     assert said[4] == "Please provide a short description for this region: <box>[[100, 207, 500, 793]]</box>."
 
 
-def test_points_cannot_be_written(tmp_path: Path, pictures: Path) -> None:
+def test_points_cannot_be_written(tmp_path: Path, images: Path) -> None:
     with pytest.raises(VPPError, match="writes points, not boxes"):
         convert(whole(tmp_path / "in.json", LLAVA_665K[:1]), tmp_path / "out.json", source_format="vpp-sft",
-                target_format="vpp-sft", target_family="molmo", images=pictures, progress=False)  # fmt: skip
+                target_format="vpp-sft", target_family="molmo", images=images, progress=False)  # fmt: skip
     assert not (tmp_path / "out.json").exists()

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.data.formats import layouts
-from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, lines, lmms_parquet, picture, refer_folder, whole
+from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, image, lines, lmms_parquet, refer_folder, whole
 from vpp_plugins import VPPError
 from vpp_plugins.data.formats import FORMATS, Reading, Writing, data_format, read_samples
 from vpp_plugins.data.formats.neutral import neutral_row
@@ -31,8 +31,8 @@ def read(path: Path, name: str, **options: Any) -> tuple[list[Sample], Reading]:
 
 class TestLayouts:
     def test_cb_grd(self, tmp_path: Path) -> None:
-        picture(tmp_path / "VG_100K" / "2368107.jpg")
-        picture(tmp_path / "VG_100K" / "2.jpg")
+        image(tmp_path / "VG_100K" / "2368107.jpg")
+        image(tmp_path / "VG_100K" / "2.jpg")
         (sample,), reading = read(whole(tmp_path / "g.json", layouts.CB_GRD), "cb-grd")
         assert sample.turns == (Locate("the white cup on the left", (BOX,)), Locate("the sign of St. Mary", (BOX,)))
         assert reading.tally.counts == {
@@ -40,8 +40,8 @@ class TestLayouts:
         }  # fmt: skip
 
     def test_cb_grd_like_the_reference(self, tmp_path: Path) -> None:
-        picture(tmp_path / "VG_100K" / "2368107.jpg")
-        picture(tmp_path / "VG_100K" / "2.jpg")
+        image(tmp_path / "VG_100K" / "2368107.jpg")
+        image(tmp_path / "VG_100K" / "2.jpg")
         (first, second), _ = read(whole(tmp_path / "g.json", layouts.CB_GRD), "cb-grd-like-reference")
         asked, answer = (message["value"] for message in layouts.CB_GRD["data"][0]["conversation"][2:])
         assert first.turns == (Locate("the white cup on the left", (BOX,)), Talk(asked, answer))
@@ -50,14 +50,14 @@ class TestLayouts:
     @pytest.mark.timeout(20)
     @pytest.mark.parametrize("unit", [" ", "<", "[", "[1", "."])
     def test_a_million_characters_of_chatterbox_take_no_time(self, tmp_path: Path, unit: str) -> None:
-        picture(tmp_path / "a.png")
+        image(tmp_path / "a.png")
         turns = [layouts.human(unit * 1_000_000), layouts.gpt(unit * 1_000_000 + "[1, 2, 3, 4]")]
         path = whole(tmp_path / "g.json", {"data": [{"id": 1, "image": "a.png", "conversation": turns}]})
         for name in ("cb-grd", "cb-grd-like-reference", "cb-ref"):
             read(path, name)
 
     def test_cb_ref(self, tmp_path: Path) -> None:
-        picture(tmp_path / "VG_100K" / "2368107.jpg")
+        image(tmp_path / "VG_100K" / "2368107.jpg")
         (sample,), reading = read(whole(tmp_path / "r.json", layouts.CB_REF), "cb-ref")
         assert sample.turns == (Describe((BOX,), "A white cup of coffee."),)
         assert reading.tally.counts == {Issue.WRONG_COUNT: 1}
@@ -77,13 +77,13 @@ class TestLayouts:
         assert sample == Sample("#0", layouts.EVALUATION["image"], WIDTH, HEIGHT, (Locate("white cup", (BOX,)),))
 
     def test_gseval(self, tmp_path: Path) -> None:
-        picture(tmp_path / "unlabeled2017" / "000000000008.jpg")
+        image(tmp_path / "unlabeled2017" / "000000000008.jpg")
         (sample,), _ = read(lines(tmp_path / "x.jsonl", layouts.GSEVAL), "gseval")
         assert (sample.id, sample.category, sample.width) == ("12", "3", WIDTH)
         assert sample.turns == (Locate("The white cup on the left.", (BOX,)),)
 
     def test_ms_swift(self, tmp_path: Path) -> None:
-        picture(tmp_path / "cup.jpg")
+        image(tmp_path / "cup.jpg")
         samples, _ = read(lines(tmp_path / "x.jsonl", *layouts.SWIFT), "ms-swift", strip_prefix="/data/")
         assert samples[0].turns == (CUP,)
         assert samples[1].turns == (Talk("Is it at <bbox>?", "Yes, <bbox>.", ((64, 96, 320, 384), (0, 0, 640, 480))),)
@@ -141,9 +141,9 @@ class TestRefer:
 
 
 class TestLmms:
-    def test_a_sentence_a_sample_with_the_picture_kept(self, tmp_path: Path) -> None:
+    def test_a_sentence_a_sample_with_the_image_kept(self, tmp_path: Path) -> None:
         path = lmms_parquet(tmp_path / "val-00000-of-00001.parquet")
-        samples, _ = read(path, "lmms-parquet", pictures_to=tmp_path / "out")
+        samples, _ = read(path, "lmms-parquet", images_to=tmp_path / "out")
         assert [(sample.id, sample.turns) for sample in samples] == [
             ("469306-0", (Locate("white cup", (BOX,)),)),
             ("469306-1", (Locate("cup", (BOX,)),)),
@@ -161,7 +161,7 @@ class TestLmms:
         with pytest.raises(VPPError, match="is not a parquet file"):
             read(tmp_path / "x.parquet", "lmms-parquet")
         with pytest.raises(VPPError, match="holds no parquet files"):
-            read(picture(tmp_path / "empty" / "a.png").parent, "lmms-parquet")
+            read(image(tmp_path / "empty" / "a.png").parent, "lmms-parquet")
 
 
 LOCATED = [
@@ -180,9 +180,9 @@ ANY_TURN = ("neutral", "ms-swift", "webdataset")
 @pytest.mark.parametrize("name", [name for name, found in FORMATS.items() if found.write])
 def test_what_is_written_reads_back(name: str, tmp_path: Path) -> None:
     for sample in MORE[:4]:
-        picture(tmp_path / sample.image, (sample.width, sample.height))
+        image(tmp_path / sample.image, (sample.width, sample.height))
     path = tmp_path / ("refs(unc).p" if name == "refer" else "data")
-    given_, writing = MORE if name in ANY_TURN else LOCATED, Writing(path, pictures=tmp_path)
+    given_, writing = MORE if name in ANY_TURN else LOCATED, Writing(path, images=tmp_path)
     if name == "cb-ref":
         given_ = [dataclasses.replace(LOCATED[0], turns=(Describe((BOX,), "a cup"),))]
     data_format(name).write(given_, writing)
@@ -202,15 +202,15 @@ def test_what_is_written_reads_back(name: str, tmp_path: Path) -> None:
 def test_turns_that_a_format_cannot_hold_are_counted(name: str, tmp_path: Path) -> None:
     if name in ("vpp-sft", "llava-665k"):
         pytest.skip("holds every turn")
-    picture(tmp_path / "a" / "2.png", (100, 200))
-    writing = Writing(tmp_path / "refs(unc).p", pictures=tmp_path)
+    image(tmp_path / "a" / "2.png", (100, 200))
+    writing = Writing(tmp_path / "refs(unc).p", images=tmp_path)
     data_format(name).write([MORE[3]], writing)
     assert writing.tally.counts == {Issue.NOT_WRITABLE: 1}
 
 
 @pytest.mark.parametrize("name", [name for name, found in FORMATS.items() if found.write])
 def test_an_empty_stream_writes_an_empty_file(name: str, tmp_path: Path) -> None:
-    data_format(name).write([], Writing(tmp_path / "refs(unc).p", pictures=tmp_path))
+    data_format(name).write([], Writing(tmp_path / "refs(unc).p", images=tmp_path))
     assert (tmp_path / "refs(unc).p").exists()
 
 
@@ -260,7 +260,7 @@ def _drain(samples: Iterator[Sample]) -> None:
 @given(rows=ROWS)
 def test_rows_of_noise_are_counted(name: str, tmp_path: Path, rows: list[Any]) -> None:
     if not (tmp_path / "a.png").exists():
-        picture(tmp_path / "a.png", (20, 10))
+        image(tmp_path / "a.png", (20, 10))
     _drain(read_samples(lines(tmp_path / "x", *rows), name, images=tmp_path))
 
 
@@ -269,7 +269,7 @@ def test_rows_of_noise_are_counted(name: str, tmp_path: Path, rows: list[Any]) -
 @given(rows=ROWS)
 def test_arrays_of_noise_are_counted(name: str, tmp_path: Path, rows: list[Any]) -> None:
     if not (tmp_path / "a.png").exists():
-        picture(tmp_path / "a.png", (20, 10))
+        image(tmp_path / "a.png", (20, 10))
     path = whole(tmp_path / "x", {"data": rows, "images": rows, "annotations": rows, "categories": rows})
     _drain(read_samples(path, name, images=tmp_path))
 

@@ -25,7 +25,7 @@ def detr() -> DETR:
 
 
 @pytest.fixture
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.randn(3, 3, 64, 96)
 
 
@@ -39,38 +39,38 @@ def padded(features: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     return canvas, mask
 
 
-def test_pictures_become_queries(detr: DETR, pictures: Tensor) -> None:
-    queries = detr(pictures)
+def test_images_become_queries(detr: DETR, images: Tensor) -> None:
+    queries = detr(images)
 
     assert queries.shape == (3, detr.num_queries, detr.width) == (3, 5, 32)
     assert not torch.allclose(queries[0], queries[1])
     assert not torch.allclose(queries[:, 0], queries[:, 1])
 
 
-def test_a_batch_equals_its_pictures_one_by_one(detr: DETR, pictures: Tensor) -> None:
+def test_a_batch_equals_its_images_one_by_one(detr: DETR, images: Tensor) -> None:
     mask = torch.ones(3, 64, 96, dtype=torch.bool)
     mask[1, 32:] = False
 
-    one_by_one = torch.cat([detr(pictures[i : i + 1], mask[i : i + 1]) for i in range(3)])
+    one_by_one = torch.cat([detr(images[i : i + 1], mask[i : i + 1]) for i in range(3)])
 
-    torch.testing.assert_close(detr(pictures, mask), one_by_one, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detr(images, mask), one_by_one, rtol=1e-4, atol=1e-5)
 
 
-def test_no_pictures_give_no_queries(detr: DETR) -> None:
+def test_no_images_give_no_queries(detr: DETR) -> None:
     assert detr(torch.randn(0, 3, 64, 64)).shape == (0, 5, 32)
 
 
-def test_the_two_halves_make_the_whole(detr: DETR, pictures: Tensor) -> None:
-    features = detr.features(pictures)
+def test_the_two_halves_make_the_whole(detr: DETR, images: Tensor) -> None:
+    features = detr.features(images)
 
     assert features.shape == (3, CHANNELS, 2, 3)
-    assert torch.equal(detr.queries(features), detr(pictures))
+    assert torch.equal(detr.queries(features), detr(images))
 
 
-def test_a_mask_that_hides_nothing_changes_nothing(detr: DETR, pictures: Tensor) -> None:
+def test_a_mask_that_hides_nothing_changes_nothing(detr: DETR, images: Tensor) -> None:
     mask = torch.ones(3, 64, 96, dtype=torch.bool)
 
-    torch.testing.assert_close(detr(pictures, mask), detr(pictures))
+    torch.testing.assert_close(detr(images, mask), detr(images))
 
 
 def test_padding_takes_no_part(detr: DETR) -> None:
@@ -84,7 +84,7 @@ def test_padding_takes_no_part(detr: DETR) -> None:
 RAGGED_MASKS = {
     "upper left": lambda mask: (mask[0, 3:].fill_(False), mask[1, :, 2:].fill_(False)),
     "in the middle": lambda mask: (mask[0, :1].fill_(False), mask[0, 3:].fill_(False), mask[2, :, :2].fill_(False)),
-    "one picture is all padding": lambda mask: (mask[1].fill_(False), mask[2, 1:].fill_(False)),
+    "one image is all padding": lambda mask: (mask[1].fill_(False), mask[2, 1:].fill_(False)),
     "one token each": lambda mask: (mask.fill_(False), mask[:, 2, 3].fill_(True)),
     "no rectangle": lambda mask: mask[1, 1:3, 1:3].fill_(False),
     "nothing but padding": lambda mask: mask.fill_(False),
@@ -92,7 +92,7 @@ RAGGED_MASKS = {
 
 
 @pytest.mark.parametrize("kind", RAGGED_MASKS)
-def test_packed_pictures_give_what_padded_and_masked_ones_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_images_give_what_padded_and_masked_ones_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward, and backward to every weight and to the features."""
     detr, mask = tiny_detr().double().eval(), torch.ones(3, 4, 5, dtype=torch.bool)
     RAGGED_MASKS[kind](mask)
@@ -123,7 +123,7 @@ def test_no_layer_computes_padding(detr: DETR) -> None:
     assert seen == [3 * 4 + 3 * 2] * len(detr.encoder)
 
 
-def test_packed_pictures_drop_out_in_training(detr: DETR) -> None:
+def test_packed_images_drop_out_in_training(detr: DETR) -> None:
     canvas, mask = padded(torch.randn(2, CHANNELS, 3, 4), 5, 6)
     assert not torch.equal(detr.train().queries(canvas, mask), detr.queries(canvas, mask))
 
@@ -135,22 +135,22 @@ def test_a_mask_of_pixels_serves_cached_features(detr: DETR) -> None:
     assert torch.equal(detr.queries(canvas, of_pixels), detr.queries(canvas, mask))
 
 
-def test_a_picture_that_is_all_padding_is_no_nan(detr: DETR, pictures: Tensor) -> None:
+def test_a_image_that_is_all_padding_is_no_nan(detr: DETR, images: Tensor) -> None:
     mask = torch.ones(3, 64, 96, dtype=torch.bool)
     mask[1] = False
-    pictures.requires_grad_()
+    images.requires_grad_()
 
-    queries = detr(pictures, mask)
+    queries = detr(images, mask)
     queries.sum().backward()
 
     assert queries.isfinite().all()
-    assert pictures.grad is not None
-    assert pictures.grad.isfinite().all()
-    assert not pictures.grad[1].any()
+    assert images.grad is not None
+    assert images.grad.isfinite().all()
+    assert not images.grad[1].any()
 
 
-def test_every_layers_queries_end_with_the_result(detr: DETR, pictures: Tensor) -> None:
-    features = detr.features(pictures)
+def test_every_layers_queries_end_with_the_result(detr: DETR, images: Tensor) -> None:
+    features = detr.features(images)
 
     layers = detr.queries(features, intermediate=True)
 
@@ -161,21 +161,21 @@ def test_every_layers_queries_end_with_the_result(detr: DETR, pictures: Tensor) 
     torch.testing.assert_close(layers.mean(-1), torch.zeros(3, 3, 5), rtol=0, atol=1e-6)
 
 
-def test_every_parameter_gets_a_gradient(pictures: Tensor) -> None:
+def test_every_parameter_gets_a_gradient(images: Tensor) -> None:
     """All but one, in the reference too: the first self-attention sees zeros, so its projections never matter."""
     detr = tiny_detr(dropout=0.0)
     for name, parameter in detr.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
 
-    detr(pictures).square().mul(torch.rand(32)).sum().backward()
+    detr(images).square().mul(torch.rand(32)).sum().backward()
 
     parameters = dict(detr.named_parameters())
     without = {name for name, weight in parameters.items() if weight.grad is None or weight.grad.abs().max() < 1e-7}
     assert without == {"decoder.0.self_attn.in_proj_weight"}
 
 
-def test_every_attention_goes_through_attend(detr: DETR, pictures: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_attention_goes_through_attend(detr: DETR, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def counted(*args: Tensor, **options: object) -> Tensor:
@@ -183,27 +183,27 @@ def test_every_attention_goes_through_attend(detr: DETR, pictures: Tensor, monke
         return attend(*args, **options)
 
     monkeypatch.setattr(detr_transformer, "attend", counted)
-    detr(pictures)
+    detr(images)
 
     assert calls == [[6, 6, 6]] * 2 + [[5, 5, 5], [5, 6, 6]] * 3
 
 
-def test_math_gives_the_same_queries(detr: DETR, pictures: Tensor) -> None:
-    expected = detr(pictures)
+def test_math_gives_the_same_queries(detr: DETR, images: Tensor) -> None:
+    expected = detr(images)
 
     with attention_implementation("math"):
-        torch.testing.assert_close(detr(pictures), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(detr(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_low_precision_keeps_its_dtype(pictures: Tensor) -> None:
-    assert tiny_detr().bfloat16()(pictures).dtype is torch.bfloat16
+def test_low_precision_keeps_its_dtype(images: Tensor) -> None:
+    assert tiny_detr().bfloat16()(images).dtype is torch.bfloat16
 
 
-def test_it_copies_and_pickles(detr: DETR, pictures: Tensor) -> None:
-    expected = detr(pictures)
+def test_it_copies_and_pickles(detr: DETR, images: Tensor) -> None:
+    expected = detr(images)
 
-    assert torch.equal(copy.deepcopy(detr)(pictures), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(detr))(pictures), expected)
+    assert torch.equal(copy.deepcopy(detr)(images), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(detr))(images), expected)
 
 
 def test_the_builder_takes_any_timm_backbone() -> None:
@@ -231,7 +231,7 @@ def test_the_default_is_the_detector_of_vpp_llava() -> None:
     assert sum(buffer.numel() for buffer in detr.buffers()) == 210_688
 
 
-def test_dilation_keeps_weights_and_refines_the_features(pictures: Tensor) -> None:
+def test_dilation_keeps_weights_and_refines_the_features(images: Tensor) -> None:
     """What makes a DC5 detector: the same tensors, and twice as many rows and columns."""
     sizes = {"backbone": "resnet10t", "width": 32, "heads": 4, "feedforward": 8, "encoder_layers": 1}
     plain, dilated = build_detr(**sizes).eval(), build_detr(**sizes, dilation=True).eval()
@@ -239,16 +239,14 @@ def test_dilation_keeps_weights_and_refines_the_features(pictures: Tensor) -> No
     mask = torch.ones(3, 64, 96, dtype=torch.bool)
     mask[:, 32:] = False
 
-    assert plain.features(pictures).shape[2:] == (2, 3)
-    assert dilated.features(pictures).shape[2:] == (4, 6)
-    assert dilated(pictures, mask).shape == plain(pictures, mask).shape
-    assert not torch.allclose(dilated(pictures, mask), plain(pictures, mask))
+    assert plain.features(images).shape[2:] == (2, 3)
+    assert dilated.features(images).shape[2:] == (4, 6)
+    assert dilated(images, mask).shape == plain(images, mask).shape
+    assert not torch.allclose(dilated(images, mask), plain(images, mask))
 
 
 def test_sides_that_are_no_multiples_of_32_are_refused(detr: DETR) -> None:
-    with pytest.raises(
-        VPPError, match=r"sides of DETR's pictures must be multiples of 32; got 64 x 100. Pad or resize"
-    ):
+    with pytest.raises(VPPError, match=r"sides of DETR's images must be multiples of 32; got 64 x 100. Pad or resize"):
         detr(torch.randn(1, 3, 64, 100))
 
 

@@ -21,13 +21,13 @@ def shake_norms(module: nn.Module) -> None:
 def test_a_frozen_backbone_computes_what_the_live_one_does_in_eval(name: str) -> None:
     backbone = timm.create_model(name, features_only=True, pretrained=False)
     shake_norms(backbone)
-    picture = torch.randn(2, 3, 64, 64)
-    expected = [features.detach() for features in backbone.eval()(picture)]
+    image = torch.randn(2, 3, 64, 64)
+    expected = [features.detach() for features in backbone.eval()(image)]
 
     freeze_batch_norms(backbone)
 
     # Frozen also means that train mode changes nothing.
-    for features, expectation in zip(backbone.train()(picture), expected, strict=True):
+    for features, expectation in zip(backbone.train()(image), expected, strict=True):
         torch.testing.assert_close(features, expectation, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone.modules())
 

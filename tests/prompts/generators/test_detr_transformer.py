@@ -46,7 +46,7 @@ def test_the_encoder_layer_without_positions_is_torchs_post_norm_layer() -> None
     theirs = shaken(nn.TransformerEncoderLayer(16, 4, 24, batch_first=True))
     ours = EncoderLayer(16, 4, 24, dropout=0.1).eval()
     ours.load_state_dict(theirs.state_dict())
-    # Position may be one for all pictures. Rows that are padding are nobody's business.
+    # Position may be one for all images. Rows that are padding are nobody's business.
     tokens, mask = torch.randn(2, 6, 16), padding_mask()
 
     expected = theirs(tokens, src_key_padding_mask=~mask)
@@ -87,7 +87,7 @@ def test_the_sine_encoding_is_the_formula_of_detr() -> None:
                     assert encoding[row, column, half * size // 2 + channel] == pytest.approx(expected, abs=1e-5)
 
 
-def test_padding_does_not_move_the_encoding_of_the_picture() -> None:
+def test_padding_does_not_move_the_encoding_of_the_image() -> None:
     mask = torch.zeros(2, 4, 6, dtype=torch.bool)
     mask[0, :3, :5] = mask[1, 1:, 1:] = True
 
@@ -99,7 +99,7 @@ def test_padding_does_not_move_the_encoding_of_the_picture() -> None:
     assert padded.isfinite().all()
 
 
-def test_the_encoding_of_whole_pictures_is_computed_once_per_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoding_of_whole_images_is_computed_once_per_size(monkeypatch: pytest.MonkeyPatch) -> None:
     detr_transformer._full_sine_encoding.cache_clear()
     computed = []
 

@@ -86,18 +86,18 @@ def assert_equal(detr: DETR, other: DETR) -> None:
 def test_queries_equal_those_of_transformers(published: DetrForObjectDetection, masked: bool) -> None:
     detr = tiny_detr()
     load_detr_weights(detr, published.state_dict())
-    torch.manual_seed(2)  # a rare picture's rounding is three times as large
-    pictures, mask = torch.randn(2, 3, 96, 128), torch.ones(2, 96, 128, dtype=torch.bool)
+    torch.manual_seed(2)  # a rare image's rounding is three times as large
+    images, mask = torch.randn(2, 3, 96, 128), torch.ones(2, 96, 128, dtype=torch.bool)
     if masked:
         mask[0, 64:] = False
         mask[1, :, 90:] = False
 
     with torch.no_grad():
-        queries = detr(pictures, mask if masked else None)
-        expected = published.model(pictures, pixel_mask=mask.long()).last_hidden_state
+        queries = detr(images, mask if masked else None)
+        expected = published.model(images, pixel_mask=mask.long()).last_hidden_state
 
     assert (queries - expected).abs().max() < 1e-5 * expected.abs().max()
-    # Queries and pictures differ, so the comparison means something.
+    # Queries and images differ, so the comparison means something.
     assert expected.std(dim=1).mean() > 5e-3
     assert (expected[0] - expected[1]).std() > 5e-3
 
@@ -107,13 +107,13 @@ def test_transformers_on_a_timm_backbone_as_in_memory_and_as_saved(tmp_path: Pat
     backbone = {"model_type": "timm_backbone", "backbone": "resnet18", "features_only": True, "out_indices": [4]}
     model = shaken(DetrModel(detr_config(backbone)))
     model.save_pretrained(tmp_path)
-    picture = torch.randn(1, 3, 64, 64)
-    expected = model(picture).last_hidden_state
+    image = torch.randn(1, 3, 64, 64)
+    expected = model(image).last_hidden_state
 
     for source in (model.state_dict(), tmp_path, tmp_path / "model.safetensors"):
         detr = DETR(TimmBackbone("resnet18"), 512, **SIZES).eval()
         load_detr_weights(detr, source)
-        assert (detr(picture) - expected).abs().max() < 1e-5 * expected.abs().max()
+        assert (detr(image) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_the_original_file_loads(tmp_path: Path) -> None:

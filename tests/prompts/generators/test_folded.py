@@ -38,7 +38,7 @@ def backbone(body: str = "bottlenecks", **options: bool) -> TimmBackbone:
     return net
 
 
-def pictures(images: int = 2, size: tuple[int, int] = (160, 192)) -> Tensor:
+def images(images: int = 2, size: tuple[int, int] = (160, 192)) -> Tensor:
     return torch.randn(images, 3, *size)
 
 
@@ -54,7 +54,7 @@ def assert_close(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
 
 @every_body
 def test_the_twin_equals_the_module(body: str) -> None:
-    net, pixels = backbone(body), pictures()
+    net, pixels = backbone(body), images()
 
     twin = fold_resnet(net.body)
 
@@ -63,7 +63,7 @@ def test_the_twin_equals_the_module(body: str) -> None:
         expected = plain(net, pixels)
         assert expected.std() > 1e-3
         assert_close(twin(pixels), expected)
-        for other in (pictures(1, (160, 192)), pictures(1, (96, 64)), pictures(0, (64, 64))):
+        for other in (images(1, (160, 192)), images(1, (96, 64)), images(0, (64, 64))):
             if len(other):
                 assert_close(twin(other), plain(net, other))
             else:
@@ -72,7 +72,7 @@ def test_the_twin_equals_the_module(body: str) -> None:
 
 @every_body
 def test_the_twin_equals_the_module_without_onednn(body: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    net, pixels = backbone(body), pictures()
+    net, pixels = backbone(body), images()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     with torch.no_grad():
         twin = fold_resnet(net.body)
@@ -83,7 +83,7 @@ def test_the_twin_equals_the_module_without_onednn(body: str, monkeypatch: pytes
 @every_body
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_twin_in_other_dtypes(body: str, dtype: torch.dtype) -> None:
-    net, pixels = backbone(body), pictures(1, (128, 128))
+    net, pixels = backbone(body), images(1, (128, 128))
     with torch.no_grad():
         exact = plain(copy.deepcopy(net).double(), pixels.double())
         net.to(dtype)
@@ -105,18 +105,18 @@ def test_some_convolutions_take_winograds_way(dtype: torch.dtype, monkeypatch: p
 
     monkeypatch.setattr(folded, "winograd_convolve", noted)
     with torch.no_grad():
-        net(pictures(1, (160, 160)).to(dtype))
+        net(images(1, (160, 160)).to(dtype))
         assert called == 3 * [(1, 128, 20, 20)]
-        net(pictures(1, (96, 96)).to(dtype))
+        net(images(1, (96, 96)).to(dtype))
 
     assert len(called) == 3
 
 
-def test_pictures_in_a_batch_go_one_by_one() -> None:
-    net, pixels = backbone("Winograd"), pictures(3, (160, 160))
+def test_images_in_a_batch_go_one_by_one() -> None:
+    net, pixels = backbone("Winograd"), images(3, (160, 160))
     with torch.no_grad():
         together = net(pixels)
-        assert torch.equal(together, torch.cat([net(picture) for picture in pixels.split(1)]))
+        assert torch.equal(together, torch.cat([net(image) for image in pixels.split(1)]))
 
 
 class TestWhenItIsUsed:
@@ -129,7 +129,7 @@ class TestWhenItIsUsed:
         return ran
 
     def test_in_inference(self, runs: list[str]) -> None:
-        net, pixels = backbone(), pictures()
+        net, pixels = backbone(), images()
         with torch.no_grad():
             first = net(pixels)
         with torch.inference_mode():
@@ -138,17 +138,17 @@ class TestWhenItIsUsed:
 
     def test_not_with_gradients(self, runs: list[str]) -> None:
         net = backbone()
-        net(pictures()).sum().backward()
+        net(images()).sum().backward()
         assert all(parameter.grad is not None for parameter in net.parameters())
         assert not runs
 
     def test_not_in_training_mode(self, runs: list[str]) -> None:
         with torch.no_grad():
-            backbone().train()(pictures())
+            backbone().train()(images())
         assert not runs
 
     def test_not_where_it_is_switched_off(self, runs: list[str]) -> None:
-        net, pixels = backbone(fold=False), pictures(1)
+        net, pixels = backbone(fold=False), images(1)
         with torch.no_grad():
             assert torch.equal(net(pixels), plain(net, pixels))
             assert not runs
@@ -157,7 +157,7 @@ class TestWhenItIsUsed:
         assert runs == ["twin"]
 
     def test_switching_off_frees_its_memory(self) -> None:
-        net, pixels = backbone(), pictures()
+        net, pixels = backbone(), images()
         with torch.no_grad():
             net(pixels)
             assert net._twin._values
@@ -172,7 +172,7 @@ class TestWhenItIsUsed:
     def test_pixels_of_another_dtype_meet_the_modules_own_complaint(self) -> None:
         net = backbone()
         with torch.no_grad(), pytest.raises(RuntimeError, match="type"):
-            net(pictures().double())
+            net(images().double())
 
 
 def halve(net: TimmBackbone) -> None:
@@ -182,7 +182,7 @@ def halve(net: TimmBackbone) -> None:
 
 def train(net: TimmBackbone) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    net.train()(pictures()).square().mean().backward()
+    net.train()(images()).square().mean().backward()
     optimizer.step()
     net.eval()
 
@@ -201,7 +201,7 @@ CHANGES: dict[str, Callable[[TimmBackbone], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_it_never_answers_from_old_weights(change: str) -> None:
-    net, pixels = backbone(), pictures()
+    net, pixels = backbone(), images()
     with torch.no_grad():
         before = net(pixels)
     CHANGES[change](net)
@@ -212,7 +212,7 @@ def test_it_never_answers_from_old_weights(change: str) -> None:
 
 
 def test_another_dtype_and_back() -> None:
-    net, pixels = backbone(), pictures()
+    net, pixels = backbone(), images()
     with torch.no_grad():
         before = net(pixels)
         assert net.bfloat16()(pixels.bfloat16()).dtype == torch.bfloat16
@@ -222,7 +222,7 @@ def test_another_dtype_and_back() -> None:
 
 
 def test_copies_state_dicts_and_pickles_know_nothing_of_it() -> None:
-    net, pixels = backbone(), pictures()
+    net, pixels = backbone(), images()
     names, size = list(net.state_dict()), len(pickle.dumps(net))
     with torch.no_grad():
         before = net(pixels)
@@ -249,7 +249,7 @@ def test_copies_state_dicts_and_pickles_know_nothing_of_it() -> None:
     ],
 )
 def test_other_networks_run_as_they_are(name: str, options: dict[str, object]) -> None:
-    net, pixels = TimmBackbone(name, **options).eval(), pictures(1, (64, 64))
+    net, pixels = TimmBackbone(name, **options).eval(), images(1, (64, 64))
     assert fold_resnet(net.body) is None
     with torch.no_grad():
         assert torch.equal(net(pixels), plain(net, pixels))
@@ -258,7 +258,7 @@ def test_other_networks_run_as_they_are(name: str, options: dict[str, object]) -
 @pytest.mark.slow
 def test_the_published_size_within_a_ten_thousandth() -> None:
     detr = shaken(build_detr())
-    pixels = pictures(1, (320, 320))
+    pixels = images(1, (320, 320))
     with torch.no_grad():
         queries, features = detr(pixels), detr.features(pixels)
         detr.backbone.fold = False

@@ -78,58 +78,58 @@ def tiny(kind: str) -> HFDetector:
 
 
 @pytest.fixture
-def pictures() -> Tensor:
+def images() -> Tensor:
     return torch.randn(2, 3, 64, 96)
 
 
 @every_detector
-def test_pictures_become_queries(kind: str, pictures: Tensor) -> None:
+def test_images_become_queries(kind: str, images: Tensor) -> None:
     detector = tiny(kind)
 
-    queries = detector(pictures)
+    queries = detector(images)
 
     assert queries.shape == (2, QUERIES, detector.width)
     assert queries.isfinite().all()
     assert not torch.allclose(queries[0], queries[1])
-    torch.testing.assert_close(detector(pictures[1:]), queries[1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector(images[1:]), queries[1:], rtol=1e-4, atol=1e-5)
 
 
 @every_detector
-def test_the_mask_hides_padding_where_the_detector_heeds_it(kind: str, pictures: Tensor) -> None:
+def test_the_mask_hides_padding_where_the_detector_heeds_it(kind: str, images: Tensor) -> None:
     detector = tiny(kind)
     mask = torch.ones(2, 64, 96, dtype=torch.bool)
     mask[0, 32:] = False
 
-    changed = ~torch.isclose(detector(pictures, mask), detector(pictures), atol=1e-5).all(-1).all(-1)
+    changed = ~torch.isclose(detector(images, mask), detector(images), atol=1e-5).all(-1).all(-1)
 
     assert changed.tolist() == [kind not in IGNORE_MASKS, False]
 
 
 @every_detector
-def test_every_parameter_gets_a_gradient(kind: str, pictures: Tensor) -> None:
+def test_every_parameter_gets_a_gradient(kind: str, images: Tensor) -> None:
     """Also those that only choose queries: data-parallel training would wait for them for ever."""
     detector = tiny(kind).train()
     detector.requires_grad_(True)
 
-    detector(pictures).square().sum().backward()
+    detector(images).square().sum().backward()
 
     assert [name for name, parameter in detector.named_parameters() if parameter.grad is None] == []
 
 
 @every_detector
-def test_training_does_not_mix_pictures(kind: str, pictures: Tensor) -> None:
+def test_training_does_not_mix_images(kind: str, images: Tensor) -> None:
     """Batch norms are frozen: without dropout, training gives what evaluation gives, and statistics stay."""
     values = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.0)
     detector = build_hf_detector(num_queries=QUERIES, config={**config_of(kind), **values})
     before = {name: buffer.clone() for name, buffer in detector.named_buffers()}
 
-    torch.testing.assert_close(detector.train()(pictures), detector.eval()(pictures), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(detector.train()(images), detector.eval()(images), rtol=1e-4, atol=1e-5)
 
     assert all(torch.equal(before[name], buffer) for name, buffer in detector.named_buffers())
 
 
 @every_detector
-def test_published_weights_are_loaded_without_their_heads(kind: str, tmp_path: Path, pictures: Tensor) -> None:
+def test_published_weights_are_loaded_without_their_heads(kind: str, tmp_path: Path, images: Tensor) -> None:
     torch.manual_seed(1)
     settings = CONFIG_MAPPING[kind](**DETECTORS[kind], num_queries=QUERIES)
     published = AutoModelForObjectDetection.from_config(settings).eval()
@@ -140,25 +140,25 @@ def test_published_weights_are_loaded_without_their_heads(kind: str, tmp_path: P
 
     load_weights(detector, tmp_path)
 
-    torch.testing.assert_close(detector(pictures), published.model(pictures).last_hidden_state)
+    torch.testing.assert_close(detector(images), published.model(images).last_hidden_state)
 
 
 @pytest.mark.parametrize("kind", ["conditional_detr", "rt_detr"])
-def test_the_configuration_may_be_a_folder(kind: str, tmp_path: Path, pictures: Tensor) -> None:
+def test_the_configuration_may_be_a_folder(kind: str, tmp_path: Path, images: Tensor) -> None:
     CONFIG_MAPPING[kind](**DETECTORS[kind]).save_pretrained(tmp_path)
     detector = build_hf_detector(num_queries=3, config=str(tmp_path)).eval()
-    assert detector(pictures).shape == (2, 3, 16)
+    assert detector(images).shape == (2, 3, 16)
 
 
-def test_it_pickles(pictures: Tensor) -> None:
+def test_it_pickles(images: Tensor) -> None:
     detector = tiny("conditional_detr")
-    assert torch.equal(pickle.loads(pickle.dumps(detector))(pictures), detector(pictures))
+    assert torch.equal(pickle.loads(pickle.dumps(detector))(images), detector(images))
 
 
-def test_two_stages_make_queries_by_their_heads(pictures: Tensor) -> None:
+def test_two_stages_make_queries_by_their_heads(images: Tensor) -> None:
     both = {"model_type": "deformable_detr", **DEFORMABLE, "two_stage": True, "with_box_refine": True}
     detector = build_hf_detector(num_queries=3, config=both).eval()
-    assert detector(pictures).shape == (2, 3, 32)
+    assert detector(images).shape == (2, 3, 32)
 
 
 @pytest.mark.parametrize("kind", ["conditional_detr", "rt_detr"])

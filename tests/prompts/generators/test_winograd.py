@@ -44,7 +44,7 @@ def test_how_much_it_loses_at_most(dtype: torch.dtype, tolerance: float) -> None
     assert (convolved - exact).abs().max() < tolerance * exact.abs().max()
 
 
-def test_pictures_in_a_batch_do_not_touch() -> None:
+def test_images_in_a_batch_do_not_touch() -> None:
     features, weight, bias = draw(2, 4, 6, 6), draw(3, 4, 3, 3), draw(3)
 
     both = convolve(features, weight, bias)
@@ -53,5 +53,5 @@ def test_pictures_in_a_batch_do_not_touch() -> None:
         torch.testing.assert_close(both[index : index + 1], convolve(features[index : index + 1], weight, bias))
 
 
-def test_tiles_cover_the_picture() -> None:
+def test_tiles_cover_the_image() -> None:
     assert [tiles(*size) for size in [(1, 1), (4, 4), (5, 4), (20, 20)]] == [1, 1, 2, 25]

@@ -17,7 +17,7 @@ _SHOWN = 5
 
 
 class BoxColumns:
-    """Boxes of one declared unit: four numbers, the picture's (width, height), and the row; a million take 60 MB."""
+    """Boxes of one declared unit: four numbers, the image's (width, height), and the row; a million take 60 MB."""
 
     def __init__(self, declared: Candidate) -> None:
         self.declared = declared
@@ -39,7 +39,7 @@ class BoxColumns:
 
     @property
     def sizes_wh(self) -> Sizes:
-        """The size of each box's picture, NaN where it is not known."""
+        """The size of each box's image, NaN where it is not known."""
         return np.frombuffer(self._sizes, dtype=np.float64).reshape(-1, 2)
 
     def judged(self) -> FrameVerdict | None:
@@ -65,7 +65,7 @@ class BoxColumns:
             fractions = f"They lie within 0 to 1, among others that fit {candidate}."
             found += self._counted(Fault.WRONG_UNIT, self._fractions(candidate), ids, fractions)
             ordered, inside = map(np.concatenate, zip(*self._agreements(candidate), strict=True))
-            outside = f"As {candidate}, they reach beyond their pictures."
+            outside = f"As {candidate}, they reach beyond their images."
             backwards = "The second corner lies before the first."
             found += self._counted(Fault.OUT_OF_RANGE, ordered & ~inside, ids, outside)
             found += self._counted(Fault.INVERTED, ~ordered, ids, backwards)
@@ -79,7 +79,7 @@ class BoxColumns:
         return np.asarray((np.abs(self.numbers) <= 1).all(axis=1) & broken)
 
     def _agreements(self, candidate: Candidate) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield `agreement` block by block, for the memory; boxes without a picture's size count as in order."""
+        """Yield `agreement` block by block, for the memory; boxes without an image's size count as in order."""
         for start in range(0, len(self), _BLOCK):
             numbers, sizes_wh = self.numbers[start : start + _BLOCK], self.sizes_wh[start : start + _BLOCK]
             unknown = np.isnan(sizes_wh).any(axis=1)

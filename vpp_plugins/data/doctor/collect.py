@@ -1,4 +1,4 @@
-"""What the doctor keeps of the samples as they pass: columns of boxes, hashes of what was said, names of pictures."""
+"""What the doctor keeps of the samples as they pass: columns of boxes, hashes of what was said, names of images."""
 
 import random
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_candidates import declared_candidate
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.doctor.repeats import Repeats
-from vpp_plugins.data.image_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import Record, count_marks, fault
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk
 from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
@@ -21,8 +21,8 @@ _SPECIMENS = 12
 _SHOWN = 5
 
 _NAMED = {
-    Issue.IMAGE_REPEATED: (Fault.IMAGE_REPEATED, "The picture would be put in several times."),
-    Issue.IMAGE_MISSING: (Fault.IMAGE_MISSING, "The model would not see the picture."),
+    Issue.IMAGE_REPEATED: (Fault.IMAGE_REPEATED, "The image would be put in several times."),
+    Issue.IMAGE_MISSING: (Fault.IMAGE_MISSING, "The model would not see the image."),
     Issue.EMPTY_TEXT: (Fault.EMPTY_TEXT, "There is nothing to look for."),
     Issue.WRONG_COUNT: (Fault.BROKEN_BOX, "A box has not four numbers."),
     Issue.NOT_FINITE: (Fault.BROKEN_BOX, "A box holds NaN or infinity."),
@@ -44,14 +44,14 @@ class Specimen:
 class Ward:
     """Takes records one by one. `tally` is the reader's own: what it could not make a record of stands there."""
 
-    def __init__(self, sizes: PictureSizes, tally: Tally) -> None:
+    def __init__(self, sizes: ImageSizes, tally: Tally) -> None:
         self._sizes, self._read, self._seen = sizes, tally, Tally()
         self._repeats = Repeats()
         self._rng, self._boxed = random.Random(0), 0
         self._columns: dict[int, tuple[BoxUnit | BoxCodec, BoxColumns]] = {}
         self.ids: list[str] = []
-        self.pictures: dict[str, tuple[int, int] | None] = {}
-        """Names of pictures with the sizes that the data state."""
+        self.images: dict[str, tuple[int, int] | None] = {}
+        """Names of images with the sizes that the data state."""
         self.specimens: list[Specimen] = []
 
     @property
@@ -64,8 +64,8 @@ class Ward:
         self.ids.append(record.id)
         self._repeats.add(row, record)
         if record.image:
-            if self.pictures.setdefault(record.image, record.size_wh) is None:
-                self.pictures[record.image] = record.size_wh
+            if self.images.setdefault(record.image, record.size_wh) is None:
+                self.images[record.image] = record.size_wh
             if record.image_marks is not None:
                 count_marks(record.image_marks, record.id, self._seen)
         for turn in record.turns:
@@ -92,13 +92,13 @@ class Ward:
         """Return what was met that is no fault, and what could not be judged."""
         notes = [f"{count:,} x {issue}." for issue, count in self._read.counts.items() if issue in CHOSEN | KEPT]
         if any(len(columns) and verdict is None for columns, verdict in verdicts.items()):
-            notes.append("Frame and unit of the boxes could not be judged: no picture's size is known.")
+            notes.append("Frame and unit of the boxes could not be judged: no image's size is known.")
         return notes
 
     def _size(self, record: Record) -> tuple[int, int] | None:
         try:
             return record.size_wh or self._sizes(record.image)
-        except VPPError:  # the check of the pictures names it, where there is a folder
+        except VPPError:  # the check of the images names it, where there is a folder
             return None
 
     def _add_boxes(self, row: int, record: Record, boxes: list[Numbers], size_wh: tuple[int, int] | None) -> None:

@@ -7,9 +7,9 @@ from vpp_plugins.data.convert import progress_bar
 from vpp_plugins.data.doctor.collect import Specimen, Ward
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
-from vpp_plugins.data.doctor.image_check import check_pictures, shared_pictures
+from vpp_plugins.data.doctor.image_check import check_images, shared_images
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.data.image_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import ImageSizes
 
 _SHOWN = 5
 
@@ -18,7 +18,7 @@ _SHOWN = 5
 class Examination:
     """What the doctor found.
 
-    `verdicts` holds one judgement per declared unit; none where there are no boxes, or no picture's size is known.
+    `verdicts` holds one judgement per declared unit; none where there are no boxes, or no image's size is known.
     """
 
     path: Path
@@ -26,7 +26,7 @@ class Examination:
     folder: Path | None
     samples: int
     boxes: int
-    pictures: int
+    images: int
     findings: tuple[Finding, ...]
     verdicts: tuple[FrameVerdict, ...]
     specimens: tuple[Specimen, ...]
@@ -53,13 +53,13 @@ def examine(
 ) -> Examination:
     """Read a data set once and report its faults; nothing is changed.
 
-    `images` is the folder of the pictures. Without it, or a file of their `sizes`, boxes of a format that stores no
-    sizes cannot be judged. All pictures' headers are read, and up to `decode` of them, drawn at random beyond that, are
-    decoded whole. `against` is another set, such as the test set, with which no picture may be shared. Raises VPPError
+    `images` is the folder of the images. Without it, or a file of their `sizes`, boxes of a format that stores no
+    sizes cannot be judged. All images' headers are read, and up to `decode` of them, drawn at random beyond that, are
+    decoded whole. `against` is another set, such as the test set, with which no image may be shared. Raises VPPError
     where a file cannot be read at all.
     """
     path, folder, reading = Path(path), Path(images) if images is not None else None, Reading(family=family)
-    ward = Ward(PictureSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
+    ward = Ward(ImageSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
     with progress_bar(f"Reading {path.name}", shown=progress) as advance:
         for row, record in enumerate(data_format(format_name).read(path, reading)):
             ward.admit(row, record)
@@ -71,25 +71,25 @@ def examine(
         findings += columns.findings(verdict, ward.ids)
     notes = ward.notes(verdicts)
     if folder is not None:
-        with progress_bar("Looking at the pictures", shown=progress) as advance:
-            checked = check_pictures(folder, ward.pictures, decode=decode, advance=advance)
-        findings += checked.findings(len(ward.pictures))
-        notes.append(f"{checked.decoded:,} of {len(ward.pictures):,} pictures were decoded whole.")
+        with progress_bar("Looking at the images", shown=progress) as advance:
+            checked = check_images(folder, ward.images, decode=decode, advance=advance)
+        findings += checked.findings(len(ward.images))
+        notes.append(f"{checked.decoded:,} of {len(ward.images):,} images were decoded whole.")
     else:
-        notes.append("The pictures themselves were not looked at: no folder was given (--images).")
+        notes.append("The images themselves were not looked at: no folder was given (--images).")
     if against is not None:
         other = data_format(against_format or format_name).read(Path(against), Reading(family=family))
         names = {record.image for record in other if record.image}
-        both = shared_pictures(list(ward.pictures), names, folder, Path(against_images) if against_images else None)
+        both = shared_images(list(ward.images), names, folder, Path(against_images) if against_images else None)
         meaning = f"What is learned on them, '{against}' no longer measures."
-        findings.append(Finding(Fault.LEAKAGE, len(both), len(ward.pictures), meaning, tuple(both[:_SHOWN])))
+        findings.append(Finding(Fault.LEAKAGE, len(both), len(ward.images), meaning, tuple(both[:_SHOWN])))
     return Examination(
         path=path,
         format=format_name,
         folder=folder,
         samples=len(ward.ids),
         boxes=sum(map(len, ward.columns.values())),
-        pictures=len(ward.pictures),
+        images=len(ward.images),
         findings=tuple(finding for finding in findings if finding.count),
         verdicts=tuple(verdict for verdict in verdicts.values() if verdict is not None),
         specimens=tuple(ward.specimens),

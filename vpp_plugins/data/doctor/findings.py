@@ -17,19 +17,19 @@ class Fault(StrEnum):
     BROKEN_BOX = "broken boxes"
     IMAGE_REPEATED = "repeated <image>"
     IMAGE_MISSING = "missing <image>"
-    UNREADABLE = "unreadable pictures"
-    UNSAFE_PATH = "unsafe picture paths"
-    SIZE_DIFFERS = "sizes that are not the pictures'"
+    UNREADABLE = "unreadable images"
+    UNSAFE_PATH = "unsafe image paths"
+    SIZE_DIFFERS = "sizes that are not the images'"
     DUPLICATE = "duplicate samples"
     CONFLICT = "conflicting samples"
-    LEAKAGE = "pictures shared with the other set"
+    LEAKAGE = "images shared with the other set"
     EMPTY_TEXT = "empty expressions"
     BAD_ROW = "rows that cannot be used"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: how often out of how many, what it means, and the first samples or pictures that have it."""
+    """One fault: how often out of how many, what it means, and the first samples or images that have it."""
 
     fault: Fault
     count: int

@@ -1,4 +1,4 @@
-"""The ways in which boxes' numbers may be meant: where a picture's corners lie in them."""
+"""The ways in which boxes' numbers may be meant: where an image's corners lie in them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,14 +11,14 @@ from vpp_plugins.data.box_unit import BoxUnit, Order
 
 Columns = Float[np.ndarray, "n 4"]
 Sizes = Float[np.ndarray, "n 2"]
-"""(width, height) of each box's picture; NaN where it is not known."""
+"""(width, height) of each box's image; NaN where it is not known."""
 
 _PATCH = 28  # Qwen's processors make sides multiples of it
 
 
 @dataclass(frozen=True)
 class Resize:
-    """How a processor resized the pictures in whose pixels the boxes are counted.
+    """How a processor resized the images in whose pixels the boxes are counted.
 
     square: to a square of that side. long side: that side, the shape kept. patches: at most so many squares of 28
     pixels, sides rounded to 28, as Qwen's processors do.
@@ -50,13 +50,13 @@ class Resize:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to read the numbers: a unit, and for pixels of resized pictures how they were resized."""
+    """One way to read the numbers: a unit, and for pixels of resized images how they were resized."""
 
     unit: BoxUnit
     resize: Resize | None = None
 
     def __str__(self) -> str:
-        return f"{self.unit.order} in pixels of the picture {self.resize}" if self.resize else str(self.unit)
+        return f"{self.unit.order} in pixels of the image {self.resize}" if self.resize else str(self.unit)
 
     @property
     def prior(self) -> float:
@@ -65,7 +65,7 @@ class Candidate:
         return order - 8.0 * (self.resize is not None)
 
     def region(self, sizes_wh: Sizes) -> Columns:
-        """Return where each picture lies in the numbers: left, top, width, height."""
+        """Return where each image lies in the numbers: left, top, width, height."""
         if self.resize is not None:
             return np.concatenate([np.zeros_like(sizes_wh), self.resize(sizes_wh)], axis=1)
         full = self.unit.full
@@ -88,7 +88,7 @@ class Candidate:
         return numbers
 
     def pixels(self, numbers: Columns, sizes_wh: Sizes) -> Columns:
-        """Return the boxes as xyxy pixels of the original pictures, neither cut nor reordered."""
+        """Return the boxes as xyxy pixels of the original images, neither cut nor reordered."""
         region = self.region(sizes_wh)
         offsets: Columns = np.tile(region[:, :2], 2)
         scales: Columns = np.tile(sizes_wh / region[:, 2:], 2)

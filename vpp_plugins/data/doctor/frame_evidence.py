@@ -1,9 +1,9 @@
-"""In which frame and unit boxes most likely are, judged from the numbers and the pictures' sizes alone.
+"""In which frame and unit boxes most likely are, judged from the numbers and the images' sizes alone.
 
-A box that is ordered and lies in its picture costs the logarithm of the area it could have lain in, so the tightest
+A box that is ordered and lies in its image costs the logarithm of the area it could have lain in, so the tightest
 frame that holds the boxes wins; a box that does not could have lain anywhere, and costs more. So 0-1 beats pixels for
-small fractions, the padded square beats the whole picture when no box reaches into the padding, and xywh beats xyxy
-when second corners would lie before first ones. In units that are the same along both sides of the picture, x and y
+small fractions, the padded square beats the whole image when no box reaches into the padding, and xywh beats xyxy
+when second corners would lie before first ones. In units that are the same along both sides of the image, x and y
 swapped fit as well as not: there the numbers cannot tell, and the usual order is taken.
 
 Photographers put things in the middle, so that boxes which leave the edges free are no evidence of a smaller frame:
@@ -26,7 +26,7 @@ _HELD = 0.995
 _REACHED = 0.9
 """How far some boxes must reach towards each of a frame's four edges, from the opposite one, for them to fill it."""
 _TELLABLE = 0.1
-"""A resized picture must differ so much from the original: closer, nothing in the numbers could tell the two."""
+"""A resized image must differ so much from the original: closer, nothing in the numbers could tell the two."""
 _SAME_IOU = 0.9
 
 
@@ -95,7 +95,7 @@ class FrameVerdict:
 
 
 def judge(numbers: Columns, sizes_wh: Sizes, declared: Candidate) -> FrameVerdict | None:
-    """Compare all candidates on boxes of finite numbers; None where there are no boxes, or no pictures' sizes.
+    """Compare all candidates on boxes of finite numbers; None where there are no boxes, or no images' sizes.
 
     The declared candidate wins unless another is clearly likelier, and nothing is decided while one that would place
     the boxes elsewhere is nearly as likely.
@@ -140,7 +140,7 @@ def fit(numbers: Columns, sizes_wh: Sizes, candidate: Candidate) -> Fit:
 def agreement(
     numbers: Columns, sizes_wh: Sizes, candidate: Candidate
 ) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Say of each box whether its corners are in order, and whether it lies in its picture, up to the rounding.
+    """Say of each box whether its corners are in order, and whether it lies in its image, up to the rounding.
 
     The rounding is half a step of the finest number in the data, and three quarters of a pixel.
     """

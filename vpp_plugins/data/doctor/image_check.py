@@ -1,4 +1,4 @@
-"""The pictures of a data set: whether they are there, whole, as large as the data say, and in another set too."""
+"""The images of a data set: whether they are there, whole, as large as the data say, and in another set too."""
 
 import hashlib
 import random
@@ -11,15 +11,15 @@ from pathlib import Path
 from PIL import Image
 
 from vpp_plugins.data.doctor.findings import Fault, Finding
-from vpp_plugins.data.image_sizes import PictureError, UnsafePathError, picture_path, upright_size
+from vpp_plugins.data.image_sizes import ImageError, UnsafePathError, image_path, upright_size
 
 _SHOWN = 5
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
 
 
 @dataclass
-class PictureCheck:
-    """Names of pictures, by what is wrong with them, and how many were decoded whole."""
+class ImageCheck:
+    """Names of images, by what is wrong with them, and how many were decoded whole."""
 
     unsafe: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -27,29 +27,29 @@ class PictureCheck:
     decoded: int = 0
 
     def findings(self, total: int) -> list[Finding]:
-        """Return what was found, of so many pictures."""
+        """Return what was found, of so many images."""
         kinds = (
-            (Fault.UNSAFE_PATH, self.unsafe, "Their names leave the folder of the pictures."),
+            (Fault.UNSAFE_PATH, self.unsafe, "Their names leave the folder of the images."),
             (Fault.UNREADABLE, self.unreadable, "They are missing, or cannot be decoded."),
             (Fault.SIZE_DIFFERS, self.differing, "The data state other sizes, so their boxes are in another frame."),
         )
         return [Finding(fault, len(names), total, meaning, tuple(names[:_SHOWN])) for fault, names, meaning in kinds]
 
 
-def check_pictures(
+def check_images(
     folder: Path, stated: Mapping[str, tuple[int, int] | None], *, decode: int, advance: Callable[[int], None]
-) -> PictureCheck:
-    """Check pictures by name, with the sizes that the data state; `advance` is told after each.
+) -> ImageCheck:
+    """Check images by name, with the sizes that the data state; `advance` is told after each.
 
     Headers are read of all, and up to `decode` of them, drawn at random beyond that number, are decoded whole: only
     that finds a truncated file.
     """
     names = list(stated)
     whole = set(names if len(names) <= decode else random.Random(0).sample(names, decode))
-    found = PictureCheck()
+    found = ImageCheck()
     for name in names:
         try:
-            path = picture_path(folder, name)
+            path = image_path(folder, name)
             size = upright_size(path)
             if name in whole:
                 found.decoded += 1
@@ -58,18 +58,18 @@ def check_pictures(
                 found.differing.append(name)
         except UnsafePathError:
             found.unsafe.append(name)
-        except PictureError:
+        except ImageError:
             found.unreadable.append(name)
         advance(1)
     return found
 
 
-def shared_pictures(
+def shared_images(
     ours: Sequence[str], theirs: Iterable[str], our_folder: Path | None, their_folder: Path | None
 ) -> list[str]:
-    """Return which of our pictures are in the other set too.
+    """Return which of our images are in the other set too.
 
-    With both folders given the files' bytes decide; else the names do. COCO's pictures are known by their number, under
+    With both folders given the files' bytes decide; else the names do. COCO's images are known by their number, under
     whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`.
     """
     others = set(theirs)
@@ -90,17 +90,17 @@ def _coco_number(name: str) -> str:
 
 def _digest(folder: Path, name: str) -> bytes | None:
     try:
-        with picture_path(folder, name).open("rb") as file:
+        with image_path(folder, name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
-    except (PictureError, OSError, ValueError):
+    except (ImageError, OSError, ValueError):
         return None
 
 
 def _decode(path: Path) -> None:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what a picture lacks is among the findings, or is an error
+            warnings.simplefilter("ignore")  # what an image lacks is among the findings, or is an error
             with Image.open(path) as image:
                 image.load()
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise PictureError(f"'{path}' cannot be decoded ({error}).") from None
+        raise ImageError(f"'{path}' cannot be decoded ({error}).") from None

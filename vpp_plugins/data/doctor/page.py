@@ -13,7 +13,7 @@ from vpp_plugins.data.doctor.collect import Specimen
 from vpp_plugins.data.doctor.doctor import Examination
 from vpp_plugins.data.doctor.frame_candidates import Candidate
 from vpp_plugins.data.doctor.frame_evidence import ENOUGH, FrameVerdict
-from vpp_plugins.data.image_sizes import picture_path
+from vpp_plugins.data.image_sizes import image_path
 from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
@@ -44,7 +44,7 @@ def write_doctor_page(examination: Examination, path: str | Path) -> Path:
 <html lang="en"><head><meta charset="utf-8"><title>vpp doctor: {html.escape(examination.path.name)}</title>
 <style>{_STYLE}</style></head><body>
 <h1>{html.escape(examination.path.name)}</h1>
-<p>{examination.samples:,} samples, {examination.boxes:,} boxes, {examination.pictures:,} pictures; read as
+<p>{examination.samples:,} samples, {examination.boxes:,} boxes, {examination.images:,} images; read as
 {html.escape(examination.format)}.</p>
 <h2>Findings</h2><ul>{findings or "<li>Nothing was found.</li>"}</ul>
 <ul>{"".join(f"<li>{html.escape(note)}</li>" for note in examination.notes)}</ul>
@@ -88,22 +88,22 @@ def _odds(difference: float) -> str:
 def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) -> str:
     if verdict is None:
         return ""
-    size, picture = specimen.size_wh, None
+    size, image = specimen.size_wh, None
     with suppress(VPPError):  # it is named among the findings; its boxes are drawn on grey
-        picture = load_image(picture_path(folder, specimen.image)) if folder is not None else None
-    size = picture.size if picture is not None else size
+        image = load_image(image_path(folder, specimen.image)) if folder is not None else None
+    size = image.size if image is not None else size
     if size is None:
         return ""
     shrink = min(1.0, _SIDE / max(size))
     shown = (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink)))
-    canvas = picture.resize(shown) if picture is not None else Image.new("RGB", shown, "#d0d4da")
+    canvas = image.resize(shown) if image is not None else Image.new("RGB", shown, "#d0d4da")
     candidates = [fit.candidate for fit in verdict.shown()][:_COLUMNS]
     figures = "".join(_figure(canvas, size, specimen, candidate) for candidate in candidates)
     return f"<p><b>{html.escape(specimen.id)}</b> {html.escape(specimen.text[:200])}</p><div class=row>{figures}</div>"
 
 
 def _figure(canvas: Image.Image, size_wh: tuple[int, int], specimen: Specimen, candidate: Candidate) -> str:
-    """Draw a specimen's boxes on its picture as it is shown, whatever size the picture has or is said to have."""
+    """Draw a specimen's boxes on its image as it is shown, whatever size the image has or is said to have."""
     numbers = np.array([box for box in specimen.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
     boxes: list[Box] = []
     if len(numbers):

@@ -14,10 +14,10 @@ _APART = 0.5
 
 
 class Repeats:
-    """Remembers what was said of which picture: hashes of texts and single boxes, 130 bytes a turn.
+    """Remembers what was said of which image: hashes of texts and single boxes, 130 bytes a turn.
 
     A sample is a duplicate where earlier ones have said all of its turns. It conflicts where an earlier one gave the
-    same expression of the same picture another box (IoU below 0.5), so that one of the two must be wrong.
+    same expression of the same image another box (IoU below 0.5), so that one of the two must be wrong.
     """
 
     def __init__(self) -> None:
@@ -57,11 +57,11 @@ class Repeats:
     def findings(self, ids: Sequence[str]) -> list[Finding]:
         """Return the duplicates and the conflicts, if there are any."""
         kinds = (
-            (Fault.DUPLICATE, self._duplicates, "Earlier samples say the same of the same pictures."),
+            (Fault.DUPLICATE, self._duplicates, "Earlier samples say the same of the same images."),
             (
                 Fault.CONFLICT,
                 self._conflicts,
-                "Earlier samples give the same expressions other boxes in the same pictures.",
+                "Earlier samples give the same expressions other boxes in the same images.",
             ),
         )
         return [

@@ -26,7 +26,7 @@ from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.scenes import read_scenes
 from vpp_plugins.data.formats.swift import read_swift, write_swift
 from vpp_plugins.data.formats.webdataset import read_webdataset, write_webdataset
-from vpp_plugins.data.image_sizes import PictureSizes
+from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import Record, samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError, nearest
@@ -61,7 +61,7 @@ FORMATS: Mapping[str, Format] = {
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
     "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),
     "odvg": Format("ODVG lines", "xyxy pixels", read_odvg, write_odvg),
-    "webdataset": Format("shards of .json and picture", "xyxy pixels", read_webdataset, write_webdataset),
+    "webdataset": Format("shards of .json and image", "xyxy pixels", read_webdataset, write_webdataset),
     "datasets": Format("Hugging Face datasets of neutral rows", "xyxy pixels", read_arrow),
     "scenes": Format("the scene benchmark's folder", "xyxy pixels", read_scenes),
 }
@@ -79,18 +79,18 @@ def read_samples(
     format_name: str,
     *,
     images: str | Path | None = None,
-    sizes: PictureSizes | None = None,
+    sizes: ImageSizes | None = None,
     reading: Reading | None = None,
     split: str = "",
     family: str = "llava",
 ) -> Iterator[Sample]:
     """Yield the neutral samples of a file, one at a time.
 
-    `images` is the folder of the pictures, needed where the file holds no sizes (or pass `sizes`). What is faulty is
+    `images` is the folder of the images, needed where the file holds no sizes (or pass `sizes`). What is faulty is
     left out and counted in `reading.tally`; pass a Reading of your own to see it.
     """
     reading = reading or Reading(split=split, family=family)
-    sizes = sizes or PictureSizes(Path(images) if images is not None else None)
+    sizes = sizes or ImageSizes(Path(images) if images is not None else None)
     records = data_format(format_name).read(Path(path), reading)
     return samples(records, sizes, reading.tally)
 

@@ -1,6 +1,6 @@
 """Hugging Face `datasets`: a folder that `save_to_disk` wrote, or parquet files, with a neutral row in each row.
 
-Columns are those of a neutral row; `turns` is a list of structures, or their JSON, and `image` holds the picture's
+Columns are those of a neutral row; `turns` is a list of structures, or their JSON, and `image` holds the image's
 bytes. Arrow files are mapped into memory, and parquet is first written as Arrow into the cache of `datasets`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from vpp_plugins.data.formats.fields import text_of
 from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading
-from vpp_plugins.data.image_sizes import PictureError, upright_size
+from vpp_plugins.data.image_sizes import ImageError, upright_size
 from vpp_plugins.data.json_stream import json_value
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.tally import Issue
@@ -25,13 +25,13 @@ _OPEN = 64
 
 
 def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
-    """Yield a record per row; pictures are written to `reading.pictures_to` where it is given."""
+    """Yield a record per row; images are written to `reading.images_to` where it is given."""
     for file in arrow_files(path):
         for number, row in arrow_rows(file):
             record = arrow_record(row, f"{file.stem}-{number}", reading)
             if record is not None:
                 if record.image:
-                    reading.keep_picture(record.image, arrow_picture(row) or b"")
+                    reading.keep_image(record.image, arrow_image(row) or b"")
                 yield record
 
 
@@ -61,8 +61,8 @@ def arrow_row(file: Path, number: int) -> dict[str, Any]:
 
 
 def arrow_record(row: dict[str, Any], name: str, reading: Reading) -> Record | None:
-    """Return a row as a record, or None, counted, where it is none. `name` is for rows without an id, and pictures."""
-    turns, data = row["turns"], arrow_picture(row)
+    """Return a row as a record, or None, counted, where it is none. `name` is for rows without an id, and images."""
+    turns, data = row["turns"], arrow_image(row)
     if isinstance(turns, str):
         try:
             turns = json_value(turns.encode(), "turns")
@@ -77,21 +77,21 @@ def arrow_record(row: dict[str, Any], name: str, reading: Reading) -> Record | N
     if record is None or not (record.image or record.boxes):
         return record
     if data is None:
-        reading.tally.add(Issue.NO_PICTURE, record.id, "the row holds no picture's bytes")
+        reading.tally.add(Issue.NO_IMAGE, record.id, "the row holds no image's bytes")
         return None
     if record.size_wh is None and record.boxes:
         try:
             return replace(record, size_wh=upright_size(io.BytesIO(data)))
-        except PictureError:
-            reading.tally.add(Issue.NO_PICTURE, record.id, "the picture cannot be read")
+        except ImageError:
+            reading.tally.add(Issue.NO_IMAGE, record.id, "the image cannot be read")
             return None
     return record
 
 
-def arrow_picture(row: dict[str, Any]) -> bytes | None:
-    """Return the bytes of a row's picture, or None."""
-    picture = row.get("image")
-    data = picture.get("bytes") if isinstance(picture, dict) else None
+def arrow_image(row: dict[str, Any]) -> bytes | None:
+    """Return the bytes of a row's image, or None."""
+    image = row.get("image")
+    data = image.get("bytes") if isinstance(image, dict) else None
     return data if isinstance(data, bytes) else None
 
 

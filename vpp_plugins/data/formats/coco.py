@@ -17,7 +17,7 @@ from vpp_plugins.data.tally import Issue
 
 
 def coco_images(path: Path) -> dict[int, tuple[str, tuple[int, int] | None]]:
-    """Return the file name and (width, height) of each picture by its id."""
+    """Return the file name and (width, height) of each image by its id."""
     images = {}
     for image in stream_array(path, "images"):
         if isinstance(image, dict) and isinstance(image.get("id"), int) and isinstance(image.get("file_name"), str):
@@ -26,7 +26,7 @@ def coco_images(path: Path) -> dict[int, tuple[str, tuple[int, int] | None]]:
 
 
 def read_coco(path: Path, reading: Reading) -> Iterator[Record]:
-    """Yield a record per picture that has objects: a Locate per category with all its boxes. Crowds are left out."""
+    """Yield a record per image that has objects: a Locate per category with all its boxes. Crowds are left out."""
     images = coco_images(path)
     names = {
         category["id"]: text_of(category.get("name"))
@@ -89,12 +89,12 @@ class CocoWriter:
         self._categories: dict[str, int] = {}
 
     def image_id(self, sample: Sample) -> int:
-        """Return the number of a sample's picture, a new one for a new name."""
+        """Return the number of a sample's image, a new one for a new name."""
         number, _, _ = self._images.setdefault(sample.image, (len(self._images) + 1, sample.width, sample.height))
         return number
 
     def write(self, boxes: Iterable[tuple[int, str, Numbers]], file: IO[bytes]) -> None:
-        """Write the whole file from (number of the picture, category, xyxy box)."""
+        """Write the whole file from (number of the image, category, xyxy box)."""
         with tempfile.TemporaryFile() as waiting:
             array_into(waiting, self._annotations(boxes))
             waiting.seek(0)

@@ -1,4 +1,4 @@
-"""RefCOCO as lmms-lab publishes it: parquet with the picture in the row, a list of expressions, and an xywh box."""
+"""RefCOCO as lmms-lab publishes it: parquet with the image in the row, a list of expressions, and an xywh box."""
 
 import io
 import re
@@ -11,7 +11,7 @@ from PIL import Image
 from vpp_plugins.data.box_unit import PIXELS_XYWH
 from vpp_plugins.data.formats.fields import numbers_of, text_of
 from vpp_plugins.data.formats.reading import Reading, Writing
-from vpp_plugins.data.image_sizes import PictureError, check_name, picture_path
+from vpp_plugins.data.image_sizes import ImageError, check_name, image_path
 from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Locate, Sample
@@ -26,7 +26,7 @@ _QUESTION = "Please carefully observe the area circled in the image and come up 
 def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per expression. A folder stands for its parquet files, in the order of their names.
 
-    The pictures are written to `reading.pictures_to` where it is given. Their names in the file carry the annotation's
+    The images are written to `reading.images_to` where it is given. Their names in the file carry the annotation's
     number (`COCO_train2014_000000000001_7.jpg`); it is cut off, so that they are COCO's own.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -54,8 +54,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Record]:
-    name, picture, numbers = row.get("file_name"), row.get("image"), numbers_of(row.get("bbox"))
-    data = picture.get("bytes") if isinstance(picture, dict) else None
+    name, loaded_image, numbers = row.get("file_name"), row.get("image"), numbers_of(row.get("bbox"))
+    data = loaded_image.get("bytes") if isinstance(loaded_image, dict) else None
     expressions = [row["answer"]] if isinstance(row.get("answer"), str) else row.get("answer")
     if not isinstance(name, str) or numbers is None or not isinstance(data, bytes) or not isinstance(expressions, list):
         reading.tally.add(Issue.BAD_FIELD, row_id, "file_name, image, answer or bbox")
@@ -65,13 +65,13 @@ def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Rec
         check_name(name)
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-        if reading.pictures_to is not None:
-            _keep(data, picture_path(reading.pictures_to, name))
-    except PictureError as error:
+        if reading.images_to is not None:
+            _keep(data, image_path(reading.images_to, name))
+    except ImageError as error:
         reading.tally.add(Issue.UNSAFE_PATH, row_id, str(error))
         return
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reading.tally.add(Issue.NO_PICTURE, row_id, str(error))
+        reading.tally.add(Issue.NO_IMAGE, row_id, str(error))
         return
     for number, expression in enumerate(expressions):
         turn = Locate(text_of(expression), (numbers,))
@@ -86,12 +86,12 @@ def _keep(data: bytes, path: Path) -> None:
 
 
 def write_lmms(samples: Iterable[Sample], writing: Writing) -> None:
-    """Write a row per expression with its picture's bytes, which are read below `writing.pictures`."""
+    """Write a row per expression with its image's bytes, which are read below `writing.images`."""
     parquet = _parquet()
     import pyarrow as pa
 
-    if writing.pictures is None:
-        raise VPPError("the format lmms-parquet holds the pictures themselves: give their folder (--images).")
+    if writing.images is None:
+        raise VPPError("the format lmms-parquet holds the images themselves: give their folder (--images).")
     schema = pa.schema(
         [
             ("question_id", pa.string()),
@@ -115,12 +115,12 @@ def write_lmms(samples: Iterable[Sample], writing: Writing) -> None:
 def _written(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, Any]]:
     for sample in samples:
         for turn in sample.turns:
-            if not isinstance(turn, Locate) or len(turn.boxes) != 1 or writing.pictures is None:
+            if not isinstance(turn, Locate) or len(turn.boxes) != 1 or writing.images is None:
                 writing.tally.add(Issue.NOT_WRITABLE, sample.id)
                 continue
-            path = picture_path(writing.pictures, sample.image)
+            path = image_path(writing.images, sample.image)
             if not path.is_file():
-                writing.tally.add(Issue.NO_PICTURE, sample.id, str(path))
+                writing.tally.add(Issue.NO_IMAGE, sample.id, str(path))
                 continue
             x1, y1, x2, y2 = turn.boxes[0]
             yield {

@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vpp_plugins.data.image_sizes import PictureError, picture_path
+from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT, written_whole
 from vpp_plugins.data.tally import Tally
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How to read: where to count faults, the family of boxes in text, which split, and names of pictures.
+    """How to read: where to count faults, the family of boxes in text, which split, and names of images.
 
-    `split` "" takes all. `strip_prefix` is cut from the beginning of pictures' names (some published files hold the
+    `split` "" takes all. `strip_prefix` is cut from the beginning of images' names (some published files hold the
     absolute paths of their authors), and `image_prefix` put before what is left. `largest` is the most characters that
-    one sample may have. `pictures_to` is a folder to which formats that carry pictures write them.
+    one sample may have. `images_to` is a folder to which formats that carry images write them.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -26,22 +26,22 @@ class Reading:
     strip_prefix: str = ""
     image_prefix: str = ""
     largest: int = LARGEST_ELEMENT
-    pictures_to: Path | None = None
+    images_to: Path | None = None
 
     def image_name(self, name: str) -> str:
-        """Return the name of a picture below its folder."""
+        """Return the name of an image below its folder."""
         return self.image_prefix + name.removeprefix(self.strip_prefix) if name else ""
 
-    def keep_picture(self, name: str, data: bytes) -> None:
-        """Write a picture that lies in the data to `pictures_to`, where that is given and it is not there yet.
+    def keep_image(self, name: str, data: bytes) -> None:
+        """Write an image that lies in the data to `images_to`, where that is given and it is not there yet.
 
         A name that leaves the folder is passed over here, and counted when its record becomes a sample.
         """
-        if self.pictures_to is None:
+        if self.images_to is None:
             return
         try:
-            path = picture_path(self.pictures_to, name)
-        except PictureError:
+            path = image_path(self.images_to, name)
+        except ImageError:
             return
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,13 +53,13 @@ class Reading:
 class Writing:
     """Where to write, the family of boxes in text, and where to count what the format cannot hold.
 
-    `pictures` is their folder, for formats that hold them; `shard_bytes` is about how large one of several files is.
+    `images` is their folder, for formats that hold them; `shard_bytes` is about how large one of several files is.
     """
 
     path: Path
     tally: Tally = field(default_factory=Tally)
     family: str = "llava"
-    pictures: Path | None = None
+    images: Path | None = None
     shard_bytes: int = 1 << 30
 
     def write_lines(self, rows: Iterable[Mapping[str, Any]]) -> None:

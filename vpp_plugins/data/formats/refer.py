@@ -37,7 +37,7 @@ def read_refer(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per sentence, of one split or of all.
 
     `path` is the pickle, or its folder where that holds a single one or, for RefCOCOg, the umd split. The file names in
-    the pickle carry the annotation's number and name no file; the pictures' names come from `instances.json`.
+    the pickle carry the annotation's number and name no file; the images' names come from `instances.json`.
     """
     pickled = _pickle_file(path)
     refs = load_plain_pickle(pickled)
@@ -109,7 +109,7 @@ def _records(
 
 @dataclass
 class _Refs:
-    """The pickle's list while samples pass by: sentences of one picture and box share a ref."""
+    """The pickle's list while samples pass by: sentences of one image and box share a ref."""
 
     refs: dict[tuple[int, Numbers, str], dict[str, Any]]
     sentences: int = 0
@@ -118,7 +118,7 @@ class _Refs:
 def write_refer(samples: Iterable[Sample], writing: Writing) -> None:
     """Write `path`, a name such as `refs(unc).p`, and `instances.json` beside it.
 
-    Expressions of the same picture and box become one ref with several sentences.
+    Expressions of the same image and box become one ref with several sentences.
     """
     kept = _Refs({})
     coco = CocoWriter()

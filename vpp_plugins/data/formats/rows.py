@@ -17,7 +17,7 @@ from vpp_plugins.data.tally import Issue
 class RowFormat:
     """The names of the fields of JSON lines that hold an expression and its box, xyxy in pixels.
 
-    A format without `width` and `height` fields leaves the sizes to the pictures.
+    A format without `width` and `height` fields leaves the sizes to the images.
     """
 
     image: str

@@ -1,7 +1,7 @@
 """ms-swift's grounding lines: `messages`, `images` and `objects: {ref, bbox, bbox_type}` with placeholders in the text.
 
 `<ref-object>` and `<bbox>` stand for the entries of `ref` and `bbox`, in order. Boxes are xyxy: pixels, or with
-`"bbox_type": "norm1"` fractions of the picture.
+`"bbox_type": "norm1"` fractions of the image.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""WebDataset: shards in which each sample is KEY.json, a neutral row, with its picture KEY.jpg beside it."""
+"""WebDataset: shards in which each sample is KEY.json, a neutral row, with its image KEY.jpg beside it."""
 
 import io
 import tarfile
@@ -10,30 +10,30 @@ from pathlib import Path
 from vpp_plugins.data.formats.fields import text_of
 from vpp_plugins.data.formats.neutral import neutral_record, neutral_row
 from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes
-from vpp_plugins.data.image_sizes import PictureError, picture_path, upright_size
+from vpp_plugins.data.image_sizes import ImageError, image_path, upright_size
 from vpp_plugins.data.json_stream import json_value, written_whole
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Sample
-from vpp_plugins.data.shards import INDEX, PICTURES, Packed, packed_samples, shard_paths
+from vpp_plugins.data.shards import IMAGES, INDEX, Packed, packed_samples, shard_paths
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 
 
 def read_webdataset(path: Path, reading: Reading) -> Iterator[Record]:
-    """Yield a record per sample; pictures are written to `reading.pictures_to` where it is given."""
+    """Yield a record per sample; images are written to `reading.images_to` where it is given."""
     for shard in shard_paths(path):
         for packed in packed_samples(shard):
             record = packed_record(packed, reading)
             if record is not None:
-                if record.image and reading.pictures_to is not None:
-                    reading.keep_picture(record.image, packed.read(packed.picture))
+                if record.image and reading.images_to is not None:
+                    reading.keep_image(record.image, packed.read(packed.image))
                 yield record
 
 
 def packed_record(packed: Packed, reading: Reading) -> Record | None:
     """Return one sample of a shard as a record, or None, counted, where it is none.
 
-    A picture has the name that the row gives it, or else its member's.
+    An image has the name that the row gives it, or else its member's.
     """
     if "json" not in packed.members:
         reading.tally.add(Issue.BAD_FIELD, packed.key, "no .json beside it")
@@ -49,18 +49,18 @@ def packed_record(packed: Packed, reading: Reading) -> Record | None:
     if not isinstance(row, dict):
         reading.tally.add(Issue.BAD_FIELD, packed.key, "not an object")
         return None
-    named = {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or packed.picture_name}
+    named = {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or packed.image_name}
     record = neutral_record(named, 0, reading)
     if record is None or not (record.image or record.boxes):
         return record
-    if not packed.picture:
-        reading.tally.add(Issue.NO_PICTURE, record.id, f"'{packed.key}' has no picture beside its .json")
+    if not packed.image:
+        reading.tally.add(Issue.NO_IMAGE, record.id, f"'{packed.key}' has no image beside its .json")
         return None
     if record.size_wh is None and record.boxes:
         try:
-            return replace(record, size_wh=upright_size(io.BytesIO(packed.read(packed.picture))))
-        except PictureError:
-            reading.tally.add(Issue.NO_PICTURE, record.id, f"the picture of '{packed.key}' cannot be read")
+            return replace(record, size_wh=upright_size(io.BytesIO(packed.read(packed.image))))
+        except ImageError:
+            reading.tally.add(Issue.NO_IMAGE, record.id, f"the image of '{packed.key}' cannot be read")
             return None
     return record
 
@@ -68,7 +68,7 @@ def packed_record(packed: Packed, reading: Reading) -> Record | None:
 def write_webdataset(samples: Iterable[Sample], writing: Writing) -> None:
     """Write a folder of shards of about `writing.shard_bytes`; it takes its name when all of them are whole.
 
-    Pictures are read below `writing.pictures`, and their bytes taken as they are: a picture with several samples is
+    Images are read below `writing.images`, and their bytes taken as they are: an image with several samples is
     stored with each. An existing folder is replaced only if it holds nothing but shards.
     """
     target = writing.path
@@ -112,15 +112,15 @@ def _members(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, 
         if not sample.image:
             yield row
             continue
-        if writing.pictures is None:
-            raise VPPError("the format webdataset holds the pictures themselves: give their folder (--images).")
+        if writing.images is None:
+            raise VPPError("the format webdataset holds the images themselves: give their folder (--images).")
         extension = sample.image.rpartition(".")[2].lower()
         try:
-            if extension not in PICTURES:
-                raise PictureError(f"'{sample.image}' should end in one of {', '.join(PICTURES)}.")
-            yield row | {extension: picture_path(writing.pictures, sample.image).read_bytes()}
-        except (OSError, PictureError) as error:
-            writing.tally.add(Issue.NO_PICTURE, sample.id, str(error))
+            if extension not in IMAGES:
+                raise ImageError(f"'{sample.image}' should end in one of {', '.join(IMAGES)}.")
+            yield row | {extension: image_path(writing.images, sample.image).read_bytes()}
+        except (OSError, ImageError) as error:
+            writing.tally.add(Issue.NO_IMAGE, sample.id, str(error))
 
 
 def _held(folder: Path) -> list[Path]:

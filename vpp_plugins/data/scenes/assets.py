@@ -1,6 +1,6 @@
-"""Fetches and finds the pictures of the scene benchmark: photographic cut-outs and backgrounds from Debian packages.
+"""Fetches and finds the images of the scene benchmark: photographic cut-outs and backgrounds from Debian packages.
 
-The pictures are under the GPL-2, GPL-2+ and CC-BY(-SA). They are downloaded where they are used and never committed;
+The images are under the GPL-2, GPL-2+ and CC-BY(-SA). They are downloaded where they are used and never committed;
 this file and the list of cut-outs beside it are all that ships.
 """
 
@@ -22,7 +22,7 @@ _WITHOUT = (
     "Scenes of shapes drawn in code (--shapes) and the committed photographs (load_real_photos) work without them."
 )
 _INDEX = "assets.json"
-# Package, folder, photographs that show no thing which an expression could name; the packages' other pictures do.
+# Package, folder, photographs that show no thing which an expression could name; the packages' other images do.
 _BACKGROUNDS = (
     (
         "tuxpaint-data",
@@ -58,13 +58,13 @@ class CutoutRecord:
 
 @dataclass(frozen=True)
 class Assets:
-    """A complete folder of pictures: `stamps/` (PNG with alpha), `backgrounds/` (JPEG) and their SHA-256 by path."""
+    """A complete folder of images: `stamps/` (PNG with alpha), `backgrounds/` (JPEG) and their SHA-256 by path."""
 
     folder: Path
     sha256_by_path: Mapping[str, str]
 
     def digest(self) -> str:
-        """One hash over all pictures."""
+        """One hash over all images."""
         listing = "\n".join(f"{path} {value}" for path, value in sorted(self.sha256_by_path.items()))
         return sha256(listing.encode()).hexdigest()
 
@@ -82,24 +82,24 @@ def list_backgrounds() -> tuple[str, ...]:
 
 
 def find_assets(folder: str | Path = DEFAULT_FOLDER) -> Assets:
-    """Checks that `folder` holds every picture and returns it. Raises VPPError that says what is missing."""
+    """Checks that `folder` holds every image and returns it. Raises VPPError that says what is missing."""
     folder = Path(folder).absolute()
     index = folder / _INDEX
     if not index.is_file():
-        raise VPPError(f"No scene pictures in {folder}. Fetch them with fetch_assets({str(folder)!r}). {_WITHOUT}")
+        raise VPPError(f"No scene images in {folder}. Fetch them with fetch_assets({str(folder)!r}). {_WITHOUT}")
     hashes: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
-    wanted = wanted_pictures()
+    wanted = wanted_images()
     damaged = [path for path in wanted if path not in hashes or _hash(folder / path) != hashes[path]]
     if damaged:
         raise VPPError(
-            f"{len(damaged)} of {len(wanted)} scene pictures are missing or changed in {folder}, such as {damaged[0]}. "
+            f"{len(damaged)} of {len(wanted)} scene images are missing or changed in {folder}, such as {damaged[0]}. "
             f"Delete the folder and fetch it again. {_WITHOUT}"
         )
     return Assets(folder, hashes)
 
 
 def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str], None] | None = None) -> Assets:
-    """Downloads the Debian packages with `apt-get download`, unpacks them with `dpkg-deb`, keeps the wanted pictures.
+    """Downloads the Debian packages with `apt-get download`, unpacks them with `dpkg-deb`, keeps the wanted images.
 
     Nothing is installed. A complete folder is returned as it is. Packages that an interrupted run brought in stay
     beside the folder and are used again; the folder itself appears only when complete. `progress` gets one sentence
@@ -111,11 +111,11 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
     if (folder / _INDEX).is_file():
         return find_assets(folder)
     if folder.exists() and any(folder.iterdir()):
-        raise VPPError(f"{folder} exists and holds something else. Name an empty or a new folder for the pictures.")
+        raise VPPError(f"{folder} exists and holds something else. Name an empty or a new folder for the images.")
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise VPPError(
-            f"The scene pictures come from Debian packages, this machine has no {' and no '.join(missing)}. {_WITHOUT}"
+            f"The scene images come from Debian packages, this machine has no {' and no '.join(missing)}. {_WITHOUT}"
         )
     downloads = folder.parent / f".{folder.name}-packages"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -126,8 +126,8 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
             archive = _download(package, downloads)
             tell(f"Unpacking {package}")
             _run(["dpkg-deb", "-x", str(archive), str(unpacked)], unpacked.parent)
-        tell("Keeping the photographic pictures")
-        keep_pictures(unpacked, ready)
+        tell("Keeping the photographic images")
+        keep_images(unpacked, ready)
         if folder.exists():
             folder.rmdir()
         ready.rename(folder)
@@ -135,10 +135,10 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
     return find_assets(folder)
 
 
-def keep_pictures(unpacked: Path, folder: Path) -> None:
-    """Copies the wanted pictures from unpacked packages to a new `folder` and writes their hashes beside them."""
+def keep_images(unpacked: Path, folder: Path) -> None:
+    """Copies the wanted images from unpacked packages to a new `folder` and writes their hashes beside them."""
     hashes = {}
-    for path, origin in wanted_pictures().items():
+    for path, origin in wanted_images().items():
         source, target = unpacked / origin, folder / path
         if not source.is_file():
             raise VPPError(f"The packages hold no {origin}: another release of them? Expected {', '.join(PACKAGES)}.")
@@ -152,7 +152,7 @@ def _hash(path: Path) -> str | None:
     return sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def wanted_pictures() -> dict[str, str]:
+def wanted_images() -> dict[str, str]:
     """Path in the assets folder to path in the unpacked packages."""
     wanted = {f"stamps/{record.path}": f"{_STAMPS_ROOT}/{record.path}" for record in list_cutouts()}
     for _, origin, names in _BACKGROUNDS:

@@ -17,7 +17,7 @@ _CUTOUT_SIDE = 512  # the largest copy of a cut-out that is kept, pixels
 # Planets are proper names ("the second jupiter"); trees stand in the backgrounds.
 _LEFT_OUT = frozenset({"jupiter", "mars", "neptune", "pluto", "saturn", "uranus", "venus", "oak tree"})
 _UNCOUNTABLE = frozenset({"binoculars", "cherries", "fire", "grapes", "lavender plant", "pliers", "thyme plant"})
-# Names that a person may give to each other's picture: never in one scene, and on one side of the split.
+# Names that a person may give to each other's image: never in one scene, and on one side of the split.
 _FAMILIES = tuple(
     frozenset(family.split(", "))
     for family in (
@@ -75,7 +75,7 @@ _FAMILIES = tuple(
 
 
 class PhotoCutouts:
-    """The SceneSource of photographs. Decoded pictures are kept in memory: about 120 MB once all have been used."""
+    """The SceneSource of photographs. Decoded images are kept in memory: about 120 MB once all have been used."""
 
     def __init__(self, assets: Assets) -> None:
         self.assets = assets
@@ -95,7 +95,7 @@ class PhotoCutouts:
         self._backgrounds: dict[str, Image.Image] = {}
 
     def __reduce__(self) -> tuple[type["PhotoCutouts"], tuple[Assets]]:
-        """Travels to another process without its decoded pictures."""
+        """Travels to another process without its decoded images."""
         return PhotoCutouts, (self.assets,)
 
     def names(self, heldout: bool) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class PhotoCutouts:
         )
 
     def clash(self, first: str, second: str) -> bool:
-        """True where one noun could be said of the other's picture."""
+        """True where one noun could be said of the other's image."""
         return names_clash(first, second)
 
     def countable(self, name: str) -> bool:
@@ -134,17 +134,17 @@ class PhotoCutouts:
         return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
     def digest(self) -> str:
-        """The hash over all pictures of the assets folder."""
+        """The hash over all images of the assets folder."""
         return self.assets.digest()
 
     def _shrunk_copies(self, path: str) -> list[Image.Image]:
         """The cut-out cropped to what is visible, largest first, each further copy half as large."""
         if path not in self._copies:
             with Image.open(self.assets.folder / "stamps" / path) as stored:
-                picture = stored.convert("RGBA")
-            picture = picture.crop(picture.getchannel("A").point([0] * 49 + [255] * 207).getbbox())
+                image = stored.convert("RGBA")
+            image = image.crop(image.getchannel("A").point([0] * 49 + [255] * 207).getbbox())
             # Premultiplied, so that shrinking mixes no colour of invisible pixels into the edge.
-            copy = picture.convert("RGBa")
+            copy = image.convert("RGBa")
             if max(copy.size) > _CUTOUT_SIDE:
                 copy.thumbnail((_CUTOUT_SIDE, _CUTOUT_SIDE), Image.Resampling.LANCZOS)
             copies = [copy]

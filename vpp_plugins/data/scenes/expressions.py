@@ -1,7 +1,7 @@
 """Referring expressions that are true of exactly one object of a scene, by construction.
 
 Every rule leaves a margin: where two objects are nearly level, nearly equal or nearly as close, nothing is said.
-Kinds: name, absolute (position in the picture), size, ordinal, relation (to a landmark), attribute.
+Kinds: name, absolute (position in the image), size, ordinal, relation (to a landmark), attribute.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,18 +13,18 @@ from random import Random
 BoxXYXY = tuple[float, float, float, float]
 KINDS = ("name", "absolute", "size", "ordinal", "relation", "attribute")
 
-LEVEL_GAP = 0.10  # of the picture's side: two centres closer than this are "level" and are not told apart
+LEVEL_GAP = 0.10  # of the image's side: two centres closer than this are "level" and are not told apart
 AREA_RATIO = 1.5  # box areas closer than this are "the same size"
 SIDE_RATIO = 1.15  # the longest sides must agree with the areas about what is bigger
-NEXT_TO_GAP = 0.15  # of the picture's side: boxes farther apart are not "next to" each other
-SLACK = 0.03  # of the picture's side: how far a thing may be off before it counts
+NEXT_TO_GAP = 0.15  # of the image's side: boxes farther apart are not "next to" each other
+SLACK = 0.03  # of the image's side: how far a thing may be off before it counts
 MOST_OF_A_KIND = 4  # expressions of one kind in one scene
 DISTANCE_RATIO = 1.4  # distances closer than this are "equally near"
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One thing in a picture. `box_xyxy` is its visible extent in pixels, right and bottom edges exclusive."""
+    """One thing in an image. `box_xyxy` is its visible extent in pixels, right and bottom edges exclusive."""
 
     name: str
     box_xyxy: BoxXYXY
@@ -66,7 +66,7 @@ Found = tuple[str, int, str]  # text, index of the object, kind
 def refer(objects: Sequence[SceneObject], side: int, rng: Random) -> tuple[Expression, ...]:
     """All expressions that one scene supports, each text at most once; wording is drawn from `rng`.
 
-    `side` is the picture's side in pixels; margins are fractions of it.
+    `side` is the image's side in pixels; margins are fractions of it.
     """
     by_name: dict[str, list[int]] = {}
     for index, item in enumerate(objects):

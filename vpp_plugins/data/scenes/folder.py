@@ -1,4 +1,4 @@
-"""Scenes as files: `images/000000.jpg` and so on, `scenes.jsonl` with one line per picture, and `manifest.json`."""
+"""Scenes as files: `images/000000.jpg` and so on, `scenes.jsonl` with one line per image, and `manifest.json`."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def write_scenes(
 ) -> Path:
     """Writes scenes 0 to count - 1 as JPEG (quality 92) with their expressions, and returns the folder.
 
-    The same arguments and pictures give the same bytes, whatever `workers` (processes) is. The folder `out` appears
+    The same arguments and images give the same bytes, whatever `workers` (processes) is. The folder `out` appears
     when complete; until then the work lies beside it, and a killed run continues there. A complete folder with the
     same settings is left as it is. `progress` shows a bar. Raises VPPError where `out` holds anything else.
     """
@@ -85,7 +85,7 @@ def load_scenes(folder: str | Path) -> "SceneFolder":
 
 @dataclass(frozen=True)
 class SceneFolder(Sequence[Scene]):
-    """The scenes of a folder, in order; each picture is read when its scene is asked for."""
+    """The scenes of a folder, in order; each image is read when its scene is asked for."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -162,7 +162,7 @@ def _write_chunks(generator: SceneGenerator, work: Path, count: int, starts: lis
             yield task.result()
 
 
-_kept: list[SceneGenerator] = []  # one per worker process, so that its decoded pictures serve every chunk
+_kept: list[SceneGenerator] = []  # one per worker process, so that its decoded images serve every chunk
 
 
 def _keep(generator: SceneGenerator) -> None:

@@ -18,7 +18,7 @@ from vpp_plugins.data.scenes.source import Cutout, SceneSource
 from vpp_plugins.errors import VPPError, nearest
 
 SCENES_VERSION = 1
-"""Raised whenever the same (split, seed, index) would give another picture or other texts."""
+"""Raised whenever the same (split, seed, index) would give another image or other texts."""
 
 SPLITS = ("train", "val", "test", "heldout")
 
@@ -34,9 +34,9 @@ _SHADOW = [round(alpha * 0.45) for alpha in range(256)]
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture with its objects and expressions. Boxes are xyxy pixels, right and bottom edges exclusive.
+    """One image with its objects and expressions. Boxes are xyxy pixels, right and bottom edges exclusive.
 
-    `key` names the picture in logs and result files, such as "val-0-000017". `objects` is empty where a picture's
+    `key` names the image in logs and result files, such as "val-0-000017". `objects` is empty where an image's
     things are not listed (the real photographs).
     """
 
@@ -53,13 +53,13 @@ class _Placed:
     """A rendered cut-out and the pixel of its top left corner."""
 
     cutout: Cutout
-    picture: Image.Image
+    image: Image.Image
     left: int
     top: int
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int]:
-        return self.left, self.top, self.left + self.picture.width, self.top + self.picture.height
+        return self.left, self.top, self.left + self.image.width, self.top + self.image.height
 
 
 class SceneGenerator:
@@ -67,7 +67,7 @@ class SceneGenerator:
 
     `source` is what `find_assets` or `fetch_assets` returned, or `Shapes()`, or any other SceneSource. train and val
     show seen nouns on training backgrounds (different random streams), test seen nouns on held-out backgrounds,
-    heldout held-out nouns on held-out backgrounds. `size` is the picture's side in pixels. `min_objects` and
+    heldout held-out nouns on held-out backgrounds. `size` is the image's side in pixels. `min_objects` and
     `max_objects` bound the number of objects; a curriculum starts with 1 and 1. `distractors` is the share of the
     scenes with two or more objects that show one noun at least twice. Raises VPPError for settings that cannot be met.
     """
@@ -127,9 +127,9 @@ class SceneGenerator:
         cutouts: list[Cutout] = []
         for copies in repeats:
             name = self._choose_name({cutout.name for cutout in cutouts}, copies, rng)
-            pictures = list(self.source.cutouts(name))
-            rng.shuffle(pictures)
-            cutouts += [pictures[copy % len(pictures)] for copy in range(copies)]
+            images = list(self.source.cutouts(name))
+            rng.shuffle(images)
+            cutouts += [images[copy % len(images)] for copy in range(copies)]
         rng.shuffle(cutouts)
         return cutouts
 
@@ -147,10 +147,10 @@ class SceneGenerator:
         placed: list[_Placed] = []
         for cutout in cutouts:
             for attempt in range(5):
-                picture = self.source.render(cutout, self._choose_side(cutout, attempt, rng))
-                corner = self._find_room(picture.size, placed, rng)
+                image = self.source.render(cutout, self._choose_side(cutout, attempt, rng))
+                corner = self._find_room(image.size, placed, rng)
                 if corner is not None:
-                    placed.append(_Placed(cutout, _vary(picture, rng), *corner))
+                    placed.append(_Placed(cutout, _vary(image, rng), *corner))
                     break
         return placed
 
@@ -177,8 +177,8 @@ class SceneGenerator:
         for number, item in enumerate(placed, start=1):
             if rng.random() < 0.6:
                 _cast_shadow(image, item)
-            image.paste(item.picture, (item.left, item.top), item.picture)
-            visible = item.picture.getchannel("A").point(_VISIBLE)
+            image.paste(item.image, (item.left, item.top), item.image)
+            visible = item.image.getchannel("A").point(_VISIBLE)
             owner.paste(number, (item.left, item.top), visible)
         objects = []
         for number, item in enumerate(placed, start=1):
@@ -196,23 +196,23 @@ def _covered_share(first_xyxy: tuple[int, int, int, int], second_xyxy: tuple[int
     return max(width, 0) * max(height, 0) / min(areas)
 
 
-def _vary(picture: Image.Image, rng: Random) -> Image.Image:
+def _vary(image: Image.Image, rng: Random) -> Image.Image:
     """Mirrors the cut-out in half of the cases and changes its brightness in most."""
     if rng.random() < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if rng.random() < 0.7:
         factor = rng.uniform(0.75, 1.15)
         brighter = [min(255, round(value * factor)) for value in range(256)]
-        picture = picture.point(brighter * 3 + list(range(256)))
-    return picture
+        image = image.point(brighter * 3 + list(range(256)))
+    return image
 
 
 def _cast_shadow(image: Image.Image, item: _Placed) -> None:
     """Darkens the background softly below and to the right of the place where the cut-out will lie."""
-    width, height = item.picture.size
+    width, height = item.image.size
     blur = max(2, max(width, height) // 25)
     margin = 3 * blur
     shadow = Image.new("L", (width + 2 * margin, height + 2 * margin))
-    shadow.paste(item.picture.getchannel("A").point(_SHADOW), (margin, margin))
+    shadow.paste(item.image.getchannel("A").point(_SHADOW), (margin, margin))
     shadow = shadow.filter(ImageFilter.BoxBlur(blur)).filter(ImageFilter.BoxBlur(blur))
     image.paste((0, 0, 0), (item.left - margin + blur, item.top - margin + blur), shadow)

@@ -1,4 +1,4 @@
-"""The committed real photographs: 29 pictures with 50 expressions whose boxes were drawn by hand.
+"""The committed real photographs: 29 images with 50 expressions whose boxes were drawn by hand.
 
 All are in the public domain or CC0; author, licence and source of each stand in `real_photos/refs.json`.
 """

@@ -9,10 +9,10 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Cutout:
-    """One picture that can be pasted.
+    """One image that can be pasted.
 
-    `attribute` tells pictures of one name apart ("green" for one frog, "brown" for another) or is None.
-    `width` and `height` are the stored picture's own pixels; it can be rendered at any size, but not sharper.
+    `attribute` tells images of one name apart ("green" for one frog, "brown" for another) or is None.
+    `width` and `height` are the stored image's own pixels; it can be rendered at any size, but not sharper.
     """
 
     name: str
@@ -30,10 +30,10 @@ class SceneSource(Protocol):
         """All nouns of one side of the split, sorted."""
 
     def cutouts(self, name: str) -> tuple[Cutout, ...]:
-        """The pictures of one noun, at least one."""
+        """The images of one noun, at least one."""
 
     def clash(self, first: str, second: str) -> bool:
-        """True where one noun could be said of the other's picture, so the two never share a scene."""
+        """True where one noun could be said of the other's image, so the two never share a scene."""
 
     def countable(self, name: str) -> bool:
         """False for nouns such as "pliers", of which a scene shows one at most ("the second pliers" is no English)."""
@@ -45,4 +45,4 @@ class SceneSource(Protocol):
         """A square RGB background, `size` pixels wide, from one side of the split."""
 
     def digest(self) -> str:
-        """A hash of everything the pictures depend on, for the manifest."""
+        """A hash of everything the images depend on, for the manifest."""

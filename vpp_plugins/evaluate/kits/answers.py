@@ -12,9 +12,9 @@ _REQUEST = re.compile(r"bounding box.*?region this sentence describes:\s*(?P<exp
 
 
 def answer(
-    asker: Asker, pictures: Sequence[Image.Image], questions: Sequence[str], *, max_new_tokens: int = 128
+    asker: Asker, images: Sequence[Image.Image], questions: Sequence[str], *, max_new_tokens: int = 128
 ) -> list[str]:
-    """Answer one question per picture.
+    """Answer one question per image.
 
     A request for a box is asked in the family's own words and answered `[x1, y1, x2, y2]`, 0 to 1 on the original
     image, four decimals; an answer that holds no box stays as the model wrote it.
@@ -24,7 +24,7 @@ def answer(
         question if request is None else asker.codec.prompt(request["expr"])
         for question, request in zip(questions, requests, strict=True)
     ]
-    told = asker.ask(pictures, asked, max_new_tokens=max_new_tokens, num_beams=1)
+    told = asker.ask(images, asked, max_new_tokens=max_new_tokens, num_beams=1)
     answers = []
     for request, (text, meta) in zip(requests, told, strict=True):
         boxes = () if request is None else asker.codec.decode(text, meta).boxes_xyxy_px

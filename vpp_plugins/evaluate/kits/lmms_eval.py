@@ -14,7 +14,7 @@ from vpp_plugins.evaluate.kits.answers import answer
 
 
 class VPPModel(lmms):  # type: ignore[misc]
-    """A host with its prompts, asked one picture at a time."""
+    """A host with its prompts, asked one image at a time."""
 
     is_simple = True
 
@@ -33,8 +33,8 @@ class VPPModel(lmms):  # type: ignore[misc]
         for start in track(range(0, len(requests), self.batch_size), description="Answering"):
             batch = [request.args for request in requests[start : start + self.batch_size]]
             longest = max(int(arguments[1].get("max_new_tokens", 128)) for arguments in batch)
-            pictures = [self._picture(arguments) for arguments in batch]
-            answers += answer(self.grounder, pictures, [arguments[0] for arguments in batch], max_new_tokens=longest)
+            images = [self._image(arguments) for arguments in batch]
+            answers += answer(self.grounder, images, [arguments[0] for arguments in batch], max_new_tokens=longest)
         return answers
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -42,16 +42,14 @@ class VPPModel(lmms):  # type: ignore[misc]
         raise VPPError("the model 'vpp_plugins' generates answers and ranks none: choose a task of generate_until.")
 
     def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
-        """Raise: one question per picture."""
-        raise VPPError("the model 'vpp_plugins' answers one question per picture: choose a single-round task.")
+        """Raise: one question per image."""
+        raise VPPError("the model 'vpp_plugins' answers one question per image: choose a single-round task.")
 
-    def _picture(self, arguments: tuple[Any, ...]) -> Image.Image:
+    def _image(self, arguments: tuple[Any, ...]) -> Image.Image:
         _, _, to_visual, number, task, split = arguments
         found = to_visual(self.task_dict[task][split][number])
         if len(found) != 1 or not isinstance(found[0], Image.Image):
-            raise VPPError(
-                f"one picture per question is expected, but '{task}' gives {len(found)}: choose another task."
-            )
+            raise VPPError(f"one image per question is expected, but '{task}' gives {len(found)}: choose another task.")
         return found[0]
 
 

@@ -35,7 +35,5 @@ class VPPModel:
         images = [part["value"] for part in message if part["type"] == "image"]
         texts = [part["value"] for part in message if part["type"] == "text"]
         if len(images) != 1 or not texts:
-            raise VPPError(
-                f"one picture and a text are expected, but {len(images)} pictures and {len(texts)} texts came."
-            )
+            raise VPPError(f"one image and a text are expected, but {len(images)} images and {len(texts)} texts came.")
         return answer(self.grounder, [load_image(images[0])], ["\n".join(texts)])[0]

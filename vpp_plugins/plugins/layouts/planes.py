@@ -1,4 +1,4 @@
-"""Pixels as colour planes, `[..., 3, height, width]`: pictures, tiles, and pictures padded to a batch's largest."""
+"""Pixels as colour planes, `[..., 3, height, width]`: images, tiles, and images padded to a batch's largest."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -50,11 +50,11 @@ def blocks(
 
 @dataclass(frozen=True)
 class Padded:
-    """Planes padded, at the right and below, to the size of the batch's largest picture."""
+    """Planes padded, at the right and below, to the size of the batch's largest image."""
 
     sizes: str = "image_sizes"
-    """The argument that tells where each picture ends: its height and width in pixels, `[inputs, 2]`, or a mask
-    `[..., height, width]`, true on pictures, that is false throughout for inputs that the encoder does not get. Without
+    """The argument that tells where each image ends: its height and width in pixels, `[inputs, 2]`, or a mask
+    `[..., height, width]`, true on images, that is false throughout for inputs that the encoder does not get. Without
     it nothing is padded."""
 
     def __call__(
@@ -64,14 +64,14 @@ class Padded:
         windows: Sequence[Window] | None,
         call: Mapping[str, Any],
     ) -> Float[Tensor, "*inputs 3 height width"]:
-        """Lay the axes over the pictures and leave the padding; windows are the pictures', without padding."""
+        """Lay the axes over the images and leave the padding; windows are the images', without padding."""
         if call.get(self.sizes) is None:
             return planes(pixels, overlay, windows, call)
         sizes = self._sizes(call[self.sizes])
         padded, out = pixels.flatten(end_dim=-4), []
         for given, name in ((sizes, self.sizes), (windows, "vpp_tile_boxes")):
             if given is not None and len(given) != len(padded):
-                raise VPPError(f"{name} has {len(given)} rows for {len(padded)} pictures: pass one for each.")
+                raise VPPError(f"{name} has {len(given)} rows for {len(padded)} images: pass one for each.")
         for index, (height, width) in enumerate(sizes):  # nothing is written in place: autograd needs what was there
             one = padded[index : index + 1]
             window = None if windows is None else windows[index : index + 1]

@@ -1,7 +1,7 @@
-"""Generators of object queries: modules that map pictures and an optional mask to `[images, num_queries, width]`.
+"""Generators of object queries: modules that map images and an optional mask to `[images, num_queries, width]`.
 
 A generator has the attributes `width` and `num_queries`, and takes ImageNet-normalised `[images, 3, height, width]` and
-a mask, True on picture, or None. Plugins add generators through the hook `vpp_generator`.
+a mask, True on image, or None. Plugins add generators through the hook `vpp_generator`.
 """
 
 import os

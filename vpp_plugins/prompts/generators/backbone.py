@@ -69,7 +69,7 @@ class TimmBackbone(nn.Module):
         folded = self._folded(pixel_values)
         if folded is not None:
             return folded(pixel_values)
-        features = torch.cat([self.body(pictures)[-1] for pictures in _apart(pixel_values)])
+        features = torch.cat([self.body(images)[-1] for images in _apart(pixel_values)])
         if features.shape[1] != self.channels:  # timm's Swin and its like put them last
             features = features.movedim(-1, 1)
         return features
@@ -86,7 +86,7 @@ class TimmBackbone(nn.Module):
 
 
 def _apart(pixel_values: Float[Tensor, "images 3 height width"]) -> Sequence[Tensor]:
-    """Return the pictures one by one on a CPU without gradients: the maps of one fit its caches, a batch's do not."""
+    """Return the images one by one on a CPU without gradients: the maps of one fit its caches, a batch's do not."""
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or traced
     return [pixel_values] if whole or not pixel_values.is_cpu else pixel_values.split(1)

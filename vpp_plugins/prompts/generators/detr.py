@@ -19,7 +19,7 @@ from vpp_plugins.prompts.generators.detr_transformer import (
 
 
 class DETR(nn.Module):
-    """A backbone and a transformer that turn a picture into `num_queries` object queries of size `width`.
+    """A backbone and a transformer that turn an image into `num_queries` object queries of size `width`.
 
     `backbone` maps `[images, 3, height, width]` to one feature map with `channels` channels. `width` is a multiple of
     `heads` and, for the position encoding, of 4.
@@ -60,21 +60,21 @@ class DETR(nn.Module):
         pixel_values: Float[Tensor, "images 3 height width"],
         pixel_mask: Bool[Tensor, "images height width"] | None = None,
     ) -> Float[Tensor, "images {self.num_queries} {self.width}"]:
-        """Return the object queries of ImageNet-normalised pictures whose sides are multiples of 32.
+        """Return the object queries of ImageNet-normalised images whose sides are multiples of 32.
 
-        `pixel_mask` is True on picture and False on padding, which then takes no part. Without it everything is
-        picture, as in VPP-LLaVA.
+        `pixel_mask` is True on image and False on padding, which then takes no part. Without it everything is
+        image, as in VPP-LLaVA.
         """
         return self.queries(self.features(pixel_values), pixel_mask)
 
     def features(
         self, pixel_values: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows columns"]:
-        """Return the backbone's feature map: the costly part, to be cached where pictures come again."""
+        """Return the backbone's feature map: the costly part, to be cached where images come again."""
         height, width = pixel_values.shape[-2:]
         if height % 32 or width % 32:
             raise VPPError(
-                f"the sides of DETR's pictures must be multiples of 32; got {height} x {width}. Pad or resize."
+                f"the sides of DETR's images must be multiples of 32; got {height} x {width}. Pad or resize."
             )
         features: Tensor = self.backbone(pixel_values.to(self.input_proj.weight.dtype))
         return features
@@ -86,7 +86,7 @@ class DETR(nn.Module):
         *,
         intermediate: bool = False,
     ) -> Float[Tensor, "*layers images {self.num_queries} {self.width}"]:
-        """Return the object queries of a feature map; `mask` as in `forward`, of the pictures or of the feature map.
+        """Return the object queries of a feature map; `mask` as in `forward`, of the images or of the feature map.
 
         With `intermediate` there is a leading axis over the decoder's layers, the last of which is the usual result:
         auxiliary detection losses need them all.
@@ -171,7 +171,7 @@ def _shrink(mask: Bool[Tensor, "images height width"], features: Tensor) -> Bool
 
 
 class _Seen(NamedTuple):
-    """The pictures' tokens: padded, with a mask of the padding, or packed into one row, with the length of each."""
+    """The images' tokens: padded, with a mask of the padding, or packed into one row, with the length of each."""
 
     tokens: Float[Tensor, "rows tokens width"]
     position: Float[Tensor, "#rows tokens width"]
@@ -184,7 +184,7 @@ def _pack(
     position: Float[Tensor, "images tokens width"],
     mask: Bool[Tensor, "images tokens"],
 ) -> _Seen:
-    """Return the tokens that are picture one after the other, so that no layer computes padding."""
+    """Return the tokens that are image one after the other, so that no layer computes padding."""
     lengths = mask.sum(1).tolist()
     if sum(lengths) == mask.numel():
         return _Seen(tokens, position)

@@ -51,7 +51,7 @@ class MultiheadAttention(nn.Module):
         query_lengths: Sequence[int],
         key_lengths: Sequence[int],
     ) -> Float[Tensor, "1 queries width"]:
-        """Attend within pictures of different lengths, packed one after the other; see `attend_ragged`."""
+        """Attend within images of different lengths, packed one after the other; see `attend_ragged`."""
         queries, keys, values = self._project(query, key, value)
         attended = attend_ragged(queries, keys, values, query_lengths, key_lengths, dropout=self._dropout())
         projected: Tensor = self.out_proj(rearrange(attended, "one tokens heads dim -> one tokens (heads dim)"))
@@ -69,7 +69,7 @@ class MultiheadAttention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention over the picture's features, then a feed-forward net; each is added and then normalised."""
+    """Self-attention over the image's features, then a feed-forward net; each is added and then normalised."""
 
     def __init__(self, width: int, heads: int, feedforward: int, *, dropout: float) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class EncoderLayer(nn.Module):
         mask: Bool[Tensor, "images tokens"] | None = None,
         lengths: Sequence[int] | None = None,
     ) -> Float[Tensor, "images tokens width"]:
-        """With `lengths`, one per picture, the pictures' tokens are packed one after the other into one row."""
+        """With `lengths`, one per image, the images' tokens are packed one after the other into one row."""
         placed = tokens + position
         if lengths is None:
             attended = self.self_attn(placed, placed, tokens, mask)
@@ -100,7 +100,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of the queries, attention to the picture, a feed-forward net; each is added, then normalised."""
+    """Self-attention of the queries, attention to the image, a feed-forward net; each is added, then normalised."""
 
     def __init__(self, width: int, heads: int, feedforward: int, *, dropout: float) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class DecoderLayer(nn.Module):
     ) -> Float[Tensor, "images queries width"]:
         """`placed_memory` is the memory with its position added: the keys, while the memory itself gives the values.
 
-        With `lengths`, one per picture, the pictures' memories are packed one after the other into one row.
+        With `lengths`, one per image, the images' memories are packed one after the other into one row.
         """
         placed = queries + query_position
         queries = self.norm1(queries + self.dropout(self.self_attn(placed, placed, queries)))
@@ -154,7 +154,7 @@ def sine_encoding(mask: Bool[Tensor, "images height width"], size: int) -> Float
 def full_sine_encoding(
     height: int, width: int, size: int, *, device: torch.device, dtype: torch.dtype
 ) -> Float[Tensor, "1 tokens {size}"]:
-    """Return the sine encoding of a picture without padding, computed once per argument set. Don't write to it."""
+    """Return the sine encoding of an image without padding, computed once per argument set. Don't write to it."""
     if torch.compiler.is_compiling():  # a graph folds the constant itself, and Dynamo warns about lru_cache
         return _full_sine_encoding.__wrapped__(height, width, size, device, dtype)
     return _full_sine_encoding(height, width, size, device, dtype)

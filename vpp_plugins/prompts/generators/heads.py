@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Detections(NamedTuple):
-    """Per query: class logits, the last of which is "no object", and a box in fractions of the picture, 0 to 1."""
+    """Per query: class logits, the last of which is "no object", and a box in fractions of the image, 0 to 1."""
 
     logits: Float[Tensor, "*batch queries classes"]
     boxes_cxcywh: Float[Tensor, "*batch queries 4"]

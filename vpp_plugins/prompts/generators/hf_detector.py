@@ -19,7 +19,7 @@ class HFDetector(nn.Module):
     """What a detector has inside its heads; its decoder's last hidden states are the queries.
 
     Heads that the decoder itself uses, to refine boxes from layer to layer, are part of it. Batch norms are frozen, as
-    DETR's are: a picture's queries do not depend on its batch.
+    DETR's are: an image's queries do not depend on its batch.
     """
 
     def __init__(self, model: Any, *, num_queries: int, width: int) -> None:
@@ -33,7 +33,7 @@ class HFDetector(nn.Module):
         pixel_values: Float[Tensor, "images 3 height width"],
         pixel_mask: Bool[Tensor, "images height width"] | None = None,
     ) -> Float[Tensor, "images {self.num_queries} {self.width}"]:
-        """Return the object queries; the mask is True on picture. RT-DETR and its descendants ignore it."""
+        """Return the object queries; the mask is True on image. RT-DETR and its descendants ignore it."""
         mask = pixel_mask if pixel_mask is None else pixel_mask.long()
         queries: Tensor = self.model(pixel_values=pixel_values, pixel_mask=mask).last_hidden_state
         return queries + self._untouched()
@@ -57,7 +57,7 @@ def build_hf_detector(*, num_queries: int, config: Mapping[str, Any] | str) -> H
         LocalVPPConfig(generator="hf_detector", num_queries=300, generator_options={"config": "PekingU/rtdetr_r50vd"})
 
     Raises VPPError for what is no detector with decoder queries, and for one that needs a text, as Grounding DINO does:
-    the local prompt is made of the picture alone, before a question is known.
+    the local prompt is made of the image alone, before a question is known.
     """
     from transformers import AutoModelForObjectDetection
     from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
@@ -66,7 +66,7 @@ def build_hf_detector(*, num_queries: int, config: Mapping[str, Any] | str) -> H
     kind, values = settings.model_type, settings.to_dict()
     if kind in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES:
         raise VPPError(
-            f"'{kind}' needs a text, and the local prompt is made of the picture alone: name a detector without one."
+            f"'{kind}' needs a text, and the local prompt is made of the image alone: name a detector without one."
         )
     if "num_queries" not in values:
         raise VPPError(f"'{kind}' has no num_queries, so it makes no object queries: name a DETR-like detector.")

@@ -1,4 +1,4 @@
-"""Box data for a detector: pictures, each once, with all that is boxed in it."""
+"""Box data for a detector: images, each once, with all that is boxed in it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vpp_plugins.boxes import BoxLike
-from vpp_plugins.data import PictureError, Sample, picture_path
+from vpp_plugins.data import ImageError, Sample, image_path
 from vpp_plugins.data.formats import Reading, read_samples
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import letterbox, load_image
@@ -24,8 +24,8 @@ OBJECT = "object"
 
 
 @dataclass(frozen=True)
-class BoxedPicture:
-    """A picture and what is boxed in it: names, and boxes in xyxy pixels of it."""
+class BoxedImage:
+    """An image and what is boxed in it: names, and boxes in xyxy pixels of it."""
 
     image: str
     size_hw: tuple[int, int]
@@ -33,23 +33,21 @@ class BoxedPicture:
     boxes: tuple[tuple[float, ...], ...]
 
 
-class BoxedPictures(Dataset[dict[str, Any]]):
-    """Pictures on disk as a detector's inputs; `classes` are the names by number."""
+class BoxedImages(Dataset[dict[str, Any]]):
+    """Images on disk as a detector's inputs; `classes` are the names by number."""
 
-    def __init__(self, pictures: Sequence[BoxedPicture], folder: Path, classes: Sequence[str], *, side: int) -> None:
-        self.pictures, self.folder, self.classes, self.side = pictures, folder, tuple(classes), side
+    def __init__(self, images: Sequence[BoxedImage], folder: Path, classes: Sequence[str], *, side: int) -> None:
+        self.images, self.folder, self.classes, self.side = images, folder, tuple(classes), side
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        picture = self.pictures[index]
-        kept = [(self._numbers[name], box) for name, box in zip(picture.names, picture.boxes, strict=True)]
-        pixels: Float[Tensor, "3 side side"] = letterbox(
-            load_image(picture_path(self.folder, picture.image)), self.side
-        )
-        return {"pixel_values": pixels, "objects": kept, "size_hw": picture.size_hw}
+        image = self.images[index]
+        kept = [(self._numbers[name], box) for name, box in zip(image.names, image.boxes, strict=True)]
+        pixels: Float[Tensor, "3 side side"] = letterbox(load_image(image_path(self.folder, image.image)), self.side)
+        return {"pixel_values": pixels, "objects": kept, "size_hw": image.size_hw}
 
 
 def collate_boxed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -64,30 +62,30 @@ def collate_boxed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 def load_boxed(
     path: Path, data_format: str, *, images: Path | None, split: str = "", one_class: bool = False
-) -> tuple[list[BoxedPicture], Path]:
-    """Read a file of box data in any of the known formats; return its pictures and their folder.
+) -> tuple[list[BoxedImage], Path]:
+    """Read a file of box data in any of the known formats; return its images and their folder.
 
     A category, or an expression, is the name of its boxes; with `one_class` all are called "object", and equal boxes
-    count once. Raises VPPError where there is no box, where pictures are missing, and where the names are too many.
+    count once. Raises VPPError where there is no box, where images are missing, and where the names are too many.
     """
     folder = images or (path if path.is_dir() else path.parent)
     reading = Reading(split=split)
-    pictures = gather(read_samples(path, data_format, images=folder, reading=reading), one_class=one_class)
-    if not pictures:
+    loaded = gather(read_samples(path, data_format, images=folder, reading=reading), one_class=one_class)
+    if not loaded:
         found = "; ".join(f"{count} x {issue} ({examples})" for issue, count, examples in reading.tally.rows())
         raise VPPError(f"'{path}' holds no box to train a detector on{f': {found}' if found else ''}.")
-    _check_there(pictures, folder)
-    names = {name for picture in pictures for name in picture.names}
+    _check_there(loaded, folder)
+    names = {name for image in loaded for name in image.names}
     if len(names) > MOST_CLASSES:
         raise VPPError(
             f"'{path}' has {len(names):,} different names, such as '{min(names)}': these are expressions, not "
             "categories, so train with one class (--one-class)."
         )
-    return pictures, folder
+    return loaded, folder
 
 
-def gather(samples: Iterable[Sample], *, one_class: bool) -> list[BoxedPicture]:
-    """Return the pictures of samples in the order they are met, each once, with all its located boxes."""
+def gather(samples: Iterable[Sample], *, one_class: bool) -> list[BoxedImage]:
+    """Return the images of samples in the order they are met, each once, with all its located boxes."""
     found: dict[str, tuple[tuple[int, int], dict[tuple[str, tuple[float, ...]], None]]] = {}
     for sample in samples:
         for turn in sample.located():
@@ -95,23 +93,23 @@ def gather(samples: Iterable[Sample], *, one_class: bool) -> list[BoxedPicture]:
             name = OBJECT if one_class else turn.expression
             objects |= dict.fromkeys((name, box) for box in turn.boxes)
     return [
-        BoxedPicture(image, size_hw, tuple(name for name, _ in objects), tuple(box for _, box in objects))
+        BoxedImage(image, size_hw, tuple(name for name, _ in objects), tuple(box for _, box in objects))
         for image, (size_hw, objects) in found.items()
         if objects
     ]
 
 
-def _check_there(pictures: Sequence[BoxedPicture], folder: Path) -> None:
-    missing = [picture.image for picture in pictures if not _is_there(folder, picture.image)]
+def _check_there(images: Sequence[BoxedImage], folder: Path) -> None:
+    missing = [image.image for image in images if not _is_there(folder, image.image)]
     if missing:
         raise VPPError(
-            f"{len(missing)} of {len(pictures)} pictures are not in '{folder}', such as {', '.join(missing[:3])}: give "
+            f"{len(missing)} of {len(images)} images are not in '{folder}', such as {', '.join(missing[:3])}: give "
             "their folder (--images), or leave them out of the data."
         )
 
 
 def _is_there(folder: Path, name: str) -> bool:
     try:
-        return picture_path(folder, name).is_file()
-    except PictureError:
+        return image_path(folder, name).is_file()
+    except ImageError:
         return False

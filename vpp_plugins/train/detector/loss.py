@@ -1,4 +1,4 @@
-"""DETR's set loss: queries are matched one to one with the objects of a picture, and judged by class and box.
+"""DETR's set loss: queries are matched one to one with the objects of an image, and judged by class and box.
 
 Carion et al., 2020 (arXiv 2005.12872), sections 3.1 and A.4: weights 1, 5 and 2 for class, L1 and generalised IoU; the
 class "no object" counts a tenth, as it is that of most queries.
@@ -17,14 +17,14 @@ from vpp_plugins.boxes import BoxLike
 from vpp_plugins.prompts.generators import Detections
 
 NO_ONE = -1
-"""The class of rows that only fill up a batch: pictures have different numbers of objects."""
+"""The class of rows that only fill up a batch: images have different numbers of objects."""
 
 Pairs: TypeAlias = tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]
-"""Picture, query and object of each pair that was matched."""
+"""Image, query and object of each pair that was matched."""
 
 
 class Objects(NamedTuple):
-    """What is in each picture: class numbers, and boxes in fractions of the detector's square picture."""
+    """What is in each image: class numbers, and boxes in fractions of the detector's square image."""
 
     classes: Int64[Tensor, "images objects"]
     boxes_cxcywh: Float[Tensor, "images objects 4"]
@@ -43,15 +43,15 @@ class LossWeights:
 DETR_WEIGHTS = LossWeights()
 
 
-def stack_objects(pictures: list[tuple[list[int], list[BoxLike]]], sizes_hw: list[tuple[int, int]]) -> Objects:
-    """Return the objects of pictures, given as class numbers and xyxy pixels of the original, filled up to a batch.
+def stack_objects(images: list[tuple[list[int], list[BoxLike]]], sizes_hw: list[tuple[int, int]]) -> Objects:
+    """Return the objects of images, given as class numbers and xyxy pixels of the original, filled up to a batch.
 
-    Boxes are placed where `images.letterbox` puts them: the picture fills the square's longer side and is centred.
+    Boxes are placed where `images.letterbox` puts them: the image fills the square's longer side and is centred.
     """
-    most = max((len(classes) for classes, _ in pictures), default=0)
-    all_classes = torch.full((len(pictures), most), NO_ONE)
-    all_boxes = torch.zeros(len(pictures), most, 4)
-    for row, ((classes, boxes), size_hw) in enumerate(zip(pictures, sizes_hw, strict=True)):
+    most = max((len(classes) for classes, _ in images), default=0)
+    all_classes = torch.full((len(images), most), NO_ONE)
+    all_boxes = torch.zeros(len(images), most, 4)
+    for row, ((classes, boxes), size_hw) in enumerate(zip(images, sizes_hw, strict=True)):
         if classes:
             all_classes[row, : len(classes)] = torch.tensor(classes)
             all_boxes[row, : len(classes)] = box_convert(letterboxed(boxes, size_hw), "xyxy", "cxcywh")
@@ -59,7 +59,7 @@ def stack_objects(pictures: list[tuple[list[int], list[BoxLike]]], sizes_hw: lis
 
 
 def letterboxed(boxes_xyxy_px: list[BoxLike], size_hw: tuple[int, int]) -> Float[Tensor, "boxes 4"]:
-    """Return boxes, in pixels of the original picture, as xyxy fractions of the square that it is letterboxed into."""
+    """Return boxes, in pixels of the original image, as xyxy fractions of the square that it is letterboxed into."""
     height, width = size_hw
     side = max(height, width)
     offset = torch.tensor([(side - width) / 2, (side - height) / 2]).repeat(2)
@@ -69,7 +69,7 @@ def letterboxed(boxes_xyxy_px: list[BoxLike], size_hw: tuple[int, int]) -> Float
 def detection_loss(detections: Detections, objects: Objects, weights: LossWeights = DETR_WEIGHTS) -> Float[Tensor, ""]:
     """Return the loss of a batch, in float32. With a leading axis over decoder layers, their losses are added.
 
-    Each layer is matched anew, as in DETR. L1 and generalised IoU are means over the batch's objects; pictures without
+    Each layer is matched anew, as in DETR. L1 and generalised IoU are means over the batch's objects; images without
     any teach their queries to say "no object".
     """
     if detections.logits.ndim == 4:
@@ -92,9 +92,9 @@ def detection_loss(detections: Detections, objects: Objects, weights: LossWeight
 
 @torch.no_grad()
 def match(detections: Detections, objects: Objects, weights: LossWeights = DETR_WEIGHTS) -> Pairs:
-    """Return the cheapest one-to-one assignment of queries to objects, picture by picture (Hungarian method).
+    """Return the cheapest one-to-one assignment of queries to objects, image by image (Hungarian method).
 
-    Where a picture has more objects than there are queries, some objects stay without.
+    Where an image has more objects than there are queries, some objects stay without.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -117,7 +117,7 @@ def match(detections: Detections, objects: Objects, weights: LossWeights = DETR_
 
 @torch.no_grad()
 def count_found(detections: Detections, objects: Objects, threshold: float = 0.5) -> Int64[Tensor, "images 3"]:
-    """Return per picture how many objects there are, how many some query's box meets, and is right about the class.
+    """Return per image how many objects there are, how many some query's box meets, and is right about the class.
 
     A box meets an object at that IoU. Of the queries the one that overlaps most is asked for the class.
     """

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from vpp_plugins.data import written_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.generators import DETR, DetectionHeads, Detections, build_detr, load_detr_weights
-from vpp_plugins.train.detector.boxed_images import BoxedPictures, collate_boxed, load_boxed
+from vpp_plugins.train.detector.boxed_images import BoxedImages, collate_boxed, load_boxed
 from vpp_plugins.train.detector.loss import Objects, count_found, detection_loss
 
 WEIGHTS_FILE, ABOUT_FILE = "model.safetensors", "detector.json"
@@ -36,7 +36,7 @@ class DetectorScore:
 class DetectorTask(nn.Module):
     """A DETR with detection heads, as Trainer wants it: a batch in, its loss out, and in evaluation what was found.
 
-    With `flip`, half of the training pictures are mirrored. `mask_padding` is the prompt's own setting.
+    With `flip`, half of the training images are mirrored. `mask_padding` is the prompt's own setting.
     """
 
     def __init__(self, detector: DETR, heads: DetectionHeads, *, mask_padding: bool = True, flip: bool = True) -> None:
@@ -52,7 +52,7 @@ class DetectorTask(nn.Module):
     ) -> dict[str, Tensor]:
         """Return `loss`, summed over the decoder's layers, and outside training `counts`, see `count_found`."""
         if self.training and self.flip:
-            # drawn here, not while pictures are loaded: here the random state is the step's, so a resumed run agrees
+            # drawn here, not while images are loaded: here the random state is the step's, so a resumed run agrees
             mirrored = torch.rand(len(pixel_values), device=pixel_values.device) < 0.5
             pixel_values = torch.where(mirrored[:, None, None, None], pixel_values.flip(-1), pixel_values)
             other_side = torch.cat([1 - boxes_cxcywh[..., :1], boxes_cxcywh[..., 1:]], dim=-1)
@@ -183,21 +183,21 @@ def _load(
     split: str,
     one_class: bool,
     side: int,
-) -> tuple[BoxedPictures, BoxedPictures]:
+) -> tuple[BoxedImages, BoxedImages]:
     folder = None if images is None else Path(images)
-    pictures, root = load_boxed(data, data_format, images=folder, split=split, one_class=one_class)
-    classes = sorted({name for picture in pictures for name in picture.names})
-    train_set = BoxedPictures(pictures, root, classes, side=side)
+    loaded, root = load_boxed(data, data_format, images=folder, split=split, one_class=one_class)
+    classes = sorted({name for image in loaded for name in image.names})
+    train_set = BoxedImages(loaded, root, classes, side=side)
     if eval_data is None:
         return train_set, train_set
     held_out, root = load_boxed(Path(eval_data), data_format, images=folder, one_class=one_class)
-    unknown = sorted({name for picture in held_out for name in picture.names} - {*classes})
+    unknown = sorted({name for image in held_out for name in image.names} - {*classes})
     if unknown:
         raise VPPError(
             f"'{eval_data}' has {len(unknown)} names that '{data}' has not, such as '{unknown[0]}': the detector "
             "cannot learn them; leave them out, or train with one class."
         )
-    return train_set, BoxedPictures(held_out, root, classes, side=side)
+    return train_set, BoxedImages(held_out, root, classes, side=side)
 
 
 def _arguments(out: Path, given: Mapping[str, Any]) -> TrainingArguments:

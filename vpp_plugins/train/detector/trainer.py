@@ -36,7 +36,7 @@ class DetectionTrainer(VPPTrainer):
         return optimizer  # type: ignore[no-any-return]
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Look up what the batch's pictures hold, and keep the heads of all processes equal."""
+        """Look up what the batch's images hold, and keep the heads of all processes equal."""
         self._objects = _named(inputs[ABOUT])
         if self._stepped:  # Trainer empties the gradients of the model alone
             self.task.zero_grad()
@@ -49,7 +49,7 @@ class DetectionTrainer(VPPTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Add the detection loss of the forward's pictures."""
+        """Add the detection loss of the forward's images."""
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         loss = loss + self.task.loss(self._objects) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -65,5 +65,5 @@ class DetectionTrainer(VPPTrainer):
 
 
 def _named(about: About) -> Objects:
-    # a batch of text alone has a stand-in picture, in which there is nothing
-    return named_objects(about.pictured) if about.pictured else stack_objects([([], [])], [(1, 1)])
+    # a batch of text alone has a stand-in image, in which there is nothing
+    return named_objects(about.imaged) if about.imaged else stack_objects([([], [])], [(1, 1)])

@@ -83,7 +83,7 @@ class HiddenBoxes:
     ) -> Int64[Tensor, "batch length"]:
         """Return the ids of a batch with its answers' numbers changed."""
         changed = input_ids.clone()
-        for number, row in enumerate(rows):  # the grey picture of a batch of text has no number
+        for number, row in enumerate(rows):  # the grey image of a batch of text has no number
             changed[number] = self._row(input_ids[number], labels[number], row)
         return changed
 

@@ -52,9 +52,9 @@ class AuxiliaryDetection(nn.Module):
         self._queries = None
 
     def loss(self, objects: Objects) -> Float[Tensor, ""]:
-        """Return the loss of the forward that just ran, whose pictures hold these objects, in the same order.
+        """Return the loss of the forward that just ran, whose images hold these objects, in the same order.
 
-        After a forward without pictures it is zero, with a gradient of zeros. Raises VPPError where pictures and
+        After a forward without images it is zero, with a gradient of zeros. Raises VPPError where images and
         objects are not equally many.
         """
         queries, self._queries = self._queries, None
@@ -62,8 +62,8 @@ class AuxiliaryDetection(nn.Module):
             return torch.stack([parameter.sum() for parameter in self.heads.parameters()]).sum() * 0
         if len(queries) != len(objects.classes):
             raise VPPError(
-                f"the forward had {len(queries)} pictures, but objects of {len(objects.classes)} were given: give one "
-                "row for each picture, in reading order."
+                f"the forward had {len(queries)} images, but objects of {len(objects.classes)} were given: give one "
+                "row for each image, in reading order."
             )
         on_device = Objects(*(part.to(queries.device) for part in objects))
         return self.weight * detection_loss(self.heads(queries.float()), on_device)
@@ -98,12 +98,12 @@ class AuxiliaryDetection(nn.Module):
 
 
 def named_objects(samples: Sequence[Sample]) -> Objects:
-    """Return what samples, with a picture each, speak of: every box that is to be found or described, once."""
-    pictures: list[tuple[list[int], list[BoxLike]]] = []
+    """Return what samples, with an image each, speak of: every box that is to be found or described, once."""
+    images: list[tuple[list[int], list[BoxLike]]] = []
     for sample in samples:
         boxes: list[BoxLike] = list(dict.fromkeys(_boxes(sample)))
-        pictures.append(([0] * len(boxes), boxes))
-    return stack_objects(pictures, [sample.meta.size_hw for sample in samples])
+        images.append(([0] * len(boxes), boxes))
+    return stack_objects(images, [sample.meta.size_hw for sample in samples])
 
 
 def _boxes(sample: Sample) -> Iterator[tuple[float, ...]]:

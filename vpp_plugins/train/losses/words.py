@@ -1,4 +1,4 @@
-"""A loss that aligns a picture's projected tokens with the words for what they show, as LLaVA's first stage does.
+"""A loss that aligns an image's projected tokens with the words for what they show, as LLaVA's first stage does.
 
     task = WordAlignment(model, tokenizer, weight=0.3)
     loss = model(**inputs).loss + task(samples)
@@ -26,7 +26,7 @@ EMPTY = 0.2
 
 
 class WordAlignment:
-    """Listens to the projector of an attached model whose pictures are one square grid of tokens, as LLaVA's.
+    """Listens to the projector of an attached model whose images are one square grid of tokens, as LLaVA's.
 
     Raises VPPError where the host has not exactly one projector.
     """
@@ -46,22 +46,22 @@ class WordAlignment:
         self._tokens = None
 
     def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, ""]:
-        """Return the loss of the forward that just ran, whose pictures are these samples', in the same order."""
+        """Return the loss of the forward that just ran, whose images are these samples', in the same order."""
         tokens, self._tokens = self._tokens, None
         if tokens is None or not samples:
             return torch.zeros(())
         if tokens.ndim != 3 or isqrt(tokens.shape[1]) ** 2 != tokens.shape[1] or len(tokens) != len(samples):
             raise VPPError(
-                f"word_alignment needs one square grid of tokens for each of {len(samples)} pictures, but the "
+                f"word_alignment needs one square grid of tokens for each of {len(samples)} images, but the "
                 f"projector made {list(tokens.shape)}: leave it out for this host."
             )
         side = isqrt(tokens.shape[1])
         pairs = [(n, *pair) for n, sample in enumerate(samples) for pair in self._words(sample, side)]
-        pictures, cells, words = torch.tensor(pairs, device=tokens.device).T
+        images, cells, words = torch.tensor(pairs, device=tokens.device).T
         table: Tensor = self._host.get_input_embeddings().weight
         read = F.linear(F.rms_norm(tokens.float(), tokens.shape[-1:]), table.float()).log_softmax(-1)
         counts = torch.where(words == self.tokenizer.pad_token_id, EMPTY, 1.0)
-        return -self.weight * (read[pictures, cells, words] * counts).sum() / counts.sum()
+        return -self.weight * (read[images, cells, words] * counts).sum() / counts.sum()
 
     def _words(self, sample: Sample, side: int) -> list[tuple[int, int]]:
         """Return (cell, token) for each token of each cell's description; of boxes that overlap the smaller counts."""

@@ -35,12 +35,12 @@ class FoldedResNet:
     def __call__(
         self, pixel_values: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows columns"]:
-        """Take the pictures one at a time: the maps of several do not fit a processor's caches."""
+        """Take the images one at a time: the maps of several do not fit a processor's caches."""
         last = pixel_values.contiguous(memory_format=torch.channels_last)
-        return torch.cat([self._features(picture) for picture in last.split(1)])
+        return torch.cat([self._features(image) for image in last.split(1)])
 
-    def _features(self, picture: Tensor) -> Tensor:
-        features = _run(self.stem, picture)
+    def _features(self, image: Tensor) -> Tensor:
+        features = _run(self.stem, image)
         for convolutions, shortcut in self.blocks:
             branch = _run(convolutions[:-1], features)
             features = convolutions[-1].add(branch, _run(shortcut, features))
@@ -65,7 +65,7 @@ class Convolution:
             bias += source.bias.to(exact) * scale
         self.scale, self.bias = scale, bias.to(source.weight.dtype)
         self._made: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
-        """Size of the features, and weight and bias for them; set at once, for threads with pictures of other sizes."""
+        """Size of the features, and weight and bias for them; set at once, for threads with images of other sizes."""
 
     def __call__(self, features: Tensor) -> Tensor:
         if self._suits_winograd(features):

@@ -31,7 +31,7 @@ _GROUPED = Geometry([0, 0], [1, 1], [1, 1], PLACES)
 
 
 def tiles(height: int, width: int) -> int:
-    """Return how many tiles a picture has; with few of them, reading the kernels costs more than it saves."""
+    """Return how many tiles an image has; with few of them, reading the kernels costs more than it saves."""
     return -(-height // TILE) * -(-width // TILE)
 
 

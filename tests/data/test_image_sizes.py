@@ -7,11 +7,11 @@ from PIL import Image
 
 from vpp_plugins import VPPError
 from vpp_plugins.data.image_sizes import (
-    PictureError,
-    PictureSizes,
+    ImageError,
+    ImageSizes,
     UnsafePathError,
     check_name,
-    picture_path,
+    image_path,
     upright_size,
 )
 
@@ -27,7 +27,7 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "vg/VG_100K/1.jpg", "a..b.jpg", "..a/b.jpg", "a/.../b.jpg", "été/ü.png"])
 def test_other_names_stay_below_it(name: str) -> None:
     check_name(name)
-    assert picture_path(Path("root"), name) == Path("root") / name
+    assert image_path(Path("root"), name) == Path("root") / name
 
 
 def test_size_is_the_upright_one(tmp_path: Path) -> None:
@@ -41,12 +41,12 @@ def test_size_is_the_upright_one(tmp_path: Path) -> None:
     assert upright_size(tmp_path / "plain.png") == (30, 20)
 
 
-def test_what_is_no_picture_says_so(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_what_is_no_image_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
     for name in ("text.jpg", "empty.png", "loop.jpg", "missing.jpg", "."):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             upright_size(tmp_path / name)
 
 
@@ -60,46 +60,46 @@ def test_a_header_of_a_bomb_costs_nothing(tmp_path: Path) -> None:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
     ]
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
-    with pytest.raises(PictureError, match="too many pixels"):
+    with pytest.raises(ImageError, match="too many pixels"):
         upright_size(tmp_path / "bomb.png")
 
 
-class TestPictureSizes:
+class TestImageSizes:
     def test_reads_each_header_once(self, tmp_path: Path) -> None:
         Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-        sizes = PictureSizes(tmp_path)
+        sizes = ImageSizes(tmp_path)
         assert sizes("a.png") == (30, 20)
         (tmp_path / "a.png").unlink()
         assert sizes("a.png") == (30, 20)
 
-    def test_what_was_found_is_kept_and_found_again_without_pictures(self, tmp_path: Path) -> None:
+    def test_what_was_found_is_kept_and_found_again_without_images(self, tmp_path: Path) -> None:
         Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
         known = tmp_path / "sizes.jsonl"
-        sizes = PictureSizes(tmp_path, known)
+        sizes = ImageSizes(tmp_path, known)
         sizes("a.png")
         sizes.save()
-        assert PictureSizes(known=known)("a.png") == (30, 20)
+        assert ImageSizes(known=known)("a.png") == (30, 20)
 
     def test_nothing_new_writes_nothing(self, tmp_path: Path) -> None:
-        sizes = PictureSizes(tmp_path, tmp_path / "sizes.jsonl")
-        with pytest.raises(PictureError):
+        sizes = ImageSizes(tmp_path, tmp_path / "sizes.jsonl")
+        with pytest.raises(ImageError):
             sizes("missing.png")
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             sizes("missing.png")
         sizes.save()
         assert not (tmp_path / "sizes.jsonl").exists()
 
     def test_without_any_source_it_says_what_to_give(self) -> None:
-        with pytest.raises(VPPError, match=r"give the folder of the pictures \(--images\)") as error:
-            PictureSizes()("a.png")
-        assert not isinstance(error.value, PictureError)
+        with pytest.raises(VPPError, match=r"give the folder of the images \(--images\)") as error:
+            ImageSizes()("a.png")
+        assert not isinstance(error.value, ImageError)
 
     @pytest.mark.parametrize("line", ['{"image": "a"}', '{"image": "a", "width": -1, "height": 2}', "[]"])
     def test_a_file_of_sizes_that_is_none(self, tmp_path: Path, line: str) -> None:
         (tmp_path / "sizes.jsonl").write_text(line)
         with pytest.raises(VPPError, match="line 1, is not an object with image, width and height"):
-            PictureSizes(known=tmp_path / "sizes.jsonl")
+            ImageSizes(known=tmp_path / "sizes.jsonl")
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(VPPError, match="does not exist"):
-            PictureSizes(tmp_path / "missing")
+            ImageSizes(tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""Every adapter lays the axes where they would be had they been painted on the picture before the host's processor.
+"""Every adapter lays the axes where they would be had they been painted on the image before the host's processor.
 
 The prompt is a ramp of colours over the frame of the family's boxes: a mistake of frame, tile, patch order, channel or
 normalisation moves it.
@@ -41,7 +41,7 @@ def test_laid_axes_are_painted_axes(name: str, size: tuple[int, int]) -> None:
             for each in (grey, painted(model, grey), Image.new("RGB", size), Image.new("RGB", size, (255, 255, 255)))
         )
 
-    content = (white - black).abs() > 0.9 * (white - black).abs().max()  # what the picture covers, without padding
+    content = (white - black).abs() > 0.9 * (white - black).abs().max()  # what the image covers, without padding
     error, effect = (laid - expected).abs()[content], (plain - expected).abs()[content]
     assert effect.mean() > 0.25
     assert error.median() < 0.02  # 8-bit rounding
@@ -49,7 +49,7 @@ def test_laid_axes_are_painted_axes(name: str, size: tuple[int, int]) -> None:
 
 
 @every_family
-def test_the_picture_inside_the_band_stays_as_it_is(name: str) -> None:
+def test_the_image_inside_the_band_stays_as_it_is(name: str) -> None:
     model, processor = with_ramp(name)
     inputs = processor(images=Image.new("RGB", (128, 128), (110, 120, 130)), text=text(processor), return_tensors="pt")
 
@@ -82,15 +82,15 @@ def with_ramp(name: str) -> tuple[Any, Any]:
     return model, processor
 
 
-def painted(model: Any, picture: Image.Image) -> Image.Image:
-    """Return the picture with the axes painted on it, in the frame of the family's boxes."""
-    vpp, (width, height) = active_vpp(model), picture.size
+def painted(model: Any, image: Image.Image) -> Image.Image:
+    """Return the image with the axes painted on it, in the frame of the family's boxes."""
+    vpp, (width, height) = active_vpp(model), image.size
     if codec(host_state(model).backbone.box_format).frame == "padded":
         side, left, top = padded_square((height, width))
         window = (left / side, top / side, (left + width) / side, (top + height) / side)
     else:
         window = WHOLE
-    pixels = normalised(model, torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255)
+    pixels = normalised(model, torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
     with torch.no_grad():
         laid = vpp.global_vpp.overlay().blend(pixels[None], [window])[0]
     mean, std = colours(model)

@@ -10,27 +10,27 @@ from transformers import FuyuForCausalLM, VideoLlavaForConditionalGeneration
 
 Pixels = dict[str, Any]
 ROWS, COLUMNS = 4, 6
-"""Patches of one picture in hosts that take flattened patches."""
+"""Patches of one image in hosts that take flattened patches."""
 GRID = [1, ROWS, COLUMNS]
 
 
-def pictures(model_type: str, config: Any, count: int) -> Pixels:
-    """Return the pixel arguments of `count` pictures."""
+def random_images(model_type: str, config: Any, count: int) -> Pixels:
+    """Return the pixel arguments of `count` images."""
     return _MAKERS.get(model_type, planes)(config, count)
 
 
 def planes(config: Any, count: int) -> Pixels:
-    """One square per picture: CLIP-like encoders."""
+    """One square per image: CLIP-like encoders."""
     return {"pixel_values": torch.randn(count, 3, *_size(config))}
 
 
 def planes_of(side: int) -> Callable[[Any, int], Pixels]:
-    """One square per picture, where the configuration does not tell its side."""
+    """One square per image, where the configuration does not tell its side."""
     return lambda _config, count: {"pixel_values": torch.randn(count, 3, side, side)}
 
 
 def sized_planes(config: Any, count: int) -> Pixels:
-    """Pictures padded to the largest, and how much of each is picture: Pixtral."""
+    """Images padded to the largest, and how much of each is image: Pixtral."""
     height, width = 48, 32
     return {
         "pixel_values": torch.randn(count, 3, height, width),
@@ -39,12 +39,12 @@ def sized_planes(config: Any, count: int) -> Pixels:
 
 
 def tokenised(config: Any, count: int) -> Pixels:
-    """Pictures that the host turns into codes of a book: Emu3."""
+    """Images that the host turns into codes of a book: Emu3."""
     return {"pixel_values": torch.randn(count, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]] * count)}
 
 
 def tiles(config: Any, count: int) -> Pixels:
-    """The whole picture first, then its tiles: LLaVA-NeXT."""
+    """The whole image first, then its tiles: LLaVA-NeXT."""
     side = config.vision_config.image_size
     return {
         "pixel_values": torch.randn(count, 3, 3, side, side),
@@ -53,22 +53,22 @@ def tiles(config: Any, count: int) -> Pixels:
 
 
 def tiles_without_sizes(config: Any, count: int) -> Pixels:
-    """Two tiles of every picture: PerceptionLM."""
+    """Two tiles of every image: PerceptionLM."""
     return {"pixel_values": torch.randn(count, 2, 3, 28, 28)}
 
 
 def flat_tiles(config: Any, count: int) -> Pixels:
-    """Two tiles of every picture, one after the other: InternVL."""
+    """Two tiles of every image, one after the other: InternVL."""
     return {"pixel_values": torch.randn(2 * count, 3, *_size(config))}
 
 
 def two_views(config: Any, count: int) -> Pixels:
-    """The same pictures for a second, finer encoder: DeepSeek-VL hybrid."""
+    """The same images for a second, finer encoder: DeepSeek-VL hybrid."""
     return planes(config, count) | {"high_res_pixel_values": torch.randn(count, 3, 128, 128)}
 
 
 def local_crops(side: int) -> Callable[[Any, int], Pixels]:
-    """The whole picture, and crops apart: two of the first picture, none of the others."""
+    """The whole image, and crops apart: two of the first image, none of the others."""
 
     def make(_config: Any, count: int) -> Pixels:
         return {
@@ -86,7 +86,7 @@ def ocr_crops(config: Any, count: int) -> Pixels:
 
 
 def patches(config: Any, count: int) -> Pixels:
-    """Flattened patches of all pictures, and their grids: Qwen-VL."""
+    """Flattened patches of all images, and their grids: Qwen-VL."""
     vision = config.vision_config.to_dict()
     side = vision["patch_size"]
     frames = vision.get("temporal_patch_size", vision.get("patch_temporal", 1))
@@ -108,7 +108,7 @@ def grid_hw_patches(config: Any, count: int) -> Pixels:
 
 
 def square_patches(config: Any, count: int) -> Pixels:
-    """Patches that are still little pictures: Kimi, PaddleOCR."""
+    """Patches that are still little images: Kimi, PaddleOCR."""
     side = config.vision_config.patch_size
     return _grids(torch.randn(count * ROWS * COLUMNS, 3, side, side), count)
 
@@ -139,7 +139,7 @@ def strip_of_patches(config: Any, count: int) -> Pixels:
 
 
 def placed_patches(side: int) -> Callable[[Any, int], Pixels]:
-    """Patches with their places in the picture, in [0, 1]: Gemma 4."""
+    """Patches with their places in the image, in [0, 1]: Gemma 4."""
 
     def make(_config: Any, count: int) -> Pixels:
         places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(1)
@@ -179,7 +179,7 @@ def numbered_patches(config: Any, count: int) -> Pixels:
 
 
 def named_planes(config: Any, count: int) -> Pixels:
-    """As `planes`, under the name that Video-LLaVA's release of transformers has for pictures."""
+    """As `planes`, under the name that Video-LLaVA's release of transformers has for images."""
     names = inspect.signature(VideoLlavaForConditionalGeneration.forward).parameters
     name = "pixel_values_images" if "pixel_values_images" in names else "pixel_values"
     return {name: planes(config, count)["pixel_values"]}
@@ -194,7 +194,7 @@ def bare_patches(config: Any, count: int) -> Pixels:
 
 
 def nested(config: Any, count: int) -> Pixels:
-    """One picture for each text, in a dimension of its own: Idefics2."""
+    """One image for each text, in a dimension of its own: Idefics2."""
     height, width = _size(config)
     return {
         "pixel_values": torch.randn(count, 1, 3, height, width),
@@ -217,7 +217,7 @@ def masked_tiles(config: Any, count: int) -> Pixels:
 
 
 def shaped_tiles(config: Any, count: int) -> Pixels:
-    """Two tiles of one picture for each text, and the shape they form: Mllama."""
+    """Two tiles of one image for each text, and the shape they form: Mllama."""
     height, width = _size(config)
     return {
         "pixel_values": torch.randn(count, 1, 2, 3, height, width),
@@ -227,17 +227,17 @@ def shaped_tiles(config: Any, count: int) -> Pixels:
 
 
 def video_of_frames(config: Any, count: int) -> Pixels:
-    """Two frames of every picture: InstructBLIP-Video."""
+    """Two frames of every image: InstructBLIP-Video."""
     return {"pixel_values": torch.randn(count, 2, 3, *_size(config))} | _question(count)
 
 
 def with_question(config: Any, count: int) -> Pixels:
-    """Pictures, and the question for the query former: InstructBLIP."""
+    """Images, and the question for the query former: InstructBLIP."""
     return planes(config, count) | _question(count)
 
 
 def one_nested(config: Any, count: int) -> Pixels:
-    """One picture for each text: Idefics."""
+    """One image for each text: Idefics."""
     return {"pixel_values": torch.randn(count, 1, 3, *_size(config))}
 
 
