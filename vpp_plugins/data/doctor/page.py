@@ -16,8 +16,6 @@ from vpp_plugins.data.doctor.frame_evidence import ENOUGH, FrameVerdict
 from vpp_plugins.data.image_sizes import image_path
 from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import load_image
-from vpp_plugins.prompts import draw_boxes, jpeg_url
 
 _COLUMNS = 3
 _SIDE = 480
@@ -86,6 +84,8 @@ def _odds(difference: float) -> str:
 
 
 def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) -> str:
+    from vpp_plugins.images import load_image  # loads torch, which nothing else here needs
+
     if verdict is None:
         return ""
     size, image = specimen.size_wh, None
@@ -104,6 +104,8 @@ def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) 
 
 def _figure(canvas: Image.Image, size_wh: tuple[int, int], specimen: Specimen, candidate: Candidate) -> str:
     """Draw a specimen's boxes on its image as it is shown, whatever size the image has or is said to have."""
+    from vpp_plugins.prompts import draw_boxes, jpeg_url
+
     numbers = np.array([box for box in specimen.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
     boxes: list[Box] = []
     if len(numbers):
