@@ -5,7 +5,7 @@
 - Decoding: tokens a second of `generate` with VPP, against the bare host with as many tokens.
 - A LoRA training step, likewise, and the memory at its peak.
 - Attention: xformers, torch's SDPA and the plain twin, on the detector's own sizes, forward and backward.
-- CUDA graphs and a second stream for the local prompt, see `gpu_prompt`.
+- CUDA graphs for the local prompt, see `gpu_prompt`.
 
 `--tiny` runs all of it on the CPU at toy size, to see that it works; its rows mean nothing.
 """

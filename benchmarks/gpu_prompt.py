@@ -1,8 +1,7 @@
-"""What a GPU's options gain for the local prompt, each against running without: rows of `benchmarks.gpu`.
+"""What CUDA graphs gain for the local prompt, against running without: rows of `benchmarks.gpu`.
 
-They are `model.vpp.local_vpp.compile(mode="reduce-overhead")`, CUDA graphs by torch's compiler, and
-`model.vpp.two_streams = True`. Two streams give way to a compiled prompt, so there is no row for both. On a CPU, which
-has neither, the rows show that it all runs: the prompt is traced and not compiled, and there is one stream.
+They come by torch's compiler, `model.vpp.local_vpp.compile(mode="reduce-overhead")`. On a CPU, which has none, the rows
+show that it all runs: the prompt is traced and not compiled.
 """
 
 from collections.abc import Callable
@@ -17,16 +16,14 @@ from benchmarks.rows import Row, check_same, interleaved, median_row, ratios
 NAMES = (
     "GPU: local prompt, CUDA graphs, to eager",
     "GPU: prefill, CUDA graphs for the local prompt, to eager",
-    "GPU: prefill, two streams, to one",
 )
 
 
 def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: Callable[[], float]) -> list[Row]:
     """Return the rows of a model with both prompts and inputs with an image; the model stays as it is."""
     images = prompted["vpp_pixel_values"]
-    graphed, beside = sharing(attached), sharing(attached)
+    graphed = sharing(attached)
     graphed.vpp.local_vpp.compile(**({"mode": "reduce-overhead"} if images.is_cuda else {"backend": "eager"}))
-    beside.vpp.two_streams = True
     with torch.no_grad():
         began = clock()
         for _ in range(3):  # compiles, runs once as it will be recorded, records
@@ -34,8 +31,7 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
         note = f"compiling and recording took {clock() - began:.1f} s"
         expected = attached(**prompted).logits
         tolerance = 1e-4 if expected.dtype == torch.float32 else 0.05
-        for option, model in (("a compiled prompt", graphed), ("a second stream", beside)):
-            check_same(option, model(**prompted).logits, expected, tolerance)
+        check_same("a compiled prompt", graphed(**prompted).logits, expected, tolerance)
     alone = interleaved(
         {
             "eager": lambda: attached.vpp.local_vpp(images),
@@ -48,7 +44,6 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
         {
             "eager": lambda: attached(**prompted),
             "graphed": lambda: graphed(**prompted),
-            "beside": lambda: beside(**prompted),
         },
         rounds=rounds,
         clock=clock,
@@ -56,8 +51,7 @@ def prompt_rows(attached: Any, prompted: dict[str, Tensor], rounds: int, clock: 
     samples = (
         ratios(alone["graphed"], alone["eager"]),
         ratios(prefill["graphed"], prefill["eager"]),
-        ratios(prefill["beside"], prefill["eager"]),
     )
     if not images.is_cuda:
-        note = "a CPU has no CUDA graphs and no second stream: nothing is compared here"
+        note = "a CPU has no CUDA graphs: nothing is compared here"
     return [median_row(name, times, unit="x", note=note) for name, times in zip(NAMES, samples, strict=True)]

@@ -14,7 +14,7 @@ from tests.tiny import TOY_GLOBAL, attached, inputs_for, tiny_llava, toy_config
 from tests.twin import twin_of
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
-from vpp_plugins.attach.session import SLOT, Slot, inject, install, join, overlay, remove
+from vpp_plugins.attach.session import SLOT, Slot, inject, install, overlay, remove
 from vpp_plugins.attach.windows import Views
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.prompts.global_vpp import GlobalVPP
@@ -205,7 +205,7 @@ class TestHooksMove:
         detach_vpp(model)
         for module in model.modules():
             assert SLOT not in module.__dict__
-            assert {inject, join}.isdisjoint(module._forward_hooks.values())
+            assert inject not in module._forward_hooks.values()
             assert overlay not in module._forward_pre_hooks.values()
             assert not module._forward_hooks_with_kwargs
             assert not module._forward_pre_hooks_with_kwargs
@@ -213,7 +213,7 @@ class TestHooksMove:
     def test_remove_takes_no_other_hook(self) -> None:
         model, _ = attached()
         mine = model.lm_head.register_forward_hook(lambda *_: None)
-        others = [hook for hook in hooks_of(model) if hook not in (inject, join, overlay)]
+        others = [hook for hook in hooks_of(model) if hook not in (inject, overlay)]
 
         remove(model)
 

@@ -11,7 +11,6 @@ import torch
 
 from tests.tiny import attached, inputs_for, tiny_llava
 from vpp_plugins import attach_vpp, detach_vpp
-from vpp_plugins.attach.beside import Beside, beside_encoder
 
 
 def run(script: str) -> None:
@@ -178,21 +177,6 @@ def test_files_and_copies_are_an_ordinary_model_s(tmp_path: Path) -> None:
             assert torch.equal(other(**inputs).logits, expected)
     assert model.vpp.local_vpp._compiled_call_impl is not None
     assert not any(name.startswith("vpp") for name in detach_vpp(model).state_dict())
-
-
-@pytest.mark.usefixtures("toy")
-@pytest.mark.parametrize("part", ["vpp.local_prompt.generator", "vpp.local_prompt", "model.vision_tower", "model"])
-def test_two_streams_give_way_to_a_compiled_part(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All graphs of one GPU share their memory: torch counts on it that one runs after the other."""
-    second = object.__new__(Beside)
-    monkeypatch.setattr("vpp_plugins.attach.beside.second_stream", lambda device: second)
-    model, processor = attached()
-    model.vpp.two_streams = True
-    pixels = inputs_for(processor, [1])["vpp_pixel_values"]
-    with torch.no_grad():
-        assert beside_encoder(model, model.vpp, pixels) is second
-        model.get_submodule(part).compile(backend="eager")
-        assert beside_encoder(model, model.vpp, pixels) is None
 
 
 @pytest.mark.slow

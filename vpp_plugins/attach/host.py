@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins.attach import notices, session, vocabulary
-from vpp_plugins.attach.beside import beside_encoder, features_beside
 from vpp_plugins.attach.checkpoint import write_vpp
 from vpp_plugins.attach.never_tokens import with_never
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
@@ -226,8 +225,6 @@ def open_session(
             yield
             session.check_fused(state.slot)
         finally:
-            if state.slot.beside is not None:
-                state.slot.beside.join()
             state.slot.clear()
 
 
@@ -236,11 +233,8 @@ def _fill(
 ) -> None:
     state, vpp = host._vpp_state, active_vpp(host)
     session.heal(host, state)
-    state.slot.beside = beside = beside_encoder(host, vpp, pixels) if state.encoders else None
     with session.onloaded(vpp):
-        state.slot.prompts = (
-            features_beside(host.vpp, pixels, beside) if beside and pixels is not None else host.vpp(pixels)
-        )
+        state.slot.prompts = host.vpp(pixels)
     state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
     state.slot.rows = 1 if ids is None else ids.shape[0]
     state.slot.host_call = call

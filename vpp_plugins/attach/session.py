@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vpp_plugins.attach.beside import Beside
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
 from vpp_plugins.attach.vocabulary import Whole
 from vpp_plugins.attach.windows import Views
@@ -45,8 +44,6 @@ class Slot:
         self.ids: Int[Tensor, "batch length"] | None = None
         """What was embedded last, for a fusion to know the places in the language model's inputs."""
         self.image_id = -1
-        self.beside: Beside | None = None
-        """Where the local prompt is being computed, if it is beside the vision encoder."""
         self.fused = False
         """Whether the language model's inputs went through the fusion."""
 
@@ -152,17 +149,6 @@ def inject(
     if slot.prompts.fusion is not None:
         slot.ids = ids
     is_placeholder = ids == slot.token_id
-    if slot.beside is None:
-        return _placed(slot, is_placeholder, features, output)
-    with slot.beside.working(is_placeholder, output):
-        placed = _placed(slot, is_placeholder, features, output)
-    placed = slot.beside.hand_over(placed)
-    if slot.beside.joined:
-        slot.beside.join()
-    return placed
-
-
-def _placed(slot: Slot, is_placeholder: Tensor, features: Tensor, output: Tensor) -> Tensor:
     rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
     return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
 
@@ -197,13 +183,6 @@ def overlay(
     return (pixels, *args[1:]), kwargs
 
 
-def join(encoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    """Forward hook on a vision encoder: what is done beside it must be there for what follows."""
-    slot: Slot = encoder.__dict__[SLOT]
-    if slot.beside is not None:
-        slot.beside.join()
-
-
 def fuse(
     decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -233,7 +212,6 @@ def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot, dec
     embedding.register_forward_hook(inject, with_kwargs=True)
     for encoder in encoders:
         encoder.register_forward_pre_hook(overlay, with_kwargs=True)
-        encoder.register_forward_hook(join)
         # now, because torch.compile cannot trace a look at a signature
         encoder.__dict__[NAMES] = tuple(inspect.signature(type(encoder).forward).parameters)[1:]
     if decoder is not None:
@@ -249,7 +227,7 @@ def remove(host: nn.Module) -> None:
             (module._forward_hooks, module._forward_hooks_with_kwargs),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, join, fuse)]:
+            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, fuse)]:
                 del hooks[key]
                 with_kwargs.pop(key, None)
         module.__dict__.pop(SLOT, None)

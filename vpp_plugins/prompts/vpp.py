@@ -48,8 +48,6 @@ class VPP(nn.Module):
         self.detector_overlay = local.overlay_units if local is not None and local.overlay else "off"
         self.token_id: int | None = None
         self.trained = False
-        self.two_streams = False
-        """Whether the detector runs beside the vision encoder where a GPU answers, see `beside`."""
         self._rendered: InferenceCache[Tensor] = InferenceCache()
         """The axes at the size of the detector's images: the same for all of them on the padded square."""
         self._check_frame()
