@@ -34,7 +34,6 @@ EVERYTHING = VPPConfig(
         overlay=False,
         overlay_units="host",
         mask_padding=False,
-        fusion="image-attends",
     ),
     seed=3,
 )
@@ -128,6 +127,23 @@ def test_wrong_values_are_refused_with_their_name(values: dict[str, Any], messag
         VPPConfig.from_dict(values)
 
 
+def test_fusion_of_0_1_0_loads_where_it_was_off_and_is_refused_where_it_was_on(tmp_path: Path) -> None:
+    """Its vpp_config.json always named one of three; only the paper's own choice is left."""
+    path = tmp_path / "vpp_config.json"
+    values = EVERYTHING.to_dict()
+    path.write_text(json.dumps({**values, "local_vpp": {**values["local_vpp"], "fusion": "concatenate"}}))
+    assert VPPConfig.load(path) == EVERYTHING
+
+    for fusion in ("queries-attend", "image-attends"):
+        old = {"local_vpp": {"num_queries": 7, "fusion": fusion}}
+        path.write_text(json.dumps(old))
+        for build in (lambda: VPPConfig.load(path), lambda old=old: VPPConfig.from_dict(old)):
+            with pytest.raises(
+                VPPError, match=rf"^local_vpp\.fusion = '{fusion}' was removed .* train these prompts anew\.$"
+            ):
+                build()
+
+
 def test_changes_lie_on_top_of_what_is_there() -> None:
     changed = EVERYTHING.changed({"global_vpp": {"style": "padding", "alpha": 0.8}, "seed": 4})
 
@@ -142,7 +158,8 @@ def test_changes_lie_on_top_of_what_is_there() -> None:
     [
         ({"globel_vpp": {}}, "unknown configuration key 'globel_vpp'. Did you mean 'global_vpp'"),
         ({"global_vpp": {"stile": "cross"}}, "unknown configuration key 'global_vpp.stile'. Did you mean 'style'"),
-        ({"local_vpp": {"fusion": "concat"}}, "fusion must be one of .*, but is 'concat'. Did you mean 'concatenate'"),
+        ({"local_vpp": {"overlay_units": "hosts"}}, "overlay_units must be one of .* 'hosts'. Did you mean 'host'"),
+        ({"local_vpp": {"fusion": "image-attends"}}, "local_vpp.fusion = 'image-attends' was removed after 0.1.0"),
         ({"local_vpp": True}, "or be false to leave it out, but .* was given True"),
         ({"global_vpp": {"alpha": 0.9}}, "global_vpp must be changed by a table .* is None and was given"),
     ],

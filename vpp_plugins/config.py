@@ -103,9 +103,6 @@ class LocalVPPConfig:
     The reference masks nothing, so padding counts as image. True for new models: positions then run over the image,
     as in the weights that they start from. LLaVA's family defaults to False, like the reference: its boxes are measured
     on the padded square, and so should positions be."""
-    fusion: Literal["concatenate", "queries-attend", "image-attends"] = "concatenate"
-    """How the projected queries meet the image's own tokens: side by side in the text (VPP-LLaVA), or after one of
-    them has attended to the other, see `vpp_plugins.prompts.fusion`. The latter needs a host with one projector."""
 
     def __post_init__(self) -> None:
         _check_types(self, "local_vpp.")
@@ -138,6 +135,8 @@ class VPPConfig:
         """Build from JSON values; raises VPPError for an unknown key, naming the nearest known one."""
         _check_keys(cls, values, "")
         parts = dict(values)
+        if isinstance(parts.get("local_vpp"), Mapping):
+            parts["local_vpp"] = _without_fusion(parts["local_vpp"])
         for name, part in (("global_vpp", GlobalVPPConfig), ("local_vpp", LocalVPPConfig)):
             if isinstance(parts.get(name), Mapping):
                 parts[name] = _build(part, parts[name], f"{name}.")
@@ -188,6 +187,17 @@ class VPPConfig:
 def _build(part: type[Part], values: Mapping[str, Any], prefix: str) -> Part:
     _check_keys(part, values, prefix)
     return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _without_fusion(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what 0.1.0 wrote for the paper's choice, concatenation; raise VPPError for what it had besides."""
+    fusion = values.get("fusion", "concatenate")
+    if fusion != "concatenate":
+        raise VPPError(
+            f"local_vpp.fusion = {fusion!r} was removed after 0.1.0: leave the key out, which concatenates prompt and "
+            "image as the paper does, and train these prompts anew."
+        )
+    return {name: value for name, value in values.items() if name != "fusion"}
 
 
 def _check_keys(part: type, values: Mapping[str, Any], prefix: str) -> None:

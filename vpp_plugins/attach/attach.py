@@ -174,13 +174,12 @@ def _check_types(model: Any, config: Any) -> None:
 
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     embedding = host.get_input_embeddings()
-    fuses = vpp.local_vpp is not None and vpp.local_vpp.fusion is not None
-    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders, fuses=fuses)
+    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders)
     encoders = [_submodule(host, path, backbone) for path in state.encoders]
     vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
     host.add_module("vpp", vpp)
     host._vpp_state = state
-    session.install(embedding, encoders, state.slot, host.get_decoder() if fuses else None)
+    session.install(embedding, encoders, state.slot)
     inner_model.install(host)
     kind: type = type(host)
     _set_class(host, attached_class(kind))

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from vpp_plugins import plugins
-from vpp_plugins.config import LocalVPPConfig, VPPConfig
+from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone
-from vpp_plugins.prompts import VPP, CrossAttention, GlobalVPP, LocalVPP
+from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP
 
 
 def framed(backbone: Backbone, config: VPPConfig) -> Backbone:
@@ -78,16 +78,4 @@ def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> 
         query_width=generator.width,
         hidden_size=backbone.hidden_size,
         projector_size=local.projector_size,
-        fusion=_build_fusion(local, backbone, width=generator.width),
     )
-
-
-def _build_fusion(local: LocalVPPConfig, backbone: Backbone, *, width: int) -> CrossAttention | None:
-    if local.fusion == "concatenate":
-        return None
-    if len(backbone.projectors) != 1:
-        raise VPPError(
-            f"local_vpp.fusion='{local.fusion}' needs a host whose images reach the language model through one "
-            f"projector, but '{backbone.adapter}' names {len(backbone.projectors)}: use 'concatenate'."
-        )
-    return CrossAttention(backbone.hidden_size, width, direction=local.fusion, num_queries=local.num_queries)

@@ -223,7 +223,6 @@ def open_session(
                 notices.warn(state, vpp, trained=host.vpp.trained)
                 _fill(host, call, ids, pixels, tile_boxes)
             yield
-            session.check_fused(state.slot)
         finally:
             state.slot.clear()
 
@@ -238,8 +237,6 @@ def _fill(
     state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
     state.slot.rows = 1 if ids is None else ids.shape[0]
     state.slot.host_call = call
-    if state.fuses:
-        state.slot.image_id = host.config.image_token_id
     if tile_boxes is not None:
         images = [call.get(name) for name in state.backbone.image_arguments]
         given = [pixels for pixels in images if pixels is not None]

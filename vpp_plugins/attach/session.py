@@ -41,11 +41,6 @@ class Slot:
         self.rows = 1
         self.views = Views()
         self.host_call: Mapping[str, Any] = {}
-        self.ids: Int[Tensor, "batch length"] | None = None
-        """What was embedded last, for a fusion to know the places in the language model's inputs."""
-        self.image_id = -1
-        self.fused = False
-        """Whether the language model's inputs went through the fusion."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layout": self.layout, "pixel_argument": self.pixel_argument}
@@ -74,12 +69,10 @@ def follow(state: "HostState", call: Mapping[str, Any]) -> None:
 class HostState:
     """What an attached host remembers beside its prompts."""
 
-    def __init__(self, backbone: Backbone, encoders: tuple[str, ...], *, fuses: bool = False) -> None:
+    def __init__(self, backbone: Backbone, encoders: tuple[str, ...]) -> None:
         self.backbone = backbone
         self.encoders = encoders
         """Paths of the vision encoders that get the overlay; none without a global prompt."""
-        self.fuses = fuses
-        """Whether the prompts act on the language model's inputs too."""
         self.slot = Slot(backbone)
         self.host_rows: int | None = None
         """Rows of the vocabulary before it grew by the placeholder; None where a spare row was used."""
@@ -146,8 +139,6 @@ def inject(
     # other look-ups pass through the same table: scalar placeholders, codebook ids, the single ids of decoding
     if ids.ndim != 2 or ids.is_floating_point() or ids.shape[0] % slot.rows or ids.shape[1] == 1:
         return None
-    if slot.prompts.fusion is not None:
-        slot.ids = ids
     is_placeholder = ids == slot.token_id
     rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
     return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
@@ -183,40 +174,14 @@ def overlay(
     return (pixels, *args[1:]), kwargs
 
 
-def fuse(
-    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Forward pre-hook on the language model: let image and local prompt attend to each other in its inputs."""
-    slot: Slot = decoder.__dict__[SLOT]
-    fusion, ids = slot.prompts.fusion, slot.ids
-    if fusion is None or ids is None:
-        return None
-    slot.ids = None  # the steps of decoding bring no images
-    slot.fused = True
-    embeddings = kwargs["inputs_embeds"]
-    is_image, is_local = (ids.to(embeddings.device) == token for token in (slot.image_id, slot.token_id))
-    return args, {**kwargs, "inputs_embeds": fusion.fuse(embeddings, is_image, is_local)}
-
-
-def check_fused(slot: Slot) -> None:
-    """Raise VPPError where a call with a fusion has ended without it."""
-    if slot.prompts.fusion is not None and not slot.fused:
-        raise VPPError(
-            "the language model's inputs did not pass the fusion: torch.compile reuses what it compiled for a model "
-            "without one, as hooks are none of its guards. Call torch._dynamo.reset(), and this model first."
-        )
-
-
-def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot, decoder: nn.Module | None = None) -> None:
-    """Hook the embedding, the encoders, and for a fusion the language model, to a slot."""
+def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot) -> None:
+    """Hook the embedding and the encoders to a slot."""
     embedding.register_forward_hook(inject, with_kwargs=True)
     for encoder in encoders:
         encoder.register_forward_pre_hook(overlay, with_kwargs=True)
         # now, because torch.compile cannot trace a look at a signature
         encoder.__dict__[NAMES] = tuple(inspect.signature(type(encoder).forward).parameters)[1:]
-    if decoder is not None:
-        decoder.register_forward_pre_hook(fuse, with_kwargs=True)
-    for module in (embedding, *encoders, *([] if decoder is None else [decoder])):
+    for module in (embedding, *encoders):
         module.__dict__[SLOT] = slot
 
 
@@ -227,7 +192,7 @@ def remove(host: nn.Module) -> None:
             (module._forward_hooks, module._forward_hooks_with_kwargs),
             (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
         ):
-            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, fuse)]:
+            for key in [key for key, hook in hooks.items() if hook in (inject, overlay)]:
                 del hooks[key]
                 with_kwargs.pop(key, None)
         module.__dict__.pop(SLOT, None)
@@ -240,12 +205,10 @@ def heal(host: Any, state: HostState) -> None:
         keep_prompts_whole(host)  # PEFT tells of its first adapter, but not of more that are added later
     embedding = host.get_input_embeddings()
     encoders = [host.get_submodule(path) for path in state.encoders]
-    decoder = host.get_decoder() if state.fuses else None
-    hooked = (embedding, *encoders, *([] if decoder is None else [decoder]))
-    if all(module.__dict__.get(SLOT) is state.slot for module in hooked):
+    if all(module.__dict__.get(SLOT) is state.slot for module in (embedding, *encoders)):
         return
     remove(host)
-    install(embedding, encoders, state.slot, decoder)
+    install(embedding, encoders, state.slot)
 
 
 @contextlib.contextmanager

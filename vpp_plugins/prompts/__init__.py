@@ -4,7 +4,6 @@ from vpp_plugins.prompts.attention import attend, attend_ragged
 from vpp_plugins.prompts.axes import draw_axes
 from vpp_plugins.prompts.compiling import outside_graphs
 from vpp_plugins.prompts.draw import draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity, jpeg_url
-from vpp_plugins.prompts.fusion import CrossAttention
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.resample import Window
@@ -16,7 +15,6 @@ __all__ = [
     "RGB",
     "TOKEN",
     "VPP",
-    "CrossAttention",
     "Frame",
     "GlobalVPP",
     "LocalVPP",

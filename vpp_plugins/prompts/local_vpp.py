@@ -4,7 +4,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.fusion import CrossAttention
 
 
 class LocalVPP(nn.Module):
@@ -22,7 +21,6 @@ class LocalVPP(nn.Module):
         query_width: int,
         hidden_size: int,
         projector_size: int = 1024,
-        fusion: CrossAttention | None = None,
     ) -> None:
         super().__init__()
         self.num_queries, self.query_width = num_queries, query_width
@@ -30,7 +28,6 @@ class LocalVPP(nn.Module):
         self.projector = nn.Sequential(
             nn.Linear(query_width, projector_size), nn.GELU(), nn.Linear(projector_size, hidden_size)
         )
-        self.fusion = fusion
 
     def forward(
         self,

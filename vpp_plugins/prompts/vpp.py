@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
-from vpp_plugins.prompts.fusion import Fusion
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 from vpp_plugins.prompts.inference_cache import InferenceCache
 from vpp_plugins.prompts.local_vpp import LocalVPP
@@ -24,13 +23,12 @@ Frame = Literal["square", "image"]
 class Prompts(NamedTuple):
     """What one forward puts into the host: token features (images in order) and the axes for its vision encoder.
 
-    `fusion`, where there is one, acts on the language model's inputs. This and its parts are named tuples: FSDP and
-    DeepSpeed gather the weights again for backward when the gradient of an output comes, and find the tensors in these.
+    A named tuple, as Overlay is: FSDP and DeepSpeed gather the weights again for backward when the gradient of an
+    output comes, and find the tensors in these.
     """
 
     features: Float[Tensor, "placeholders hidden"] | None
     overlay: Overlay | None
-    fusion: Fusion | None = None
 
 
 class VPP(nn.Module):
@@ -79,9 +77,7 @@ class VPP(nn.Module):
         pixels = vpp_pixel_values.to(next(self.local_vpp.projector.parameters()))
         mask = (pixels != 0).any(dim=1) if self.mask_padding else None
         # in memory of their own: a compiled local prompt's CUDA graph writes the next ones over its results
-        features = self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1).clone()
-        fusion = self.local_vpp.fusion
-        return Prompts(features, overlay, None if fusion is None else fusion())
+        return Prompts(self.local_vpp(self.detector_view(pixels), mask).flatten(0, 1).clone(), overlay)
 
     def detector_view(self, pixels: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images 3 height width"]:
         """Return letterboxed images as the detector sees them: with the axes on, unless the overlay is off."""

@@ -26,8 +26,6 @@ class Twin:
     def __init__(
         self, model: Any, prompts: Prompts, backbone: Backbone, inputs: Mapping[str, Any], spare: Tensor, rows: int
     ) -> None:
-        if prompts.fusion is not None:
-            raise VPPError("check_adapter compares with plain prompts only: leave local_vpp.fusion out of its config.")
         if rows > vocabulary.rows_of(model):
             vocabulary.grow(model, rows)  # where the attached one's has grown by the placeholder
         self.model, self.prompts, self.backbone, self.spare = model, prompts, backbone, spare
