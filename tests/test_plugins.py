@@ -23,6 +23,7 @@ from vpp_plugins.plugins.registry import (
     box_codec,
     broken,
     build_generator,
+    build_loss,
     converter,
     describe,
     manager,
@@ -298,3 +299,14 @@ class TestBoxFormats:
 
         with installed(formats=box_format):
             assert Grounder(model, processor, box_format="my-llava").codec.family == "my-llava"
+
+
+def test_a_loss_comes_from_whoever_knows_its_name() -> None:
+    class Brings:
+        @hookimpl
+        def vpp_loss(self, name: str, model: nn.Module, processor: Any) -> nn.Module | None:
+            return nn.Identity() if name == "mine" else None
+
+    with installed(brings=Brings()):
+        assert isinstance(build_loss("mine", nn.Linear(1, 1), None), nn.Identity)
+        assert build_loss("other", nn.Linear(1, 1), None) is None

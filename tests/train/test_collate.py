@@ -39,8 +39,8 @@ def test_answers_alone_are_labelled(family: str, tmp_path: Path) -> None:
     told = [collate.processor.tokenizer.decode(row[row != IGNORED]) for row in batch["labels"]]
     answers = [sample.turns[0].answer for sample in collate.data.samples]
     assert [text.startswith(answers[index]) for text, index in zip(told, (0, 2, 5), strict=True)] == [True] * 3
-    assert batch[ABOUT].samples == ("s0", "s2", "s5")
-    assert batch[ABOUT].images == 2
+    assert batch[ABOUT].ids == ("s0", "s2", "s5")
+    assert batch[ABOUT].imaged == tuple(collate.data.samples[n] for n in (0, 5))
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -64,7 +64,7 @@ def test_too_long_gives_its_place_to_the_next(tmp_path: Path) -> None:
 
     batch = collate([0, 3])
 
-    assert batch[ABOUT].samples == ("s1", "s3")
+    assert batch[ABOUT].ids == ("s1", "s3")
     assert "tokens are more than max_length = 20" in batch[ABOUT].skipped[0]
 
 

@@ -131,5 +131,5 @@ class TestCoordinateIds:
         assert tokenizer.convert_ids_to_tokens(coordinate_ids(tokenizer).tolist())[:12:11] == ["0.0", "0.11"]
 
     def test_a_tokenizer_without_them_is_refused(self) -> None:
-        with pytest.raises(VPPError, match="leave these keys out"):
+        with pytest.raises(VPPError, match="leave them out"):
             coordinate_ids(tiny_processor().tokenizer)

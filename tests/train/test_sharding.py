@@ -64,8 +64,8 @@ def test_fsdp_with_one_process_or_on_cpus_says_so(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"optim": "muon"}, 'optim = "muon" needs each weight whole'),
-        ({"word_alignment": 0.3}, "word_alignment needs each weight whole"),
-        ({"detection_loss": 0.1}, "detection_loss needs each weight whole"),
+        ({"losses": ["words:0.3"]}, "the loss 'words' needs each weight whole"),
+        ({"losses": ["detection:0.1"]}, "the loss 'detection' needs each weight whole"),
     ],
 )
 def test_what_needs_weights_whole_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_long_dialogues_are_skipped(pocket: tuple[Any, VPPProcessor]) -> None:
     _, processor = pocket
     batch = collator(processor, [sample(TURNS), sample(TURNS[:1], 1)], max_length=45)([0])
 
-    assert batch[ABOUT].samples == ("s1",)
+    assert batch[ABOUT].ids == ("s1",)
     assert "max_length" in batch[ABOUT].skipped[0]
 
 
@@ -157,7 +157,7 @@ def test_a_box_outside_gives_its_place_to_the_next_sample(pocket: tuple[Any, VPP
 
     batch = collator(processor, [wrong, sample(TURNS[:1], 1)])([0])
 
-    assert batch[ABOUT].samples == ("s1",)
+    assert batch[ABOUT].ids == ("s1",)
     with pytest.raises(VPPError):
         collator(processor, [wrong]).row(0)
 

@@ -9,6 +9,7 @@ import torch
 from tests.tiny import attached, inputs_for, tiny_llava
 from vpp_plugins import VPPError
 from vpp_plugins.data.sample import Describe, Locate, Sample
+from vpp_plugins.train.collate import About
 from vpp_plugins.train.losses.words import WordAlignment
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -28,9 +29,14 @@ def host() -> Any:
 @pytest.fixture
 def task(host: Any) -> Iterator[WordAlignment]:
     model, processor = host
-    task = WordAlignment(model, processor.tokenizer)
+    task = WordAlignment(model, processor)
     yield task
     task.remove()
+
+
+def loss_of(task: WordAlignment, given: list[Sample]) -> torch.Tensor:
+    about = About(tuple(given), tuple(one.meta for one in given), tuple(range(len(given))), ())
+    return task.weighted(about, {}, None)
 
 
 def words(task: WordAlignment, given: Sample) -> list[list[int]]:
@@ -72,7 +78,7 @@ def test_the_loss_reaches_the_projector_and_goes_down_along_its_gradient(host: A
     for _ in range(3):
         model.zero_grad()
         model(**batch)
-        loss = task(given)
+        loss = loss_of(task, given)
         loss.backward()
         losses.append(loss.item())
         with torch.no_grad():
@@ -84,24 +90,25 @@ def test_the_loss_reaches_the_projector_and_goes_down_along_its_gradient(host: A
 
 
 def test_without_a_image_it_is_nothing(task: WordAlignment) -> None:
-    assert task([]) == 0
+    assert loss_of(task, []) == 0
 
 
 def test_each_forward_counts_once(host: Any, task: WordAlignment) -> None:
     model, processor = host
     model(**inputs_for(processor, [1]))
 
-    assert task([sample(Describe(((0.0, 0.0, 40.0, 40.0),), "cup"))]) > 0
-    assert task([sample()]) == 0
+    assert loss_of(task, [sample(Describe(((0.0, 0.0, 40.0, 40.0),), "cup"))]) > 0
+    assert loss_of(task, [sample()]) == 0
 
 
 def test_weight_scales_it(host: Any, task: WordAlignment) -> None:
     model, processor = host
-    double = WordAlignment(model, processor.tokenizer, weight=2.0)
+    double = WordAlignment(model, processor)
+    double.weight = 2.0
     given = [sample(Describe(((0.0, 0.0, 40.0, 40.0),), "cup"))]
     model(**inputs_for(processor, [1]))
 
-    torch.testing.assert_close(double(given), 2 * task(given))
+    torch.testing.assert_close(loss_of(double, given), 2 * loss_of(task, given))
     double.remove()
 
 
@@ -110,7 +117,7 @@ def test_another_number_of_images_is_refused(host: Any, task: WordAlignment) -> 
     model(**inputs_for(processor, [1]))
 
     with pytest.raises(VPPError, match="one square grid of tokens for each of 2 images"):
-        task([sample(), sample()])
+        loss_of(task, [sample(), sample()])
 
 
 def test_generating_is_not_listened_to(host: Any, task: WordAlignment) -> None:
@@ -118,11 +125,11 @@ def test_generating_is_not_listened_to(host: Any, task: WordAlignment) -> None:
     with torch.no_grad():
         model(**inputs_for(processor, [1]))
 
-    assert task([sample()]) == 0
+    assert loss_of(task, [sample()]) == 0
 
 
 def test_taken_off_it_leaves_no_hook(host: Any) -> None:
     model, processor = host
-    WordAlignment(model, processor.tokenizer).remove()
+    WordAlignment(model, processor).remove()
 
     assert not model.model.multi_modal_projector._forward_hooks

@@ -54,3 +54,12 @@ def vpp_box_format(name: str) -> BoxCodec | None:
 
     A Backbone's `box_format` names it. The built-in formats keep their names.
     """
+
+
+@hookspec(firstresult=True)
+def vpp_loss(name: str, model: nn.Module, processor: Any) -> nn.Module | None:
+    """Build the training loss called `name`, or return None if it is not yours.
+
+    It is a `vpp_plugins.train.losses.AuxiliaryLoss` on an attached model; a recipe's `losses` name it. Raise VPPError
+    for a model that it cannot work on. The built-in losses keep their names.
+    """

@@ -129,6 +129,12 @@ def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> 
     return built
 
 
+def build_loss(name: str, model: nn.Module, processor: Any) -> nn.Module | None:
+    """Build a plugin's training loss by name, or return None where no plugin knows it."""
+    loss: nn.Module | None = manager().hook.vpp_loss(name=name, model=model, processor=processor)
+    return loss
+
+
 def converter(folder: Path) -> Converter:
     """Return what converts the checkpoint in a folder; raises VPPError when no plugin knows its layout."""
     if not folder.is_dir():

@@ -1,6 +1,6 @@
 """An average of the weights over the steps: what a run ends with where its steps are noisy."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,12 @@ class WeightAverage:
             value.copy_(held)
 
 
-class Averaging(TrainerCallback):
-    """Takes the weights of every step of a training into their average."""
+class EveryStep(TrainerCallback):
+    """Calls a function with the number of each step, counted from 1, after the optimizer has stepped."""
 
-    def __init__(self, average: WeightAverage) -> None:
-        self.average = average
+    def __init__(self, function: Callable[[int], object]) -> None:
+        self.function = function
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Update the average; the step is counted already."""
-        self.average.update(state.global_step)
+        """The step is counted already."""
+        self.function(state.global_step)

@@ -1,6 +1,6 @@
 """Samples to a batch: images, text, placeholders and the labels of the answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,13 +9,13 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
+from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.data import Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor, image_marker
 from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED, RenderedChat, label_answers, render_chat
-from vpp_plugins.train.losses.coordinates import HiddenBoxes
 
 TRIES = 100
 """Samples in a row that may be unusable before it is no accident."""
@@ -27,32 +27,35 @@ ABOUT = "vpp_about"
 class About:
     """Where a batch comes from."""
 
-    samples: tuple[str, ...]
-    """The samples' ids."""
+    samples: tuple[Sample, ...]
+    """What it is made of, with all turns."""
+    metas: tuple[ImageMeta | None, ...]
+    """Their images' sizes, before the processor and after; None for text alone."""
     rows: tuple[int, ...]
-    """Their numbers in the data."""
-    images: int
-    """How many of them have an image."""
+    """The samples' numbers in the data."""
     skipped: tuple[str, ...]
     """Which samples gave their place to the next one, and why."""
-    imaged: tuple[Sample, ...] = ()
-    """Those with an image, in the order of their images."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The samples' ids."""
+        return tuple(sample.id for sample in self.samples)
+
+    @property
+    def imaged(self) -> tuple[Sample, ...]:
+        """The samples with an image, in the order of their images."""
+        return tuple(sample for sample, meta in zip(self.samples, self.metas, strict=True) if meta is not None)
 
 
 @dataclass(frozen=True)
-class Row:
+class RenderedSample:
     """One sample, ready for the processor."""
 
     index: int
-    sample: Sample | None
-    """None for the grey image of a batch of text alone."""
+    sample: Sample
     image: Image.Image | None
+    meta: ImageMeta | None
     chat: RenderedChat
-
-    @property
-    def id(self) -> str:
-        """The sample's."""
-        return "" if self.sample is None else self.sample.id
 
 
 class Collator:
@@ -73,7 +76,7 @@ class Collator:
         image_token: str | None,
         max_length: int | None = None,
         max_turns: int | None = None,
-        hide: HiddenBoxes | None = None,
+        hide: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor] | None = None,
     ) -> None:
         self.data, self.processor, self.write, self.hide = data, processor, write, hide
         self.max_length, self.max_turns = max_length, max_turns
@@ -88,20 +91,19 @@ class Collator:
             lengths = real_tokens(batch["attention_mask"]).sum(1).tolist()
             long = [n for n, length in enumerate(lengths[: len(rows)]) if length > (self.max_length or length)]
             if not long:
-                images = sum(row.image is not None for row in rows)
                 reasons = tuple(f"{sample}: {why}" for sample, why in skipped.items())
-                ids, numbers = tuple(row.id for row in rows), tuple(row.index for row in rows)
+                samples, metas = tuple(row.sample for row in rows), tuple(row.meta for row in rows)
+                about = About(samples, metas, tuple(row.index for row in rows), reasons)
                 if self.hide is not None:
-                    batch["input_ids"] = self.hide(batch["input_ids"], batch["labels"], numbers)
-                imaged = tuple(row.sample for row in rows if row.sample is not None and row.image is not None)
-                return {**batch, ABOUT: About(ids, numbers, images, reasons, imaged)}
+                    batch["input_ids"] = self.hide(batch["input_ids"], batch["labels"], about.rows)
+                return {**batch, ABOUT: about}
             for number in long:
                 row = rows[number]
-                skipped[row.id] = f"{lengths[number]} tokens are more than max_length = {self.max_length}"
+                skipped[row.sample.id] = f"{lengths[number]} tokens are more than max_length = {self.max_length}"
                 rows[number] = self.usable(row.index + 1, skipped)
         raise VPPError(f"{TRIES} samples in a row are longer than max_length = {self.max_length}: raise it.")
 
-    def usable(self, index: int, skipped: dict[str, str]) -> Row:
+    def usable(self, index: int, skipped: dict[str, str]) -> RenderedSample:
         """Return the first sample from `index` on that can be used; says in `skipped` which cannot, and why."""
         for number in range(index, index + TRIES):
             place = number % len(self.data)
@@ -113,7 +115,7 @@ class Collator:
                 skipped[name] = str(error)
         raise VPPError(f"{TRIES} samples in a row cannot be used; the last: {skipped[name]}")
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> RenderedSample:
         """Return one sample, or raise VPPError where it cannot be used."""
         sample = self.data.samples[index]
         image = self.data.image(index)
@@ -121,9 +123,9 @@ class Collator:
         if image is not None:
             (meta,) = self.processor.image_metas([image])
         asked = replace(sample, turns=sample.turns[: self.max_turns])
-        return Row(index, sample, image, render_chat(self.processor, self.write(asked, meta)))
+        return RenderedSample(index, sample, image, meta, render_chat(self.processor, self.write(asked, meta)))
 
-    def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def batch(self, rows: Sequence[RenderedSample]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`."""
         added = [] if any(row.image for row in rows) else [self._stand_in(rows[0])]
         everything = [*rows, *added]
@@ -144,11 +146,11 @@ class Collator:
             labels[number][mask[number]] = learned.labels
         return {**inputs, "labels": labels}
 
-    def _stand_in(self, row: Row) -> Row:
+    def _stand_in(self, row: RenderedSample) -> RenderedSample:
         """Return a grey image with a word."""
         content = [{"type": "image"}, {"type": "text", "text": "."}]
-        chat = [{"role": "user", "content": content}]
-        return Row(row.index, None, Image.new("RGB", (64, 64), (127, 127, 127)), render_chat(self.processor, chat))
+        chat = render_chat(self.processor, [{"role": "user", "content": content}])
+        return replace(row, image=Image.new("RGB", (64, 64), (127, 127, 127)), chat=chat)
 
 
 def real_tokens(attention_mask: Tensor) -> Bool[Tensor, "batch length"]:

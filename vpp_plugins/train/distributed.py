@@ -12,6 +12,7 @@ from transformers.training_args import ParallelMode
 from vpp_plugins.attach import unwrap
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts import VPP
+from vpp_plugins.train.losses import ANSWERS
 from vpp_plugins.train.muon import MUON
 from vpp_plugins.train.recipe import Recipe
 
@@ -51,8 +52,7 @@ def check_whole(arguments: Any, recipe: Recipe) -> None:
         return
     asked = {
         'optim = "muon"': recipe.trainer.get("optim") == MUON,
-        "word_alignment": recipe.word_alignment,
-        "detection_loss": recipe.detection_loss,
+        **{f"the loss '{name}'": name != ANSWERS for name in recipe.loss_weights()},
         "average_weights": recipe.average_weights,
     }
     for key, wanted in asked.items():

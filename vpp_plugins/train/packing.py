@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.train.collate import Collator, Row
+from vpp_plugins.train.collate import Collator, RenderedSample
 from vpp_plugins.train.labels import IGNORED, RenderedChat, Segment, chat_segments, render_chat
 
 PREFIX, PADDING = 0, -1
@@ -21,7 +21,7 @@ PREFIX, PADDING = 0, -1
 
 
 @dataclass(frozen=True)
-class DialogueRow(Row):
+class RenderedDialogue(RenderedSample):
     """A sample whose `chat` is its first turn alone; `others` are the other turns, each with the image before it."""
 
     others: tuple[RenderedChat, ...] = ()
@@ -34,7 +34,7 @@ class TurnsApart(Collator):
     without an image keeps its first turn alone: there is nothing to share.
     """
 
-    def row(self, index: int) -> DialogueRow:
+    def row(self, index: int) -> RenderedDialogue:
         """Return one sample, or raise VPPError where it cannot be used."""
         sample = self.data.samples[index]
         image = self.data.image(index)
@@ -45,9 +45,9 @@ class TurnsApart(Collator):
         first, *others = (
             render_chat(self.processor, self.write(replace(sample, turns=(turn,)), meta)) for turn in turns
         )
-        return DialogueRow(index, sample, image, first, tuple(others))
+        return RenderedDialogue(index, sample, image, meta, first, tuple(others))
 
-    def batch(self, rows: Sequence[Row]) -> dict[str, Any]:
+    def batch(self, rows: Sequence[RenderedSample]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`, `position_ids` and the mask of who sees whom."""
         first = super().batch(rows)
         packed = []
@@ -62,9 +62,9 @@ class TurnsApart(Collator):
         }
         return {**first, **padded, "attention_mask": who_sees_whom(padded.pop("turns"))}
 
-    def _packed(self, ids: Tensor, labels: Tensor, row: Row | None) -> dict[str, Tensor]:
+    def _packed(self, ids: Tensor, labels: Tensor, row: RenderedSample | None) -> dict[str, Tensor]:
         """Put the other turns behind the first one of a row."""
-        others = [self._segment(chat) for chat in row.others] if isinstance(row, DialogueRow) else []
+        others = [self._segment(chat) for chat in row.others] if isinstance(row, RenderedDialogue) else []
         begins = len(ids) if row is None else len(ids) - len(self._segment(row.chat).ids)
         lengths = [len(ids) - begins, *(len(segment.ids) for segment in others)]
         learned = [torch.tensor(segment.ids).where(torch.tensor(segment.learned), IGNORED) for segment in others]

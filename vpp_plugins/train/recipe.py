@@ -4,7 +4,9 @@ Our own keys are the fields of `Recipe`. All others are those of transformers' `
 """
 
 import json
+import math
 import tomllib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -17,6 +19,10 @@ from vpp_plugins.train.groups import PARTS
 
 TABLES = ("lr", "schedule", "keep", "global_vpp", "local_vpp")
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
+
+
+OLD_LOSSES = {"word_alignment": "words", "detection_loss": "detection", "soft_boxes": "coordinates"}
+"""Keys of 0.1.0 that are entries of `losses` now; they work until 0.2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,7 @@ class Recipe:
     max_length: int | None = None
     """Samples of more tokens are skipped, not cut: half an image teaches nothing."""
     max_turns: int | None = None
-    """Only the first so many turns of a sample are asked; `word_alignment` and `detection_loss` see them all."""
+    """Only the first so many turns of a sample are asked; `losses` see them all."""
     max_skipped: int = 100
     """Samples that may be lost (missing or damaged images, too long) before the run stops."""
     box_format: str | None = None
@@ -100,14 +106,14 @@ class Recipe:
 
     turns_apart: bool = False
     """Whether the turns of a dialogue share its image alone, and none sees another; for LLaVA and its like."""
-    soft_boxes: bool = False
-    """Whether numbers near to a coordinate count as nearly right; for tokenizers with a token for each number."""
     hide_boxes: float = 0.0
-    """Share of the answers' boxes that the model reads as random numbers while it learns them; as `soft_boxes`."""
-    word_alignment: float = 0.0
-    """Weight of a loss that aligns the image's tokens with the words that describe its regions; 0 is without."""
-    detection_loss: float = 0.0
-    """Weight of an auxiliary loss that teaches the local prompt's queries where the named objects are; 0 is without."""
+    """Share of the answers' boxes that the model reads as random numbers while it learns them; for tokenizers with a
+    token for each number."""
+    losses: tuple[str, ...] = ()
+    """Losses beside the answer's own, as "name:weight", or "name" for weight 1. words aligns the image's tokens with
+    the words that describe its regions; detection teaches the local prompt's queries where the named objects are;
+    coordinates, the answer's own loss, counts numbers near to a coordinate as nearly right, for tokenizers as
+    `hide_boxes`. Plugins bring more."""
 
     average_weights: float = 0.0
     """Decay of an average of the weights over the steps, such as 0.998, which the run ends with and evaluation asks;
@@ -150,8 +156,9 @@ class Recipe:
         for key in ("model", "data", "output_dir"):
             if not ours.get(key):
                 raise VPPError(f'the recipe names no {key}: add the line {key} = "...", or --set {key}=...')
-        for key in ("freeze", "mix"):
+        for key in ("freeze", "mix", "losses"):
             ours[key] = tuple(ours.get(key, ()))
+        ours["losses"] = _with_old_losses(ours["losses"], trainer)
         ours["lr"] = {part: _rate(part, rate) for part, rate in _flat(ours.get("lr", {})).items()}
         ours["schedule"] = {part: _schedule(part, name) for part, name in _flat(ours.get("schedule", {})).items()}
         for part in (*ours["lr"], *ours["schedule"], *ours["freeze"]):
@@ -159,7 +166,16 @@ class Recipe:
                 raise VPPError(
                     f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}."
                 )
-        return cls(**ours, trainer=trainer)
+        recipe = cls(**ours, trainer=trainer)
+        recipe.loss_weights()
+        return recipe
+
+    def loss_weights(self) -> dict[str, float]:
+        """Return the weights of `losses` by name, those of 0 left out; raises VPPError for a faulty entry."""
+        weights = dict(_loss_weight(entry) for entry in self.losses)
+        if len(weights) < len(self.losses):
+            raise VPPError(f"losses = {list(self.losses)} names one loss twice.")
+        return {name: weight for name, weight in weights.items() if weight}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys, without those that were not set."""
@@ -177,7 +193,7 @@ def key_types() -> Mapping[str, Any]:
     theirs = {f.name: f.type for f in fields(TrainingArguments) if f.init and f.name != "local_rank"}
     theirs["fsdp"] = bool | str | None  # true is what its documentation says to write
     ours = {f.name: f.type for f in fields(Recipe) if f.name != "trainer"}
-    return {**theirs, **ours}
+    return {**theirs, **ours, **dict.fromkeys(OLD_LOSSES, float | bool)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -233,6 +249,32 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in table.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def _with_old_losses(losses: tuple[str, ...], given: dict[str, Any]) -> tuple[str, ...]:
+    """Take the keys of 0.1.0 out of what is given, and return the losses that they stand for, with a warning."""
+    old = {key: float(given.pop(key)) for key in OLD_LOSSES if key in given}
+    if old:
+        renamed = {OLD_LOSSES[key]: weight for key, weight in old.items()}
+        kept = [entry for entry in losses if entry.partition(":")[0] not in renamed]
+        losses = (*kept, *(f"{name}:{weight:g}" for name, weight in renamed.items() if weight))
+        warnings.warn(
+            f"{', '.join(old)}: write losses = {json.dumps(losses)} in the recipe instead; these keys work until 0.2.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return losses
+
+
+def _loss_weight(entry: str) -> tuple[str, float]:
+    name, colon, weight = entry.partition(":")
+    try:
+        value = float(weight) if colon else 1.0
+    except ValueError:
+        value = -1.0
+    if not name or not 0 <= value < math.inf:
+        raise VPPError(f"an entry of losses is written name:weight, such as words:0.3, but is {entry!r}.")
+    return name, value
 
 
 def _rate(part: str, value: Any) -> float:

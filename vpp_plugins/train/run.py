@@ -4,7 +4,6 @@ import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,10 @@ from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, open_run, whole_folder
 from vpp_plugins.train.collate import Collator
 from vpp_plugins.train.dataset import TrainingData
-from vpp_plugins.train.detector.trainer import DetectionTrainer
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.evaluation import examination
 from vpp_plugins.train.forgetting import BeforeAndAfter
-from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
-from vpp_plugins.train.losses.detection import AuxiliaryDetection
-from vpp_plugins.train.losses.words import WordAlignment
+from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, coordinate_ids
 from vpp_plugins.train.mixed_data import load_kept, load_mixture
 from vpp_plugins.train.model import attach, check_family, empty_host, load_host, prepare_for_training
 from vpp_plugins.train.muon import MUON, muon_groups
@@ -79,10 +75,9 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     _check_images(data)
     collator = _collator(recipe, data, model, wrapped)
     exam = examination(recipe, arguments.per_device_eval_batch_size)
-    task = AuxiliaryDetection(model, weight=recipe.detection_loss) if recipe.detection_loss else None
-    words = WordAlignment(model, wrapped.tokenizer, weight=recipe.word_alignment) if recipe.word_alignment else None
+    losses = build_losses(recipe.loss_weights(), model, wrapped)
     shard_by_units(arguments, model)
-    trainer = (VPPTrainer if task is None else partial(DetectionTrainer, task=task))(
+    trainer = VPPTrainer(
         model=model,
         args=arguments,
         train_dataset=data,
@@ -92,10 +87,10 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
         processing_class=wrapped,
         groups=groups,
         max_skipped=recipe.max_skipped,
-        words=words,
+        losses=losses,
         muon=muon,
         average=_average(recipe, groups),
-        compute_loss_func=SoftBoxLoss(coordinate_ids(wrapped.tokenizer)) if recipe.soft_boxes else None,
+        compute_loss_func=answer_loss(recipe.loss_weights(), wrapped.tokenizer),
     )
     if recipe.keep:
         as_answered = replace(recipe, turns_apart=False, hide_boxes=0.0)
@@ -107,10 +102,8 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
         show(data, collator, groups)
     trainer.accelerator.wait_for_everyone()
     _run(trainer, resume)
-    if task is not None:
-        task.remove()
-    if words is not None:
-        words.remove()
+    for loss in losses:
+        loss.remove()
     skipped = tuple(trainer.skipped)
     with trainer.averaged(), whole_folder(run / FINAL, writes=arguments.should_save) as written:
         trainer.save_model(str(written))

@@ -1,6 +1,7 @@
 """transformers' Trainer with the few things that prompts need: groups, checks, and checkpoints that hold them."""
 
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, save_vpp, unwrap, vocabulary, write_vpp
-from vpp_plugins.data import Sample
 from vpp_plugins.errors import VPPError
-from vpp_plugins.train.averaging import Averaging, WeightAverage
+from vpp_plugins.train.averaging import EveryStep, WeightAverage
 from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.distributed import whole_weights
 from vpp_plugins.train.evaluation import Examination
-from vpp_plugins.train.losses.words import WordAlignment
+from vpp_plugins.train.losses import AuxiliaryLoss
 from vpp_plugins.train.muon import build_muon
 from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
 from vpp_plugins.train.saved_weights import added_rows, check_weights, gathered_prompts, put_rows, read_host
@@ -33,7 +33,8 @@ ROWS_FILE = "vpp_rows.safetensors"
 class VPPTrainer(Trainer):
     """Trainer for an attached model.
 
-    `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `exam` is what `evaluate` asks.
+    `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `exam` is what `evaluate` asks;
+    `losses` are added to the answer's own.
     """
 
     def __init__(
@@ -42,22 +43,25 @@ class VPPTrainer(Trainer):
         groups: list[dict[str, Any]],
         max_skipped: int = 100,
         exam: Examination | None = None,
-        words: WordAlignment | None = None,
+        losses: Sequence[AuxiliaryLoss] = (),
         muon: bool = False,
         average: WeightAverage | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.groups, self.max_skipped, self.exam, self.words = groups, max_skipped, exam, words
+        self.groups, self.max_skipped, self.exam = groups, max_skipped, exam
+        self.losses = [loss.to(self.args.device) for loss in losses]
         self._muon, self.average = muon, average
         if average is not None:
-            self.add_callback(Averaging(average))
-        self._imaged: tuple[Sample, ...] = ()
+            self.add_callback(EveryStep(average.update))
+        for loss in losses:  # Trainer empties the gradients of the model alone
+            self.add_callback(EveryStep(lambda _, loss=loss: loss.zero_grad()))
+        self._about = About((), (), (), ())
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
-        self._images, self._in_checkpoint = 0, False
+        self._images = 0
+        self._saving: Path | None = None
         self._rates: list[float] = []
-        self._batch: tuple[str, ...] = ()
         self._clock, self._samples = time.perf_counter(), 0
 
     @property
@@ -71,14 +75,23 @@ class VPPTrainer(Trainer):
         if self.optimizer is None:
             kind, options = (build_muon, {}) if self._muon else self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self.groups, **options)
+            for loss in self.losses:
+                self._add_group(loss)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
+
+    def _add_group(self, loss: AuxiliaryLoss) -> None:
+        """Have the optimizer learn the loss's own parameters too."""
+        parameters = list(loss.parameters())
+        if parameters:
+            group = {"params": parameters, "lr": loss.learning_rate(self.groups), "weight_decay": 0.0}
+            self.optimizer.add_param_group(group | ({"use_fallback": True} if self._muon else {}))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Give every group its part's schedule, where one has its own."""
         chosen: Any = self.optimizer if optimizer is None else optimizer
         if self.lr_scheduler is None and any(group.get("schedule") for group in self.groups):
-            names = [group.get("schedule") for group in chosen.param_groups]  # a task's own group has none
+            names = [group.get("schedule") for group in chosen.param_groups]  # a loss's own group has none
             self.lr_scheduler = scheduled(chosen, self.args, steps=num_training_steps, names=names)
             self._created_lr_scheduler = True
             return self.lr_scheduler
@@ -86,26 +99,29 @@ class VPPTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Run one forward and backward; before the first step, see that every group got a gradient."""
-        about: About = inputs.pop(ABOUT)
+        self._about = about = inputs.pop(ABOUT)
         self._count(about)
-        self._imaged = about.imaged
         self._rates = [float(group["lr"]) for group in self.create_optimizer().param_groups]
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._batch = about.samples
         self._check_finite(loss.mean(), "loss")
         if self.gradients is None:
-            self._images += about.images
+            self._images += len(about.imaged)
             if self.accelerator.sync_gradients:
                 self._preflight()
+        if self.accelerator.sync_gradients:
+            for added in self.losses:
+                added.average_gradients()
         return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Add the alignment of images with words, where it is asked for."""
+        """Add the recipe's losses to the answer's own."""
+        given = dict(inputs)  # Trainer may take the labels out
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if self.words is not None:
-            loss = loss + self.words(self._imaged).to(loss) / self._accumulated(num_items_in_batch)
+        for added in self.losses:
+            value = added.weighted(self._about, given, outputs)
+            loss = loss + value.to(loss) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _accumulated(self, num_items_in_batch: Any) -> int:
@@ -125,7 +141,7 @@ class VPPTrainer(Trainer):
             taken = "DeepSpeed may have taken it, but" if self.is_deepspeed_enabled else "No weight has taken it, and"
             raise VPPError(
                 f"the {what} is {float(value)} at step {self.state.global_step + 1}, in the batch of "
-                f"{', '.join(self._batch)}. {taken} the last checkpoint is whole: look at them "
+                f"{', '.join(self._about.ids)}. {taken} the last checkpoint is whole: look at them "
                 "(`vpp data preview`), lower the learning rate, and go on with --resume auto."
             )
 
@@ -183,18 +199,21 @@ class VPPTrainer(Trainer):
                 "Mend the data, or raise max_skipped and go on with --resume auto."
             )
 
+    def _get_output_dir(self, trial: Any) -> str:
+        """Return where Trainer writes: beside the run's folder while a checkpoint is not whole."""
+        return str(self._saving or super()._get_output_dir(trial))
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save as Trainer does, but give the folder its name only when all of it is there."""
-        step, limit = self.state.global_step, self.args.save_total_limit
-        run = Path(str(self.args.output_dir))
+        step, run = self.state.global_step, Path(str(self.args.output_dir))
         target = run / f"checkpoint-{step}"
         with whole_folder(target, writes=self.args.should_save) as written:
             self.accelerator.wait_for_everyone()
-            self.args.output_dir, self.args.save_total_limit, self._in_checkpoint = str(written.parent), None, True
+            self._saving = written.parent
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self.args.output_dir, self.args.save_total_limit, self._in_checkpoint = str(run), limit, False
+                self._saving = None
             if self.state.best_global_step == step:
                 self.state.best_model_checkpoint = str(target)
             if self.args.should_save:
@@ -202,6 +221,7 @@ class VPPTrainer(Trainer):
             self.accelerator.wait_for_everyone()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            limit = self.args.save_total_limit
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=False)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -226,8 +246,8 @@ class VPPTrainer(Trainer):
         added = added_rows(host) if self._in_checkpoint and state_dict is None else {}
         if added:
             save_file(added, folder / ROWS_FILE)
-        if self._in_checkpoint and self.average is not None:
-            self.average.save(folder)
+        for kept in self._kept if self._in_checkpoint else ():
+            kept.save(folder)
         check_weights(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -245,8 +265,17 @@ class VPPTrainer(Trainer):
             read_into(vpp, folder)
         if (folder / ROWS_FILE).is_file():
             put_rows(host, load_file(folder / ROWS_FILE))
-        if self.average is not None:
-            self.average.load(folder)
+        for kept in self._kept:
+            kept.load(folder)
+
+    @property
+    def _in_checkpoint(self) -> bool:
+        return self._saving is not None
+
+    @property
+    def _kept(self) -> list[AuxiliaryLoss | WeightAverage]:
+        """Return what stands in checkpoints alone."""
+        return [*self.losses, *([] if self.average is None else [self.average])]
 
     @property
     def _parts(self) -> tuple[Any, Any]:

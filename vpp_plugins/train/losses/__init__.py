@@ -1,5 +1,66 @@
-"""Losses beside the answer's own, one file each."""
+"""Losses beside the answer's own, one file each: a recipe's `losses = ["words:0.3", "detection:0.1"]`."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from vpp_plugins import plugins
+from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.train.losses.base import AuxiliaryLoss
+from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
 from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
+from vpp_plugins.train.losses.words import WordAlignment
 
-__all__ = ["AuxiliaryDetection", "named_objects"]
+__all__ = [
+    "ANSWERS",
+    "AuxiliaryDetection",
+    "AuxiliaryLoss",
+    "HiddenBoxes",
+    "SoftBoxLoss",
+    "answer_loss",
+    "build_losses",
+    "coordinate_ids",
+    "named_objects",
+]
+
+ANSWERS = "coordinates"
+"""The name that is no loss beside the answer's own, but that loss itself with soft numbers."""
+BUILT_IN: Mapping[str, type[AuxiliaryLoss]] = {kind.name: kind for kind in (WordAlignment, AuxiliaryDetection)}
+
+
+def build_losses(weights: Mapping[str, float], model: nn.Module, processor: Any) -> list[AuxiliaryLoss]:
+    """Build the losses of a recipe on an attached model, its wrappers on already.
+
+    Raises VPPError for a name that nobody knows, and for a model that a loss cannot work on.
+    """
+    losses = []
+    for name, weight in weights.items():
+        if name != ANSWERS:
+            loss = _build(name, model, processor)
+            loss.name, loss.weight = name, weight
+            losses.append(loss)
+    return losses
+
+
+def answer_loss(weights: Mapping[str, float], tokenizer: Any) -> SoftBoxLoss | None:
+    """Return what Trainer takes in place of the host's own loss, or None where the recipe keeps that."""
+    if ANSWERS not in weights:
+        return None
+    if weights[ANSWERS] != 1:
+        raise VPPError(f"'{ANSWERS}' is the answer's own loss, whose weight is 1, but is given {weights[ANSWERS]:g}.")
+    return SoftBoxLoss(coordinate_ids(tokenizer))
+
+
+def _build(name: str, model: nn.Module, processor: Any) -> AuxiliaryLoss:
+    if name in BUILT_IN:
+        return BUILT_IN[name](model, processor)
+    loss = plugins.build_loss(name, model, processor)
+    if loss is None:
+        known = (*BUILT_IN, ANSWERS)
+        raise VPPError(
+            f"no loss is called '{name}'.{nearest(name, known)} Built in: {', '.join(known)}; others come as plugins."
+        )
+    if not isinstance(loss, AuxiliaryLoss):
+        raise VPPError(f"the plugin's loss '{name}' should be an AuxiliaryLoss, but is a {type(loss).__name__}.")
+    return loss

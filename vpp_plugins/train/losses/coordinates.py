@@ -29,8 +29,8 @@ def coordinate_ids(tokenizer: Any) -> Int64[Tensor, "101"]:
     missing = [number for number in numbers if number not in vocabulary]
     if missing:
         raise VPPError(
-            f"soft_boxes and hide_boxes need a tokenizer with a token for every number of a box, but this one has none "
-            f"for {len(missing)} of 101, {missing[0]} for one: leave these keys out."
+            "the loss 'coordinates' and hide_boxes need a tokenizer with a token for every number of a box, but this "
+            f"one has none for {len(missing)} of 101, {missing[0]} for one: leave them out."
         )
     return torch.tensor([vocabulary[number] for number in numbers])
 

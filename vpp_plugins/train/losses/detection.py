@@ -4,52 +4,55 @@
     loss = model(**inputs).loss + task.loss(stack_objects(...))
     task.remove()
 
-The heads are for training alone. They are no part of the model, so no host file and no `vpp.safetensors` holds them,
-and they work alike whatever shards the model: each process has them whole, and `average_gradients` keeps them equal.
+The heads are for training alone. They are no part of the model, so no host file and no `vpp.safetensors` holds them.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vpp_plugins.attach import active_vpp, unwrap
+from vpp_plugins.attach import active_vpp
 from vpp_plugins.boxes import BoxLike
 from vpp_plugins.data import Describe, Locate, Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts.generators import DetectionHeads
-from vpp_plugins.train.detector.loss import Objects, detection_loss, stack_objects
+from vpp_plugins.train.collate import About
+from vpp_plugins.train.detector import Objects, detection_loss, stack_objects
+from vpp_plugins.train.losses.base import AuxiliaryLoss
 
 HEADS_FILE = "detection_heads.safetensors"
 
 
-class AuxiliaryDetection(nn.Module):
+class AuxiliaryDetection(AuxiliaryLoss):
     """Detection heads that listen to an attached model's query generator.
 
     There is one class, "named in the text": what a sample speaks of is an object, whatever it is called. `weight`
     scales the loss. Raises VPPError where the model has no local prompt.
     """
 
-    def __init__(self, model: nn.Module, *, weight: float = 1.0, seed: int = 0) -> None:
-        super().__init__()
-        local = active_vpp(unwrap(model)).local_vpp
+    name, file = "detection", HEADS_FILE
+
+    def __init__(self, model: nn.Module, processor: Any = None, *, weight: float = 1.0, seed: int = 0) -> None:
+        super().__init__(model)
+        local = active_vpp(self.host).local_vpp
         if local is None:
-            raise VPPError("the detection loss is on the local prompt's queries, but this model has no local prompt.")
+            raise VPPError(
+                "the detection loss is on the local prompt's queries, but this model has no local prompt: leave it out."
+            )
         self.weight = weight
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.heads = DetectionHeads(local.query_width, num_classes=1)
         self.heads.to(next(local.parameters()).device)
-        self._queries: Float[Tensor, "images queries width"] | None = None
-        self._handle = local.generator.register_forward_hook(self._listen)
+        self.catch("queries", local.generator)
 
-    def remove(self) -> None:
-        """Stop listening; the model is as it was."""
-        self._handle.remove()
-        self._queries = None
+    def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
+        """Return the loss on what the batch's samples speak of."""
+        # a batch of text alone has a stand-in image, in which there is nothing
+        return self._loss(named_objects(about.imaged) if about.imaged else stack_objects([([], [])], [(1, 1)]))
 
     def loss(self, objects: Objects) -> Float[Tensor, ""]:
         """Return the loss of the forward that just ran, whose images hold these objects, in the same order.
@@ -57,7 +60,15 @@ class AuxiliaryDetection(nn.Module):
         After a forward without images it is zero, with a gradient of zeros. Raises VPPError where images and
         objects are not equally many.
         """
-        queries, self._queries = self._queries, None
+        return self.weight * self._loss(objects)
+
+    def learning_rate(self, groups: Sequence[Mapping[str, Any]]) -> float:
+        """Return at least the rate of the queries that the heads read."""
+        queries = [group["lr"] for group in groups if str(group["name"]).split()[0] == "vpp.local"]
+        return max([super().learning_rate(groups), *queries])
+
+    def _loss(self, objects: Objects) -> Float[Tensor, ""]:
+        queries = self.caught.pop("queries", None)
         if queries is None:
             return torch.stack([parameter.sum() for parameter in self.heads.parameters()]).sum() * 0
         if len(queries) != len(objects.classes):
@@ -66,35 +77,7 @@ class AuxiliaryDetection(nn.Module):
                 "row for each image, in reading order."
             )
         on_device = Objects(*(part.to(queries.device) for part in objects))
-        return self.weight * detection_loss(self.heads(queries.float()), on_device)
-
-    def average_gradients(self) -> None:
-        """Average the heads' gradients over all processes, before each optimizer step."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for parameter in self.heads.parameters():
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= torch.distributed.get_world_size()
-
-    def save(self, folder: str | Path) -> None:
-        """Write the heads, to go on from."""
-        from safetensors.torch import save_file
-
-        save_file(self.heads.state_dict(), Path(folder) / HEADS_FILE)
-
-    def load(self, folder: str | Path) -> None:
-        """Read the heads that `save` wrote; raises VPPError where there are none."""
-        from safetensors.torch import load_file
-
-        path = Path(folder) / HEADS_FILE
-        if not path.is_file():
-            raise VPPError(f"'{folder}' holds no {HEADS_FILE}: it was saved without the detection loss.")
-        self.heads.load_state_dict(load_file(path))
-
-    def _listen(self, generator: nn.Module, arguments: Any, queries: Tensor) -> None:
-        if torch.is_grad_enabled():  # not while the model generates
-            self._queries = queries
+        return detection_loss(self.heads(queries.float()), on_device)
 
 
 def named_objects(samples: Sequence[Sample]) -> Objects:

@@ -1,13 +1,9 @@
 """A loss that aligns an image's projected tokens with the words for what they show, as LLaVA's first stage does.
 
-    task = WordAlignment(model, tokenizer, weight=0.3)
-    loss = model(**inputs).loss + task(samples)
-    task.remove()
-
 A token counts as what is described at its place (`Describe` turns); with nothing described there, as padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isqrt
 from typing import Any
 
@@ -16,52 +12,52 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vpp_plugins.attach import host_state, unwrap
+from vpp_plugins.attach import host_state
 from vpp_plugins.data import Describe, Sample
 from vpp_plugins.errors import VPPError
-from vpp_plugins.train.detector.loss import letterboxed
+from vpp_plugins.train.collate import About
+from vpp_plugins.train.detector import letterboxed
+from vpp_plugins.train.losses.base import AuxiliaryLoss
 
 EMPTY = 0.2
 """Weight of a token where nothing is described, beside 1."""
 
 
-class WordAlignment:
+class WordAlignment(AuxiliaryLoss):
     """Listens to the projector of an attached model whose images are one square grid of tokens, as LLaVA's.
 
     Raises VPPError where the host has not exactly one projector.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, *, weight: float = 1.0) -> None:
-        host: Any = unwrap(model)
-        projectors = host_state(host).backbone.projectors
+    name = "words"
+
+    def __init__(self, model: nn.Module, processor: Any) -> None:
+        super().__init__(model)
+        projectors = host_state(self.host).backbone.projectors
         if len(projectors) != 1:
-            raise VPPError(f"word_alignment needs a host with one projector, but this one has {len(projectors)}.")
-        self.weight, self.tokenizer, self._host = weight, tokenizer, host
-        self._tokens: Float[Tensor, "images tokens hidden"] | None = None
-        self._handle = host.get_submodule(projectors[0]).register_forward_hook(self._listen)
+            raise VPPError(
+                f"the loss 'words' needs a host with one projector, but this one has {len(projectors)}: leave it out."
+            )
+        self.tokenizer = processor.tokenizer
+        self.catch("tokens", self.host.get_submodule(projectors[0]))
 
-    def remove(self) -> None:
-        """Stop listening."""
-        self._handle.remove()
-        self._tokens = None
-
-    def __call__(self, samples: Sequence[Sample]) -> Float[Tensor, ""]:
-        """Return the loss of the forward that just ran, whose images are these samples', in the same order."""
-        tokens, self._tokens = self._tokens, None
+    def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
+        """Return the mean over all tokens of the images; zero without an image."""
+        tokens, samples = self.caught.pop("tokens", None), about.imaged
         if tokens is None or not samples:
             return torch.zeros(())
-        if tokens.ndim != 3 or isqrt(tokens.shape[1]) ** 2 != tokens.shape[1] or len(tokens) != len(samples):
+        side = isqrt(tokens.shape[1])
+        if tokens.ndim != 3 or side**2 != tokens.shape[1] or len(tokens) != len(samples):
             raise VPPError(
-                f"word_alignment needs one square grid of tokens for each of {len(samples)} images, but the "
+                f"the loss 'words' needs one square grid of tokens for each of {len(samples)} images, but the "
                 f"projector made {list(tokens.shape)}: leave it out for this host."
             )
-        side = isqrt(tokens.shape[1])
         pairs = [(n, *pair) for n, sample in enumerate(samples) for pair in self._words(sample, side)]
         images, cells, words = torch.tensor(pairs, device=tokens.device).T
-        table: Tensor = self._host.get_input_embeddings().weight
+        table: Tensor = self.host.get_input_embeddings().weight
         read = F.linear(F.rms_norm(tokens.float(), tokens.shape[-1:]), table.float()).log_softmax(-1)
         counts = torch.where(words == self.tokenizer.pad_token_id, EMPTY, 1.0)
-        return -self.weight * (read[images, cells, words] * counts).sum() / counts.sum()
+        return -(read[images, cells, words] * counts).sum() / counts.sum()
 
     def _words(self, sample: Sample, side: int) -> list[tuple[int, int]]:
         """Return (cell, token) for each token of each cell's description; of boxes that overlap the smaller counts."""
@@ -80,10 +76,6 @@ class WordAlignment:
             return [self.tokenizer.pad_token_id]
         ids: list[int] = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
         return ids
-
-    def _listen(self, projector: nn.Module, arguments: Any, tokens: Tensor) -> None:
-        if torch.is_grad_enabled():  # not while the model generates
-            self._tokens = tokens
 
 
 def _area(box: Sequence[float]) -> float:
