@@ -18,7 +18,7 @@ HOOKS = [name for name, _ in inspect.getmembers(hookspecs, inspect.isfunction) i
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_heading_and_a_test(hook: str) -> None:
     assert f"\n## `{hook}`\n" in (ROOT / "docs/plugins.md").read_text()
-    assert hook in (ROOT / "tests/test_plugins.py").read_text()
+    assert hook in (ROOT / "tests/plugins/test_registry.py").read_text()
 
 
 @pytest.mark.parametrize("promise", list(PROMISES))

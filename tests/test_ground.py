@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.families import FAMILIES, attached_family
-from tests.test_processor_families import CASES
+from tests.processor.test_families import CASES
 from tests.tiny import attached, image, tiny_llava, tiny_processor, toy_config
 from tests.zoo.hosts import tiny_host
 from vpp_plugins import Grounder, Grounding, VPPError, VPPProcessor, attach_vpp, vpp_disabled

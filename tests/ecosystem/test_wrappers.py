@@ -9,9 +9,9 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 
+from tests.attach.reference_host import twin_of
 from tests.ecosystem.hosts import logits
 from tests.tiny import attached, inputs_for, tiny_llava, toy_config
-from tests.twin import twin_of
 from vpp_plugins import attach_vpp, detach_vpp, is_attached, load_vpp, save_vpp, vpp_disabled
 from vpp_plugins.attach.attach import unwrap
 

@@ -10,7 +10,7 @@ from transformers.models.auto import modeling_auto
 from vpp_plugins.cli import main
 from vpp_plugins.testing.coverage import RECORD, Coverage, model_coverage, recorded_coverage, recorded_version
 
-PAGE = Path(__file__).parents[1] / "docs/coverage.md"
+PAGE = Path(__file__).parents[2] / "docs/coverage.md"
 
 
 def test_every_model_type_of_the_installed_transformers_has_a_row() -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.attach.reference_host import twin_of
 from tests.tiny import TOY_GLOBAL, attached, inputs_for, tiny_llava, toy_config
-from tests.twin import twin_of
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.session import SLOT, Slot, inject, install, overlay, remove

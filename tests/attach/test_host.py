@@ -13,8 +13,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration, LogitsProcessor
 from transformers.cache_utils import StaticCache
 
+from tests.attach.reference_host import twin_of
 from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
-from tests.twin import twin_of
 from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
 from vpp_plugins.attach.host import attached_class
 from vpp_plugins.attach.never_tokens import NeverTokens
