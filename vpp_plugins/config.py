@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
 from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.files import write_whole
 
 Part = TypeVar("Part")
 AxisStyle = Literal["edge-0.1", "edge-0.05", "cross", "padding"]
@@ -166,8 +167,8 @@ class VPPConfig:
         return self.from_dict(values)
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write as JSON, the whole file or none."""
+        write_whole(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

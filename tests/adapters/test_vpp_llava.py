@@ -189,9 +189,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("source", ["missing", "./owner/name", "/no/such/folder"])
     def test_a_folder_that_is_not_there(self, source: str) -> None:
-        with pytest.raises(
-            VPPError, match=f"the folder '{source}' does not exist: give the folder of a checkpoint, or"
-        ):
+        with pytest.raises(VPPError, match=f"there is no '{source}': give the folder of a checkpoint, or"):
             load_vpp_llava(source)
 
     @pytest.mark.parametrize("lost", ["vpp_config.json", "vpp.safetensors"])
@@ -206,7 +204,7 @@ class TestLoading:
             load_vpp_llava(tmp_path)
 
     def test_a_hub_id_that_is_not_there(self) -> None:
-        with pytest.raises(VPPError, match="'owner/name' is no folder here and could not be fetched from the hub"):
+        with pytest.raises(VPPError, match="'owner/name' is not here and could not be fetched from the hub"):
             load_vpp_llava("owner/name")
 
 

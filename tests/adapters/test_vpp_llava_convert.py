@@ -297,8 +297,8 @@ class TestFailures:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "source"]
 
     def test_what_a_killed_conversion_left_is_removed(self, source: Path, tmp_path: Path) -> None:
-        left = tmp_path / ".new.unfinished" / "model-00001-of-00009.safetensors"
-        left.parent.mkdir()
+        left = tmp_path / ".new.part" / "new" / "model-00001-of-00009.safetensors"
+        left.parent.mkdir(parents=True)
         left.write_text("half")
 
         convert(source, tmp_path / "new")
@@ -322,7 +322,7 @@ class TestFailures:
         killed = subprocess.run(command, env=environment, capture_output=True, check=False)
         assert killed.returncode == 9, killed.stderr.decode()
         assert not (tmp_path / "new").exists()
-        assert (tmp_path / ".new.unfinished").is_dir()
+        assert (tmp_path / ".new.part").is_dir()
 
         convert(source, tmp_path / "new")
 

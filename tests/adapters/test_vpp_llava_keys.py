@@ -84,12 +84,12 @@ def test_computed_tensors_are_left_out(both: tuple[dict[str, Shape], dict[str, S
     ("change", "complaint"),
     [
         ({"model.norm.weight": None}, r"1 missing: model.language_model.norm.weight\."),
-        ({"model.stranger": (2,), "lm_tail": (1,)}, "2 unknown: model.stranger, lm_tail"),
+        ({"model.stranger": (2,), "lm_tail": (1,)}, "2 not expected: lm_tail, model.stranger"),
         (
             {"model.visual_prompt": (3, 224, 224)},
-            r"1 of another shape: model.visual_prompt \[3, 224, 224\] instead of ",
+            r"1 of another shape: vpp.global_prompt.prompt \(3, 224, 224\) instead of ",
         ),
-        ({"model.detr_vision_tower.vision_tower.decoder.norm.bias": (256,)}, "1 unknown: model.detr_vision_tower"),
+        ({"model.detr_vision_tower.vision_tower.decoder.norm.bias": (256,)}, "1 not expected: model.detr_vision_tower"),
         (
             {"model.detr_vision_tower.vision_tower.input_projection.bias": (256,)},
             "1 doubled: .*input_proj.bias and .*input_projection.bias",

@@ -126,7 +126,7 @@ FAILURES: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     ),
     "no such folder": (
         lambda m: attach_vpp(m, "/nowhere/at/all"),
-        "the folder '/nowhere/at/all' does not exist: give a folder that save_vpp wrote",
+        "there is no '/nowhere/at/all': give a folder that save_vpp wrote",
     ),
     "no vision encoder": (
         lambda m: attach_vpp(m, toy_config(), adapter=replace(MISTAKEN, vision_encoders=())),

@@ -113,11 +113,9 @@ class TestDamage:
     def test_a_missing_folder(self, tmp_path: Path) -> None:
         model, _ = attached()
 
-        with pytest.raises(
-            VPPError, match=r"the folder '.*gone' does not exist: give a folder .* or a hub id 'owner/name'"
-        ):
+        with pytest.raises(VPPError, match=r"there is no '.*gone': give a folder .* or a hub id 'owner/name'"):
             load_vpp(model, tmp_path / "gone")
-        with pytest.raises(VPPError, match=r"the folder '\./me/gone' does not exist"):
+        with pytest.raises(VPPError, match=r"there is no '\./me/gone'"):
             load_vpp(model, "./me/gone")
 
 
@@ -177,11 +175,11 @@ class TestHub:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
 
-        with pytest.raises(VPPError, match=f"'me/x' is no folder here and could not be fetched .*{error.__name__}"):
+        with pytest.raises(VPPError, match=f"'me/x' is not here and could not be fetched .*{error.__name__}"):
             resolve("me/x")
 
     def test_a_real_client_without_network(self) -> None:
-        with pytest.raises(VPPError, match="'me/not-there' is no folder here and could not be fetched from the hub"):
+        with pytest.raises(VPPError, match="'me/not-there' is not here and could not be fetched from the hub"):
             resolve("me/not-there")
 
     def test_a_folder_needs_no_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

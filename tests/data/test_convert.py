@@ -60,7 +60,7 @@ def test_a_broken_file_leaves_the_old_target_and_keeps_the_sizes_it_found(tmp_pa
         convert(source, tmp_path / "out.jsonl", source_format="gseval", target_format="neutral", images=tmp_path,
                 sizes=tmp_path / "sizes.jsonl", overwrite=True, progress=False)  # fmt: skip
     assert (tmp_path / "out.jsonl").read_text() == "old"
-    assert not list(tmp_path.glob(".*partial"))
+    assert not list(tmp_path.glob(".*.part"))
     assert json.loads((tmp_path / "sizes.jsonl").read_text())["width"] == 640
 
 
@@ -75,10 +75,10 @@ def test_a_killed_conversion_leaves_no_half_target(tmp_path: Path, how: signal.S
     """)
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL) as child:
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in tmp_path.glob(".out*partial")) and time.monotonic() < deadline:
+        while not any(path.stat().st_size for path in tmp_path.glob(".out*.part")) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(child.pid, how)
     assert child.returncode != 0
     assert not (tmp_path / "out.jsonl").exists()
     if how is signal.SIGINT:
-        assert not list(tmp_path.glob(".out*partial"))
+        assert not list(tmp_path.glob(".out*.part"))

@@ -1,6 +1,5 @@
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 import vpp_plugins.data.json_stream as stream
 from vpp_plugins import VPPError
-from vpp_plugins.data.json_stream import stream_array, stream_lines, stream_records, written_whole
+from vpp_plugins.data.json_stream import stream_array, stream_lines, stream_records
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -147,35 +146,3 @@ class TestLines:
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '\n{"a": 1}\n{"a": 2}'])
 def test_records_are_elements_or_lines(file: Callable[..., Path], text: str) -> None:
     assert list(stream_records(file(text))) == [{"a": 1}, {"a": 2}]
-
-
-class TestWrittenWhole:
-    def test_appears_at_the_end(self, tmp_path: Path) -> None:
-        path = tmp_path / "out.json"
-        with written_whole(path) as file:
-            file.write(b"whole")
-            assert not path.exists()
-        assert path.read_bytes() == b"whole"
-        assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
-
-    @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
-    def test_an_interrupted_one_leaves_the_old_file_and_nothing_else(
-        self, tmp_path: Path, stop: type[BaseException]
-    ) -> None:
-        path = tmp_path / "out.json"
-        path.write_bytes(b"old")
-        with pytest.raises(stop), written_whole(path) as file:  # noqa: PT012  (the file must be half written)
-            file.write(b"half")
-            raise stop
-        assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("out.json", b"old")]
-
-    def test_a_place_that_cannot_be(self, tmp_path: Path) -> None:
-        for path, message in ((tmp_path, "is a folder"), (tmp_path / "no" / "out", "does not exist: make it first")):
-            with pytest.raises(VPPError, match=message), written_whole(path):
-                pass
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

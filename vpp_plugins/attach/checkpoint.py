@@ -1,17 +1,16 @@
 """Save and load the prompts alone: `vpp_config.json` and `vpp.safetensors`."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vpp_plugins.config import VPPConfig
-from vpp_plugins.errors import VPPError, few
+from vpp_plugins.errors import VPPError
+from vpp_plugins.files import check_tensors, local_folder, read_safetensors, whole_file
 from vpp_plugins.prompts import VPP
 
 CONFIG_FILE = "vpp_config.json"
@@ -31,11 +30,9 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
     target.mkdir(parents=True, exist_ok=True)
     state = vpp.state_dict() if tensors is None else tensors
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with tempfile.TemporaryDirectory(dir=target, prefix=".vpp-") as temporary:
-        vpp.config.save(Path(temporary) / CONFIG_FILE)
-        save_file(weights, Path(temporary) / WEIGHTS_FILE, metadata={"format": "pt"})
-        for name in (WEIGHTS_FILE, CONFIG_FILE):
-            (Path(temporary) / name).replace(target / name)
+    with whole_file(target / WEIGHTS_FILE) as file:
+        save_file(weights, file.name, metadata={"format": "pt"})
+    vpp.config.save(target / CONFIG_FILE)
 
 
 def read_config(folder: Path) -> VPPConfig:
@@ -45,20 +42,13 @@ def read_config(folder: Path) -> VPPConfig:
 
 def read_into(vpp: VPP, folder: Path) -> None:
     """Load `vpp.safetensors` into the prompts, all of it or, with VPPError, nothing."""
-    import safetensors
-    from safetensors.torch import load_file
-
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise VPPError(f"no '{WEIGHTS_FILE}' in '{folder}': give a folder that save_vpp wrote.")
     saved = read_config(folder)
     check_settings(saved, vpp.config, folder)
-    try:
-        tensors = load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise VPPError(f"'{path}' is damaged or truncated ({error}): save or download it again.") from None
-    expected = vpp.state_dict()
-    check_tensors(tensors, expected, str(path))
+    tensors, expected = read_safetensors([path]), vpp.state_dict()
+    check_tensors(tensors, expected, f"'{path}'")
     if any(tensor.is_meta for tensor in expected.values()):
         raise VPPError(
             "the prompts are offloaded, and so cannot be loaded into: call load_vpp before dispatching the model."
@@ -100,25 +90,6 @@ def _adopt_normalisation(vpp: VPP, saved: VPPConfig) -> None:
     vpp.config = replace(vpp.config, global_vpp=prompt)
 
 
-def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    """Raise VPPError for missing or foreign keys, wrong shapes, and values that are not numbers."""
-    problems = [
-        *_group("missing", sorted(expected.keys() - found.keys())),
-        *_group("not expected", sorted(found.keys() - expected.keys())),
-        *_group(
-            "of another shape",
-            [
-                f"{name} {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-                for name in sorted(expected.keys() & found.keys())
-                if found[name].shape != expected[name].shape
-            ],
-        ),
-        *_group("NaN or infinite", [name for name, value in sorted(found.items()) if not torch.isfinite(value).all()]),
-    ]
-    if problems:
-        raise VPPError(f"'{source}' does not fit: {'; '.join(problems)}. Nothing was loaded.")
-
-
 def resolve(
     source: str | os.PathLike[str],
     *,
@@ -129,24 +100,4 @@ def resolve(
 
     `files` are the names or patterns that are fetched; raises VPPError, naming what is `expected`, for neither.
     """
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.is_absolute() or str(source).count("/") != 1 or str(source).startswith("."):
-        raise VPPError(f"the folder '{source}' does not exist: give {expected}, or a hub id 'owner/name'.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=[*files]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise VPPError(
-            f"'{source}' is no folder here and could not be fetched from the hub ({type(error).__name__}): check the "
-            "name and the network."
-        ) from None
-
-
-def _group(label: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    return [f"{len(names)} {label}: {few(names)}"]
+    return local_folder(source, files=files, expected=expected)

@@ -31,7 +31,6 @@ memory of it; heldout does not.
 from vpp_plugins.data.convert import convert
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.image_sizes import ImageError, image_path
-from vpp_plugins.data.json_stream import write_whole, written_whole
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Turn
 from vpp_plugins.data.stored import LAYOUTS, StoredSamples, image_is_there, sample_line, stored_samples
 from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
@@ -58,6 +57,4 @@ __all__ = [
     "image_path",
     "sample_line",
     "stored_samples",
-    "write_whole",
-    "written_whole",
 ]

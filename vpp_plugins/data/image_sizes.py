@@ -8,8 +8,9 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vpp_plugins.data.json_stream import stream_lines, written_whole
+from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 
 _CLIMBS = re.compile(r"(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
@@ -96,7 +97,7 @@ class ImageSizes:
         """Write all sizes to `known`, if there is such a file to keep and something new."""
         if self.known is None or not self._found:
             return
-        with written_whole(self.known) as file:
+        with whole_file(self.known) as file:
             for name, (width, height) in self._sizes.items():
                 file.write(json.dumps({"image": name, "width": width, "height": height}).encode() + b"\n")
         self._found = 0

@@ -2,8 +2,6 @@
 
 import codecs
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,38 +85,6 @@ def stream_records(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[An
     with _opened(path) as file:
         opening = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     return (stream_array if opening == b"[" else stream_lines)(path, largest=largest)
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for writing that takes its name only when the block ends well; until then it has another.
-
-    Raises VPPError where its folder does not exist or `path` is a folder.
-    """
-    if path.is_dir():
-        raise VPPError(f"'{path}' is a folder: give the name of a file.")
-    if not path.parent.is_dir():
-        raise VPPError(f"the folder '{path.parent}' does not exist: make it first.")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)  # mkstemp's 0600 is for secrets
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text that is at hand; a killed run leaves no half file, and its leavings are overwritten by the next."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.data.shards import INDEX
 from vpp_plugins.data.tally import Issue, Tally
+from vpp_plugins.files import whole_file
 
 PLACE = np.dtype([("file", "<u4"), ("start", "<u8"), ("length", "<u4")])
 """One sample: the number of its file, its first byte there, and how many bytes it has."""
@@ -81,7 +81,7 @@ def keep_index(index: SampleIndex, source: Source, folders: Iterable[Path]) -> P
     for folder in folders:
         with suppress(OSError):
             if folder.is_dir():
-                with written_whole(folder / source.index_name) as file:
+                with whole_file(folder / source.index_name) as file:
                     file.write(json.dumps(about).encode() + b"\n" + index.places.tobytes())
                 return folder / source.index_name
     return None

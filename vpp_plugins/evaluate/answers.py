@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.boxes import Box, ImageMeta
-from vpp_plugins.data import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.rows import Row, whole_characters
+from vpp_plugins.files import write_whole
 
 ANSWERS = "answers.jsonl"
 

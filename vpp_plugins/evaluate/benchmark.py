@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data import Tally, write_whole
+from vpp_plugins.data import Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
@@ -19,6 +19,7 @@ from vpp_plugins.evaluate.report import write_caption_report, write_report
 from vpp_plugins.evaluate.results import summarise
 from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
 from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run, write_run
+from vpp_plugins.files import write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
 

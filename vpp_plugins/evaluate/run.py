@@ -15,13 +15,13 @@ from typing import Protocol as Interface
 from PIL import Image
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
-from vpp_plugins.data import write_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
 from vpp_plugins.evaluate.batches import plan
 from vpp_plugins.evaluate.lock import only_one
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint
+from vpp_plugins.files import write_whole
 
 RUN = "run.json"
 

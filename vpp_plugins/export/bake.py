@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +17,10 @@ from vpp_plugins.attach import active_vpp, attach_vpp, detach_vpp, host_state, u
 from vpp_plugins.errors import VPPError
 from vpp_plugins.export.apply_axes import Axes, apply_axes, fit
 from vpp_plugins.export.bake_readme import readme
+from vpp_plugins.files import whole_folder
 from vpp_plugins.processor import VPPProcessor, normalisation
 from vpp_plugins.prompts import GlobalVPP
 
-FILES = ("axes.npz", "axes.json", "axes.png", "apply_axes.py", "README.md")
 RESIZED_ALIKE = 2 / 255
 """Mean difference by which two bicubic filters may take a photograph apart; a crop or a shift is far beyond it."""
 ROUNDING = 1e-5
@@ -87,12 +86,8 @@ def bake(model: nn.Module, processor: VPPProcessor, folder: str | Path, photos: 
     images = processor.image_processor
     axes = _axes(vpp.global_vpp, images, _encoder_size(images, photos), square=backbone.frame == "square")
     baked = _compare(vpp.global_vpp, images, axes, target, photos)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".bake-") as temporary:
-        _write(Path(temporary), axes, baked)
-        target.mkdir(exist_ok=True)
-        for name in FILES:
-            (Path(temporary) / name).replace(target / name)
+    with whole_folder(target) as written:
+        _write(written, axes, baked)
     return baked
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from vpp_plugins.attach import attach_vpp, is_attached
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import check_tensors, read_safetensors
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.prompts.generators import DetectionHeads
@@ -136,21 +136,14 @@ def _load(model: Any, weights: dict[str, Tensor], backbone: dict[str, Tensor]) -
         for prefix in BACKBONE_PREFIXES:
             if name.startswith(prefix) and name.removeprefix(prefix) in backbone:
                 weights[name] = backbone[name.removeprefix(prefix)]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = f"{str(error)[:300]} ..."
-        raise VPPError(f"the pocket model's weights do not fit this version of the library: {reason}") from None
+    check_tensors(weights, model.state_dict(), "the folder of the pocket model, with this version of the library,")
+    model.load_state_dict(weights)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise _missing(path)
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise VPPError(f"'{path}' is damaged ({error}): install the library again, or train anew.") from None
-    return tensors
+    return read_safetensors([path])
 
 
 def _read_sizes(folder: Path) -> dict[str, int]:

@@ -1,21 +1,14 @@
-"""The folders of a run: checkpoints that are whole or not there, and what must be in one to go on from it.
+"""The folders of a run: where its checkpoints are, and what must be in one to go on from it."""
 
-Checkpoints are written into `.saving` and renamed when they are complete, so a run that is killed while it saves
-leaves none that is half.
-"""
-
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.errors import VPPError
 
-SAVING, FINAL = ".saving", "final"
+FINAL = "final"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -64,36 +57,6 @@ def check_checkpoint(folder: Path) -> None:
         )
 
 
-@contextmanager
-def whole_folder(target: Path, *, writes: bool) -> Iterator[Path]:
-    """Give a folder to write into that takes the name of `target` when the block ends well.
-
-    `writes` is for the one process that renames; the others write into the same folder, and must be done before it is.
-    Raises VPPError where the disk is full; what was there before stays.
-    """
-    saving = target.parent / SAVING
-    written = saving / target.name
-    if writes:
-        shutil.rmtree(saving, ignore_errors=True)
-    try:
-        yield written
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where the disk is full
-        if not _is_full(target.parent, error):
-            raise
-        if writes:
-            shutil.rmtree(saving, ignore_errors=True)
-        raise VPPError(
-            f"the disk of '{target.parent}' is full, so {target.name} was not saved; what was saved before is whole. "
-            "Make room (save_total_limit keeps fewer checkpoints), and go on with --resume auto."
-        ) from error
-    if writes:
-        _to_disk(written)
-        if target.exists():
-            target.replace(saving / "replaced")
-        written.replace(target)
-        shutil.rmtree(saving, ignore_errors=True)
-
-
 def check_room(folder: Path, needed: int) -> None:
     """Raise VPPError where the disk has not the bytes that one checkpoint takes."""
     free = shutil.disk_usage(folder).free
@@ -111,19 +74,3 @@ def _check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise VPPError(f"output_dir '{folder}' cannot be written ({error.strerror}): choose another folder.") from None
-
-
-def _is_full(folder: Path, error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        import errno
-
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return shutil.disk_usage(folder).free < 1 << 20
-
-
-def _to_disk(folder: Path) -> None:
-    """Bring every file to the disk before the folder takes its name: a power cut may not leave empty ones."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data import written_whole
 from vpp_plugins.errors import few
 from vpp_plugins.evaluate import STYLE
+from vpp_plugins.files import whole_file
 
 COLOURS = ("#4363d8", "#f58231", "#2e9e4f", "#911eb4", "#e6194b", "#469990", "#9a6324", "#808000", "#000075", "#808080")
 CURVES = (
@@ -42,7 +42,7 @@ def write_page(
         parts += [f"<h2>{title}</h2>", _table(about.get(key, {}))]
     body = "\n".join(parts)
     page = f'<!doctype html><meta charset="utf-8"><title>Training</title><style>{STYLE}</style>{body}\n'
-    with written_whole(path) as file:
+    with whole_file(path) as file:
         file.write(page.encode())
 
 

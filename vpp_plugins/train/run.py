@@ -13,12 +13,12 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from vpp_plugins.attach import host_state, unwrap
-from vpp_plugins.data import written_whole
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file, whole_folder
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.averaging import WeightAverage
 from vpp_plugins.train.chat import ChatWriter
-from vpp_plugins.train.checkpoints import FINAL, check_room, open_run, whole_folder
+from vpp_plugins.train.checkpoints import FINAL, check_room, open_run
 from vpp_plugins.train.collate import Collator
 from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
@@ -105,7 +105,7 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     for loss in losses:
         loss.remove()
     skipped = tuple(trainer.skipped)
-    with trainer.averaged(), whole_folder(run / FINAL, writes=arguments.should_save) as written:
+    with trainer.averaged(), whole_folder(run / FINAL, renames=arguments.should_save) as written:
         trainer.save_model(str(written))
         trainer.accelerator.wait_for_everyone()
     if arguments.should_save:
@@ -224,5 +224,5 @@ def _record(run: Path, recipe: Recipe, data: TrainingData, *, resumed: bool) -> 
         "faults": {issue: count for issue, count, _ in data.tally.rows()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
     }
-    with written_whole(path) as file:
+    with whole_file(path) as file:
         file.write(json.dumps(about, indent=2, ensure_ascii=False, default=str).encode() + b"\n")

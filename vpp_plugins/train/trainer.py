@@ -15,8 +15,9 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, save_vpp, unwrap, vocabulary, write_vpp
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_folder
 from vpp_plugins.train.averaging import EveryStep, WeightAverage
-from vpp_plugins.train.checkpoints import check_checkpoint, whole_folder
+from vpp_plugins.train.checkpoints import check_checkpoint
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.distributed import whole_weights
 from vpp_plugins.train.evaluation import Examination
@@ -207,7 +208,7 @@ class VPPTrainer(Trainer):
         """Save as Trainer does, but give the folder its name only when all of it is there."""
         step, run = self.state.global_step, Path(str(self.args.output_dir))
         target = run / f"checkpoint-{step}"
-        with whole_folder(target, writes=self.args.should_save) as written:
+        with whole_folder(target, renames=self.args.should_save) as written:
             self.accelerator.wait_for_everyone()
             self._saving = written.parent
             try:

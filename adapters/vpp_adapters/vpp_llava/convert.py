@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,6 +20,7 @@ from vpp_adapters.vpp_llava.shards import StoredTensor, opened, stored_tensors
 from vpp_adapters.vpp_llava.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer
 from vpp_plugins import VPPConfig, VPPError
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
+from vpp_plugins.files import whole_folder
 from vpp_plugins.prompts import TOKEN
 
 SHARD_BYTES = 2**30
@@ -46,7 +46,7 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> Non
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise VPPError(f"'{target}' exists and is not empty: give a folder that is new or empty.")
     plan = _plan(source)
-    with _whole_or_not_at_all(target) as folder:
+    with whole_folder(target) as folder:
         _write_weights(plan, folder, dtype)
         plan.prompts.save(folder / CONFIG_FILE)
         _write_host_settings(plan, folder, dtype)
@@ -115,21 +115,6 @@ def _tokenizer(source: Path, *, rows: int) -> Any:
         raise VPPError(f"the tokenizer in '{source}' knows {len(tokenizer) - 1} tokens, but the model only {rows}.")
     tokenizer.add_tokens([TOKEN], special_tokens=True)
     return tokenizer
-
-
-@contextlib.contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if target.exists():
-            target.rmdir()
-        unfinished.rename(target)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 def _write_weights(plan: _Plan, folder: Path, dtype: torch.dtype | None) -> None:

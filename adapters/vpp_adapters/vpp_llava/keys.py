@@ -5,9 +5,8 @@ from collections.abc import Mapping
 
 from vpp_plugins import VPPError
 from vpp_plugins.errors import few
+from vpp_plugins.files import Shape, misfits
 from vpp_plugins.prompts.generators import VPP_LLAVA_PREFIX, our_name
-
-Shape = tuple[int, ...]
 
 CLIP_PREFIX = "model.vision_tower.vision_tower.vision_model."
 DETR_PREFIX = VPP_LLAVA_PREFIX
@@ -65,17 +64,10 @@ def match(found: Mapping[str, Shape], expected: Mapping[str, Shape], source: str
     origins: dict[str, list[str]] = {}
     for key, name in names.items():
         origins.setdefault(name, []).append(key)
-    problems = {
-        "unknown": [key for key, name in names.items() if name not in expected],
-        "missing": [name for name in expected if name not in origins],
-        "doubled": [" and ".join(keys) for name, keys in origins.items() if name in expected and len(keys) > 1],
-        "of another shape": [
-            f"{key} {list(found[key])} instead of {list(expected[name])}"
-            for key, name in names.items()
-            if name in expected and found[key] != expected[name]
-        ],
-    }
-    complaints = [f"{len(keys)} {kind}: {few(keys)}" for kind, keys in problems.items() if keys]
-    if complaints:
-        raise VPPError(f"{source} does not fit its config.json: {'; '.join(complaints)}. Nothing was written.")
+    shapes = {name if name in expected else key: found[key] for key, name in names.items()}
+    problems = misfits(shapes, expected)
+    if doubled := [" and ".join(keys) for name, keys in origins.items() if name in expected and len(keys) > 1]:
+        problems.append(f"{len(doubled)} doubled: {few(doubled)}")
+    if problems:
+        raise VPPError(f"{source} does not fit its config.json: {'; '.join(problems)}. Nothing was written.")
     return names

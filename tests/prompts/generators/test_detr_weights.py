@@ -192,12 +192,12 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda state: without(state, "model.query_position_embeddings.weight"), "missing: query_embed.weight. Build"),
         (
             lambda state: without(state, "model.encoder.layers.1.self_attn.k_proj.bias"),
-            r"missing: encoder.1.self_attn.in_proj_bias; foreign: encoder.1.self_attn.q_proj.bias, encoder.1.self",
+            r"missing: encoder.1.self_attn.in_proj_bias; 2 not expected: encoder.1.self_attn.q_proj.bias",
         ),
-        (lambda state: {**state, "model.mask_head.weight": torch.ones(1)}, "foreign: mask_head.weight. Build"),
+        (lambda state: {**state, "model.mask_head.weight": torch.ones(1)}, "1 not expected: mask_head.weight. Build"),
         (
             lambda state: {**state, "model.query_position_embeddings.weight": torch.ones(6, 32)},
-            r"of another shape: query_embed.weight \(6, 32\) for \(5, 32\)",
+            r"of another shape: query_embed.weight \(6, 32\) instead of \(5, 32\)",
         ),
         (
             lambda state: {**state, "model.input_projection.bias": torch.full((32,), torch.nan)},

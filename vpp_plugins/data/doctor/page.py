@@ -14,8 +14,8 @@ from vpp_plugins.data.doctor.doctor import Examination
 from vpp_plugins.data.doctor.frame_candidates import Candidate
 from vpp_plugins.data.doctor.frame_evidence import ENOUGH, FrameVerdict
 from vpp_plugins.data.image_sizes import image_path
-from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 
 _COLUMNS = 3
 _SIDE = 480
@@ -51,7 +51,7 @@ def write_doctor_page(examination: Examination, path: str | Path) -> Path:
 {"".join(_row(specimen, examination.folder, verdict) for specimen in examination.specimens)}
 </body></html>
 """
-    with written_whole(path) as file:
+    with whole_file(path) as file:
         file.write(page.encode(errors="replace"))
     return path
 

@@ -12,10 +12,11 @@ from typing import Any
 from vpp_plugins.data.formats.conversations import paired, row_id, without_marks
 from vpp_plugins.data.formats.fields import numbers_of, positive_size
 from vpp_plugins.data.formats.reading import Reading, Writing, array_into
-from vpp_plugins.data.json_stream import stream_array, written_whole
+from vpp_plugins.data.json_stream import stream_array
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
 from vpp_plugins.data.tally import Issue
+from vpp_plugins.files import whole_file
 
 _LEAD = "I have provided the box of "
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
@@ -129,7 +130,7 @@ def _write(samples: Iterable[Sample], writing: Writing, as_pair: Any) -> None:
             if len(messages) < 2 * len(sample.turns):
                 writing.tally.add(Issue.NOT_WRITABLE, sample.id)
 
-    with written_whole(writing.path) as file:
+    with whole_file(writing.path) as file:
         file.write(b'{"data": ')
         array_into(file, rows())
         file.write(b"}\n")

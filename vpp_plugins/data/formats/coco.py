@@ -10,10 +10,11 @@ from typing import IO, Any
 from vpp_plugins.data.box_unit import PIXELS_XYWH
 from vpp_plugins.data.formats.fields import numbers_of, positive_size, text_of
 from vpp_plugins.data.formats.reading import Reading, Writing, array_into, json_bytes
-from vpp_plugins.data.json_stream import stream_array, written_whole
+from vpp_plugins.data.json_stream import stream_array
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Locate, Numbers, Sample
 from vpp_plugins.data.tally import Issue
+from vpp_plugins.files import whole_file
 
 
 def coco_images(path: Path) -> dict[int, tuple[str, tuple[int, int] | None]]:
@@ -67,7 +68,7 @@ def _grouped(
 def write_coco(samples: Iterable[Sample], writing: Writing) -> None:
     """Write each located box as an annotation; every expression is a category of its own."""
     coco = CocoWriter()
-    with written_whole(writing.path) as file:
+    with whole_file(writing.path) as file:
         coco.write(_annotated(samples, coco, writing), file)
 
 

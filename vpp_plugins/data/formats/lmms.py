@@ -12,11 +12,11 @@ from vpp_plugins.data.box_unit import PIXELS_XYWH
 from vpp_plugins.data.formats.fields import numbers_of, text_of
 from vpp_plugins.data.formats.reading import Reading, Writing
 from vpp_plugins.data.image_sizes import ImageError, check_name, image_path
-from vpp_plugins.data.json_stream import written_whole
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Locate, Sample
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 
 _ANNOTATION = re.compile(r"\A(COCO_\w+_\d{12})_\d+(\.\w+)\Z")
 _ROWS = 64
@@ -81,7 +81,7 @@ def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Rec
 def _keep(data: bytes, path: Path) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
+        with whole_file(path) as file:
             file.write(data)
 
 
@@ -102,7 +102,7 @@ def write_lmms(samples: Iterable[Sample], writing: Writing) -> None:
             ("file_name", pa.string()),
         ]
     )
-    with written_whole(writing.path) as file, parquet.ParquetWriter(file, schema) as writer:
+    with whole_file(writing.path) as file, parquet.ParquetWriter(file, schema) as writer:
         waiting: list[dict[str, Any]] = []
         for row in _written(samples, writing):
             waiting.append(row)

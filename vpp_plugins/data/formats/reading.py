@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from vpp_plugins.data.image_sizes import ImageError, image_path
-from vpp_plugins.data.json_stream import LARGEST_ELEMENT, written_whole
+from vpp_plugins.data.json_stream import LARGEST_ELEMENT
 from vpp_plugins.data.tally import Tally
+from vpp_plugins.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Reading:
             return
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as file:
+            with whole_file(path) as file:
                 file.write(data)
 
 
@@ -64,13 +65,13 @@ class Writing:
 
     def write_lines(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON lines, the whole file or none."""
-        with written_whole(self.path) as file:
+        with whole_file(self.path) as file:
             for row in rows:
                 file.write(json_bytes(row) + b"\n")
 
     def write_array(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write one JSON array with an element on each line, the whole file or none."""
-        with written_whole(self.path) as file:
+        with whole_file(self.path) as file:
             array_into(file, rows)
 
 

@@ -11,11 +11,12 @@ from vpp_plugins.data.formats.coco import CocoWriter, coco_images
 from vpp_plugins.data.formats.fields import numbers_of, text_of
 from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
 from vpp_plugins.data.formats.reading import Reading, Writing
-from vpp_plugins.data.json_stream import stream_array, written_whole
+from vpp_plugins.data.json_stream import stream_array
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Locate, Numbers, Sample
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 
 SENTENCES = {
     ("refcoco", "train"): 120_624,
@@ -122,9 +123,9 @@ def write_refer(samples: Iterable[Sample], writing: Writing) -> None:
     """
     kept = _Refs({})
     coco = CocoWriter()
-    with written_whole(writing.path.parent / "instances.json") as file:
+    with whole_file(writing.path.parent / "instances.json") as file:
         coco.write(_annotated(samples, coco, kept, writing), file)
-        with written_whole(writing.path) as pickled:
+        with whole_file(writing.path) as pickled:
             pickled.write(pickle.dumps(list(kept.refs.values()), protocol=2))
 
 

@@ -11,12 +11,13 @@ from vpp_plugins.data.formats.fields import text_of
 from vpp_plugins.data.formats.neutral import neutral_record, neutral_row
 from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes
 from vpp_plugins.data.image_sizes import ImageError, image_path, upright_size
-from vpp_plugins.data.json_stream import json_value, written_whole
+from vpp_plugins.data.json_stream import json_value
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.shards import IMAGES, INDEX, Packed, packed_samples, shard_paths
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 
 
 def read_webdataset(path: Path, reading: Reading) -> Iterator[Record]:
@@ -93,7 +94,7 @@ def _write_shards(members: Iterable[dict[str, bytes]], folder: Path, most: int) 
     sample = next(waiting, None)
     while sample is not None or not shard:
         path = folder / f"{shard:06}.tar"
-        with written_whole(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
             remembered: list[tarfile.TarInfo] = vars(tar)["members"]
             while sample is not None and tar.offset < most:
                 for extension, data in sample.items():

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_folder
 
 DEFAULT_FOLDER = Path("assets")
 """Where assets are kept unless a folder is given; relative to the current folder, ignored by git."""
@@ -119,8 +120,8 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
         )
     downloads = folder.parent / f".{folder.name}-packages"
     downloads.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        unpacked, ready = Path(temporary, "unpacked"), Path(temporary, "ready")
+    with whole_folder(folder) as ready, tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        unpacked = Path(temporary, "unpacked")
         for package in PACKAGES:
             tell(f"Downloading {package}")
             archive = _download(package, downloads)
@@ -128,9 +129,6 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
             _run(["dpkg-deb", "-x", str(archive), str(unpacked)], unpacked.parent)
         tell("Keeping the photographic images")
         keep_images(unpacked, ready)
-        if folder.exists():
-            folder.rmdir()
-        ready.rename(folder)
     shutil.rmtree(downloads)
     return find_assets(folder)
 

@@ -10,12 +10,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
-from vpp_plugins.data.json_stream import write_whole
 from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.expressions import Expression, SceneObject
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.scenes.source import SceneSource
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import write_whole
 from vpp_plugins.images import load_image
 
 _CHUNK = 50  # scenes between two points from which a killed run continues

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError, few
-from vpp_plugins.files import read_weights
+from vpp_plugins.files import check_tensors, read_weights
 from vpp_plugins.prompts.generators.detr import DETR
 
 VPP_LLAVA_PREFIX = "model.detr_vision_tower.vision_tower."
@@ -59,7 +59,12 @@ def load_detr_weights(detr: DETR, source: str | os.PathLike[str] | Mapping[str, 
         name, state = f"'{source}'", read_weights(source, prefix=VPP_LLAVA_PREFIX)
     renamed = in_our_names(state)
     expected = detr.state_dict()
-    _check(name, expected=expected, found=renamed)
+    if expected.keys().isdisjoint(renamed):
+        raise VPPError(
+            f"{name} holds no DETR weights in a known layout: the original DETR's, transformers', or VPP-LLaVA's. "
+            f"Its names: {few(sorted(renamed), 4) or 'none'}."
+        )
+    check_tensors(renamed, expected, name, advice="Build the DETR with the sizes and the backbone of the weights.")
     if any(tensor.is_meta for tensor in expected.values()):
         detr.load_state_dict({name: renamed[name].to(expected[name].dtype) for name in expected}, assign=True)
     else:
@@ -100,25 +105,3 @@ def _join_projections(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".q_proj." in name and len({state[part].shape if part in state else None for part in parts}) == 1:
             joined[name.replace(".q_proj.", ".in_proj_")] = torch.cat([joined.pop(part) for part in parts])
     return joined
-
-
-def _check(source: str, *, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    both = expected.keys() & found.keys()
-    if not both:
-        raise VPPError(
-            f"{source} holds no DETR weights in a known layout: the original DETR's, transformers', or VPP-LLaVA's. "
-            f"Its names: {few(sorted(found), 4) or 'none'}."
-        )
-    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in both}
-    problems = {
-        "missing": expected.keys() - both,
-        "foreign": found.keys() - both,
-        "of another shape": [f"{name} {came} for {fits}" for name, (came, fits) in shapes.items() if came != fits],
-        "NaN or infinite": [name for name in both if not found[name].isfinite().all()],
-    }
-    complaints = [f"{kind}: {few(sorted(names), 4)}" for kind, names in problems.items() if names]
-    if complaints:
-        raise VPPError(
-            f"{source} does not fit this DETR. {'; '.join(complaints)}. Build the DETR with the sizes and the backbone "
-            "of the weights. Nothing was loaded."
-        )

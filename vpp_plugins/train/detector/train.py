@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-from vpp_plugins.data import written_whole
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 from vpp_plugins.prompts.generators import DETR, DetectionHeads, Detections, build_detr, load_detr_weights
 from vpp_plugins.train.detector.boxed_images import BoxedImages, collate_boxed, load_boxed
 from vpp_plugins.train.detector.loss import Objects, count_found, detection_loss
@@ -168,9 +168,9 @@ def save_detector(task: DetectorTask, folder: Path, about: Mapping[str, Any]) ->
 
     tensors = {**task.detector.state_dict(), **task.heads.state_dict()}
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / ABOUT_FILE) as file:
+    with whole_file(folder / ABOUT_FILE) as file:
         file.write(json.dumps(about, indent=2, ensure_ascii=False).encode() + b"\n")
-    with written_whole(folder / WEIGHTS_FILE) as file:
+    with whole_file(folder / WEIGHTS_FILE) as file:
         file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
 
 

@@ -1,4 +1,5 @@
 import argparse
+import os
 import pickle
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import read_weights
+from vpp_plugins.files import check_tensors, read_weights, whole_file, whole_folder
 
 STATE = {"one": torch.arange(3.0), "two": torch.ones(2, 2, dtype=torch.float16)}
 
@@ -80,7 +81,7 @@ def test_broken_and_strange_files_are_refused(tmp_path: Path) -> None:
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     torch.save({"model": {"epoch": 3}}, tmp_path / "numbers.pth")
 
-    with pytest.raises(VPPError, match=r"no whole safetensors file: .*cut.safetensors"):
+    with pytest.raises(VPPError, match=r"cut.safetensors' is damaged or truncated \(.*\): save or download it again"):
         read_weights(tmp_path / "cut.safetensors")
     with pytest.raises(VPPError, match=r"cut.pth' is truncated or no weight file \(\w+\): download it again"):
         read_weights(tmp_path / "cut.pth")
@@ -129,5 +130,98 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
 
-    with pytest.raises(VPPError, match=r"'someone/detr' is no file here and could not be fetched .*ConnectionError"):
+    with pytest.raises(VPPError, match=r"'someone/detr' is not here and could not be fetched .*ConnectionError"):
         read_weights("someone/detr")
+
+
+class TestWholeFile:
+    def test_appears_at_the_end(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.json"
+        with whole_file(path) as file:
+            file.write(b"whole")
+            assert not path.exists()
+        assert path.read_bytes() == b"whole"
+        assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+    def test_an_interrupted_one_leaves_the_old_file_and_nothing_else(
+        self, tmp_path: Path, stop: type[BaseException]
+    ) -> None:
+        path = tmp_path / "out.json"
+        path.write_bytes(b"old")
+        with pytest.raises(stop), whole_file(path) as file:  # noqa: PT012  (the file must be half written)
+            file.write(b"half")
+            raise stop
+        assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("out.json", b"old")]
+
+    def test_a_place_that_cannot_be(self, tmp_path: Path) -> None:
+        for path, message in ((tmp_path, "is a folder"), (tmp_path / "no" / "out", "does not exist: make it first")):
+            with pytest.raises(VPPError, match=message), whole_file(path):
+                pass
+
+    def test_a_library_writes_by_the_name(self, tmp_path: Path) -> None:
+        with whole_file(tmp_path / "x.safetensors") as file:
+            save_file(STATE, file.name)
+        assert read_weights(tmp_path / "x.safetensors").keys() == STATE.keys()
+
+
+class TestWholeFolder:
+    def test_appears_at_the_end_in_place_of_the_old_one(self, tmp_path: Path) -> None:
+        target = tmp_path / "deep" / "out"
+        for text in ("first", "second"):
+            with whole_folder(target) as folder:
+                (folder / text).write_text(text)
+                assert not (target / text).exists()
+        assert [path.name for path in target.iterdir()] == ["second"]
+        assert [path.name for path in target.parent.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError])
+    def test_an_interrupted_one_leaves_the_old_one_and_nothing_else(
+        self, tmp_path: Path, stop: type[BaseException]
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "old").write_text("old")
+        with pytest.raises(stop), whole_folder(tmp_path / "out") as folder:  # noqa: PT012
+            (folder / "new").write_text("half")
+            raise stop
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/old"]
+
+    def test_what_a_killed_process_left_is_removed(self, tmp_path: Path) -> None:
+        left = tmp_path / ".out.part" / "out" / "half"
+        left.parent.mkdir(parents=True)
+        left.write_text("half")
+        with whole_folder(tmp_path / "out"):
+            pass
+        assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out"]
+
+    def test_one_of_several_processes_renames(self, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "out") as ours, whole_folder(tmp_path / "out", renames=False) as theirs:
+            (theirs / "shard").write_text("two")
+            assert ours == theirs
+        assert (tmp_path / "out" / "shard").read_text() == "two"
+
+    def test_a_full_disk_is_said(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match="is full, so out was not saved"), whole_folder(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_fit() -> None:
+    check_tensors(STATE, STATE, "it")
+
+
+def test_each_misfit_is_counted_and_named() -> None:
+    expected = {"a": torch.zeros(2), "b": torch.zeros(1), "c": torch.zeros(3)}
+    found = {"a": torch.zeros(3), "c": torch.full((3,), torch.inf), "d": torch.zeros(1)}
+    with pytest.raises(VPPError) as error:
+        check_tensors(found, expected, "'x'", advice="Save it again.")
+    assert str(error.value) == (
+        "'x' does not fit: 1 missing: b; 1 not expected: d; 1 of another shape: a (3,) instead of (2,); "
+        "1 NaN or infinite: c. Save it again. Nothing was loaded."
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
