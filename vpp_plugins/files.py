@@ -124,7 +124,7 @@ def read_safetensors(files: Sequence[Path], *, prefix: str = "") -> dict[str, "t
     from safetensors import SafetensorError, safe_open
 
     with ExitStack() as stack:
-        holders = {}
+        holders: dict[str, Any] = {}
         for file in files:
             try:
                 opened = stack.enter_context(safe_open(file, framework="pt"))

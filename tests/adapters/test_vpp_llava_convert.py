@@ -245,8 +245,11 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a shard missing": (lose_a_shard, "1 of 3 shards are missing"),
     "a shard truncated": (truncate, "pytorch_model-00003-of-00003.bin' is truncated"),
     "an object pickled": (pickle_an_object, r"holds something else than tensors \(pathlib\.\w+\)"),
-    "a shape": (replace_tensor(NORM, lambda norm: norm[:-1]), rf"1 of another shape: {NORM} \[31\] instead of \[32\]"),
-    "a strange tensor": (lambda s: rewrite(s, {**weights(s), "extra": torch.ones(1)}), "1 unknown: extra"),
+    "a shape": (
+        replace_tensor(NORM, lambda norm: norm[:-1]),
+        r"1 of another shape: .*norm.weight \(31,\) instead of \(32,\)",
+    ),
+    "a strange tensor": (lambda s: rewrite(s, {**weights(s), "extra": torch.ones(1)}), "1 not expected: extra"),
     "quantised": (replace_tensor(NORM, lambda norm: norm.to(torch.int8)), f"'{NORM}' .* is quantised"),
     "NaN": (replace_tensor(NORM, lambda norm: norm * torch.nan), f"'{NORM}' .* has NaN or infinite values"),
     "infinite prompt": (replace_tensor("model.visual_prompt", lambda p: p / 0), "'model.visual_prompt' .*infinite"),
@@ -311,10 +314,10 @@ class TestFailures:
         """Killed by the system while it writes its first file: no `finally` runs."""
         script = (
             "import os, sys; from pathlib import Path; import safetensors.torch; from tests.reference import resnet;"
-            "from vpp_adapters import vpp_llava_config, vpp_llava_convert;"
-            "vpp_llava_config.RESNETS[resnet.STEM, resnet.DEPTHS] = resnet.NAME;"
+            "from vpp_adapters.vpp_llava import config, convert;"
+            "config.RESNETS[resnet.STEM, resnet.DEPTHS] = resnet.NAME;"
             "safetensors.torch.save_file = lambda tensors, path, *_: (Path(path).write_text('half'), os._exit(9));"
-            "vpp_llava_convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))"
+            "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]))"
         )
         root = FOLDER.parents[1]
         environment = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'adapters'}"}

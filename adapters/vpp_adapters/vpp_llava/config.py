@@ -13,8 +13,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from vpp_adapters.llava import VPP_LLAVA
 from vpp_adapters.vpp_llava.adapter import REFERENCE
-from vpp_adapters.vpp_llava.keys import CLIP_PREFIX, DETR_PREFIX, Shape
+from vpp_adapters.vpp_llava.keys import CLIP_PREFIX, DETR_PREFIX
 from vpp_plugins import GlobalVPP, LocalVPP, VPPConfig, VPPError
+from vpp_plugins.files import Shape
 from vpp_plugins.plugins import build_generator
 from vpp_plugins.prompts import VPP
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import GenerationConfig, LlavaImageProcessorPil, LlavaProcessor
 
 from vpp_adapters.vpp_llava.config import expected_shapes, host_config, is_reference, prompt_config, read_settings
-from vpp_adapters.vpp_llava.keys import Shape, check_parts, match
+from vpp_adapters.vpp_llava.keys import check_parts, match
 from vpp_adapters.vpp_llava.shards import StoredTensor, opened, stored_tensors
 from vpp_adapters.vpp_llava.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer
 from vpp_plugins import VPPConfig, VPPError
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
-from vpp_plugins.files import whole_folder
+from vpp_plugins.files import Shape, whole_folder
 from vpp_plugins.prompts import TOKEN
 
 SHARD_BYTES = 2**30
