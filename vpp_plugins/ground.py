@@ -14,9 +14,8 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import encoded_once, host_state, is_attached, prepared_once, refuse_dropped_prompts, unwrap
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import ImageSource, load_images
+from vpp_plugins.images import ImageSource, draw_boxes, load_images
 from vpp_plugins.processor import VPPProcessor, image_marker
-from vpp_plugins.prompts import draw_boxes
 
 
 @dataclass(frozen=True)

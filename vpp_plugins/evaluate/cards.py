@@ -12,8 +12,7 @@ from vpp_plugins.evaluate.curve import COLOURS
 from vpp_plugins.evaluate.page import escaped
 from vpp_plugins.evaluate.results import Judged
 from vpp_plugins.evaluate.rows import Row
-from vpp_plugins.images import load_image
-from vpp_plugins.prompts import draw_boxes, jpeg_url
+from vpp_plugins.images import draw_boxes, jpeg_url, load_image
 
 TRUTH = "#2e9e4f"
 SIDE = 480

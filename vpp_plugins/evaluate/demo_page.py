@@ -6,7 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from vpp_plugins.evaluate.demo import Answer, DemoResult, Question
-from vpp_plugins.prompts import VPP, draw_boxes, draw_overlay, draw_prompt, draw_queries, draw_sensitivity, jpeg_url
+from vpp_plugins.images import draw_boxes, jpeg_url
+from vpp_plugins.prompts import VPP, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
 from vpp_plugins.prompts.generators import DetectionHeads
 
 TRUTH, COLOURS = "#2e9e4f", ("#4363d8", "#f58231")

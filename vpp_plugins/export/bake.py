@@ -13,11 +13,12 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from vpp_plugins.attach import active_vpp, attach_vpp, detach_vpp, host_state, unwrap
+from vpp_plugins.attach import active_vpp, attach_vpp, detach_vpp, host_state, unwrap, vpp_disabled
+from vpp_plugins.boxes import Box, box_iou
 from vpp_plugins.errors import VPPError
-from vpp_plugins.export.apply_axes import Axes, apply_axes, fit
-from vpp_plugins.export.bake_readme import readme
+from vpp_plugins.export.apply_axes import Axes, apply_axes, fit, load_axes
 from vpp_plugins.files import whole_folder
+from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor, normalisation
 from vpp_plugins.prompts import GlobalVPP
 
@@ -41,6 +42,19 @@ class Baked:
     """Colour values, of the 3 x height x width, that some image could have clipped."""
     images: int
     """Images tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakedScores:
+    """Mean IoU, and share above 0.5, with the prompt attached and with it baked, over the same questions."""
+
+    questions: int
+    iou_attached: float
+    iou_baked: float
+    acc_50_attached: float
+    acc_50_baked: float
+    same_answers: int
+    """Answers that are the same, letter by letter."""
 
 
 def drop_local_prompt(model: nn.Module, processor: VPPProcessor) -> VPPProcessor:
@@ -89,6 +103,42 @@ def bake(model: nn.Module, processor: VPPProcessor, folder: str | Path, photos: 
     with whole_folder(target) as written:
         _write(written, axes, baked)
     return baked
+
+
+def score_baked(
+    model: nn.Module,
+    processor: VPPProcessor,
+    folder: str | Path,
+    questions: Sequence[tuple[Image.Image, str, Box]],
+    *,
+    batch_size: int = 8,
+) -> BakedScores:
+    """Ask the same questions, an image, an expression and its true box, with the prompt attached and with it baked."""
+    axes, grounder = load_axes(folder), Grounder(model, processor)
+    images = [image for image, _, _ in questions]
+    metas = processor.image_metas(images)
+    asked = [grounder.codec.prompt(expression) for _, expression, _ in questions]
+    attached, baked = [], []
+    for start in range(0, len(questions), batch_size):
+        batch = slice(start, start + batch_size)
+        attached += [text for text, _ in grounder.ask(images[batch], asked[batch])]
+        with vpp_disabled(model):
+            laid = [apply_axes(image, axes) for image in images[batch]]
+            baked += [text for text, _ in grounder.ask(laid, asked[batch])]
+
+    def overlaps(answers: Sequence[str]) -> list[float]:
+        read = [grounder.codec.decode(text, meta).boxes_xyxy_px for text, meta in zip(answers, metas, strict=True)]
+        return [box_iou(boxes[0], true) if boxes else 0.0 for boxes, (_, _, true) in zip(read, questions, strict=True)]
+
+    with_float, with_baked = np.array(overlaps(attached)), np.array(overlaps(baked))
+    return BakedScores(
+        questions=len(questions),
+        iou_attached=float(with_float.mean()),
+        iou_baked=float(with_baked.mean()),
+        acc_50_attached=float((with_float >= 0.5).mean()),
+        acc_50_baked=float((with_baked >= 0.5).mean()),
+        same_answers=sum(a == b for a, b in zip(attached, baked, strict=True)),
+    )
 
 
 @torch.no_grad()
@@ -179,13 +229,45 @@ def _write(folder: Path, axes: Axes, baked: Baked) -> None:
     own = np.concatenate([axes.add / axes.shade.clip(min=1e-6), axes.shade > 0], axis=2)
     Image.fromarray((own.clip(0, 1) * 255).round().astype(np.uint8)).save(folder / "axes.png")
     shutil.copyfile(Path(__file__).with_name("apply_axes.py"), folder / "apply_axes.py")
-    (folder / "README.md").write_text(
-        readme(
-            baked.size_hw,
-            padded=axes.background is not None,
-            difference=baked.largest_difference,
-            images=baked.images,
-            clipped=baked.clipped,
-            clippable=baked.clippable,
-        )
+    (folder / "README.md").write_text(_readme(baked, padded=axes.background is not None))
+
+
+def _readme(baked: Baked, *, padded: bool) -> str:
+    height, width = baked.size_hw
+    return _README.format(
+        width=width,
+        height=height,
+        shaped="padded to a square and resized" if padded else "stretched",
+        difference=f"{255 * baked.largest_difference:.2f}",
+        images=baked.images,
+        clipped=f"{baked.clipped:,}",
+        values=f"{3 * width * height * baked.images:,}",
+        clippable=f"{baked.clippable:,}",
     )
+
+
+_README = """# Axes for the model's images
+
+Made by `vpp bake` from a trained global prompt. The step needs numpy and Pillow, and no other part of the library.
+
+    from apply_axes import apply_axes, load_axes
+
+    axes = load_axes("this folder")
+    image = apply_axes(Image.open("photo.jpg"), axes)
+
+Give `image` instead of the photograph to whatever serves the bare model, the one without VPP:
+
+- vLLM: `llm.generate({{"prompt": prompt, "multi_modal_data": {{"image": image}}}})`.
+- SGLang, llama.cpp's llama-server, and vLLM's server take images in chat messages: save `image` as PNG and send
+  `{{"type": "image_url", "image_url": {{"url": "data:image/png;base64,..."}}}}`.
+
+`image` is {width} x {height} pixels: the photograph is {shaped} as the model's image processor would do it, which
+then finds nothing left to resize. Do not resize it or save it as JPEG. Ask with the prompt that the model was trained
+with, and read the answer's boxes as before, with the size of the photograph, not of `image`.
+
+axes.npz holds `add` and `shade`: the result is image * (1 - shade) + add, colours from 0 to 1, rounded to 8 bits.
+axes.png shows the axes to the eye and is not read.
+
+Compared with the prompt in floating point on {images} images: at most {difference}/255 apart where nothing is
+clipped; clipped were {clipped} of {values} colour values. With any image, {clippable} of an image's values could be.
+"""

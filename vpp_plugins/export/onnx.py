@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 from vpp_plugins.prompts import VPP
 
 
@@ -33,14 +34,11 @@ def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise VPPError(f"exporting to ONNX needs {' and '.join(missing)}: pip install onnx onnxscript.")
-    target, side = Path(path), vpp.config.local_vpp.image_size
-    if not target.parent.is_dir():
-        raise VPPError(f"the folder '{target.parent}' does not exist: make it first.")
-    temporary = target.with_name(f".{target.name}.part")
+    side = vpp.config.local_vpp.image_size
     module = _LocalPrompt(copy.deepcopy(vpp).float().cpu()).eval()
     images = torch.zeros(2, 3, side, side)  # two, because tracing takes a single one for a constant
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with whole_file(Path(path)) as file, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch's exporter calls its own deprecated names
             program = torch.onnx.export(
                 module,
@@ -52,18 +50,15 @@ def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
                 output_names=["features"],
                 dynamic_shapes=({0: torch.export.Dim("images")},),
             )
-        if program is None:
-            raise VPPError("this version of torch returned no ONNX program: torch 2.6 or newer is needed.")
-        program.save(temporary, external_data=False)
-        temporary.replace(target)
+            if program is None:
+                raise VPPError("this version of torch returned no ONNX program: torch 2.6 or newer is needed.")
+            program.save(file.name, external_data=False)
     except torch.onnx.OnnxExporterError as error:
         generator = type(vpp.local_vpp.generator).__name__
         raise VPPError(
             f"the generator {generator} cannot be exported to ONNX ({str(error).splitlines()[0]}): serve it with torch."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 class _LocalPrompt(nn.Module):

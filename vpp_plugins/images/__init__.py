@@ -1,18 +1,8 @@
 """Images: loaded upright, letterboxed, drawn on."""
 
-from vpp_plugins.images.load import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    LARGEST_SIDE,
-    SMALLEST_SIDE,
-    ImageSource,
-    flatten_images,
-    letterbox,
-    letterboxes,
-    load_image,
-    load_images,
-    normalise,
-)
+from vpp_plugins.images.draw import draw_boxes, jpeg_url
+from vpp_plugins.images.letterbox import IMAGENET_MEAN, IMAGENET_STD, letterbox, letterboxes, normalise
+from vpp_plugins.images.load import LARGEST_SIDE, SMALLEST_SIDE, ImageSource, flatten_images, load_image, load_images
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -20,7 +10,9 @@ __all__ = [
     "LARGEST_SIDE",
     "SMALLEST_SIDE",
     "ImageSource",
+    "draw_boxes",
     "flatten_images",
+    "jpeg_url",
     "letterbox",
     "letterboxes",
     "load_image",

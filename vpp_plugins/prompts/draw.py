@@ -1,43 +1,18 @@
-"""Images of boxes and of what the prompts put in."""
+"""Images of what the prompts put in, and of what they see."""
 
-import base64
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from vpp_plugins.boxes import Box, padded_square
+from vpp_plugins.boxes import padded_square
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import letterbox
+from vpp_plugins.images import draw_boxes, letterbox
 from vpp_plugins.prompts.generators.heads import DetectionHeads
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.vpp import VPP
-
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
-
-
-def draw_boxes(
-    image: Image.Image, boxes: Sequence[Box], *, labels: Sequence[str] | None = None, colours: Sequence[str] = COLOURS
-) -> Image.Image:
-    """Return a copy of the image with xyxy pixel boxes on it, one colour each in turn.
-
-    `labels`, one per box, are written on them; an empty one is left out.
-    """
-    if labels is not None and len(labels) != len(boxes):
-        raise VPPError(f"one label per box is expected, but {len(labels)} came for {len(boxes)} boxes.")
-    drawn = image.convert("RGB").copy()
-    canvas = ImageDraw.Draw(drawn)
-    width = max(2, round(max(drawn.size) / 200))
-    font = ImageFont.load_default(size=max(10, round(max(drawn.size) / 32)))
-    for index, box in enumerate(boxes):
-        colour = colours[index % len(colours)]
-        canvas.rectangle(box, outline=colour, width=width)
-        if labels is not None and labels[index]:
-            _label(canvas, drawn.size, box, labels[index], colour, font)
-    return drawn
 
 
 def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0) -> Image.Image:
@@ -113,13 +88,6 @@ def draw_prompt(prompt: GlobalVPP) -> Image.Image:
     return _to_image(shown)
 
 
-def jpeg_url(image: Image.Image) -> str:
-    """Return the image as a `data:` address, for pages that stand alone."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 def _to_image(shown: np.ndarray) -> Image.Image:
     """Turn colours [height, width, 3] from 0 to 1 into an image; what lies beyond is cut."""
     return Image.fromarray((shown * 255).clip(0, 255).round().astype(np.uint8))
@@ -130,19 +98,3 @@ def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     square = Image.new("RGB", (side, side), colour)
     square.paste(image.convert("RGB"), (left, top))
     return square
-
-
-def _label(
-    canvas: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    box: Box,
-    text: str,
-    colour: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
-    width, height = right - left + 6, bottom - top + 6
-    x = min(max(0, box[0]), max(0, size[0] - width))
-    y = box[1] - height if box[1] >= height else min(box[1], size[1] - height)
-    canvas.rectangle((x, y, x + width, y + height), fill=colour)
-    canvas.text((x + 3 - left, y + 3 - top), text, fill="white", font=font)

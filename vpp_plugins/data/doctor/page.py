@@ -104,7 +104,7 @@ def _row(specimen: Specimen, folder: Path | None, verdict: FrameVerdict | None) 
 
 def _figure(canvas: Image.Image, size_wh: tuple[int, int], specimen: Specimen, candidate: Candidate) -> str:
     """Draw a specimen's boxes on its image as it is shown, whatever size the image has or is said to have."""
-    from vpp_plugins.prompts import draw_boxes, jpeg_url
+    from vpp_plugins.images import draw_boxes, jpeg_url
 
     numbers = np.array([box for box in specimen.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
     boxes: list[Box] = []

@@ -14,7 +14,7 @@ from vpp_plugins import VPPConfig
 from vpp_plugins.plugins.registry import describe
 from vpp_plugins.train.groups import choose_parts, parameter_groups
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = {path.stem: path for path in sorted((ROOT / "examples/recipes/ablations").glob("*.toml"))}
 BASELINES = {"axes-edge-0.1", "vision-trained", "padding-seen"}
 """Recipes that say what is LLaVA's default anyway, so that a table of ablations has its middle row."""
