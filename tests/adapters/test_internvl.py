@@ -10,7 +10,7 @@ from tests.families import FAMILIES, attached_family
 from tests.tiny import toy_config
 from vpp_adapters.internvl import vpp_adapter
 from vpp_plugins.attach.windows import to_windows
-from vpp_plugins.images.load import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))

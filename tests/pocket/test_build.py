@@ -7,7 +7,7 @@ from transformers import AutoModel, LlavaForConditionalGeneration, LlavaProcesso
 from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images.load import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
 from vpp_plugins.pocket.tokenizer import COORDINATES
 from vpp_plugins.pocket.vision import BACKBONE, PocketVisionModel, create_backbone

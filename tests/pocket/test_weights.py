@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attached
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images.load import IMAGENET_MEAN, IMAGENET_STD
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.weights import (
     BACKBONE_PREFIXES,
     compress,

@@ -20,7 +20,7 @@ from tests.tiny import image as noise
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.windows import to_windows
-from vpp_plugins.images.load import letterbox, load_image
+from vpp_plugins.images import letterbox, load_image
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.processor.placeholders import Placement
 

@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokeni
 from tests.tiny import FULL, TEXTS, TOY_GLOBAL, attached, image, inputs_for, tiny_llava, tiny_processor, toy_config
 from tests.tiny import image as noise
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
-from vpp_plugins.images.load import letterbox, load_image
+from vpp_plugins.images import letterbox, load_image
 from vpp_plugins.prompts.global_vpp import RGB
 
 pytestmark = pytest.mark.usefixtures("toy")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images.load import IMAGENET_MEAN, IMAGENET_STD, letterbox
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox
 from vpp_plugins.prompts.global_vpp import GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.vpp import VPP, Frame

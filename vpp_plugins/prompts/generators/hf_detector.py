@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.prompts.generators.backbone import freeze_batch_norms
+from vpp_plugins.prompts.generators.frozen_norm import freeze_batch_norms
 
 
 class HFDetector(nn.Module):

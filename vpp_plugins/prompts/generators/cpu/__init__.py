@@ -1,5 +1,5 @@
-"""Fast kernels for inference on a CPU, behind the generators."""
+"""Quick inference on a CPU, behind one function: `fold_resnet`. Nothing else here is for other rooms."""
 
-from vpp_plugins.prompts.generators.cpu.folded import WINOGRAD_CHANNELS, Convolution, fold_resnet
+from vpp_plugins.prompts.generators.cpu.folded import fold_resnet
 
-__all__ = ["WINOGRAD_CHANNELS", "Convolution", "fold_resnet"]
+__all__ = ["fold_resnet"]

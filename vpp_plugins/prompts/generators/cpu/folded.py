@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vpp_plugins.prompts.generators.backbone import FrozenBatchNorm2d
 from vpp_plugins.prompts.generators.cpu.onednn import Geometry, convolve, convolve_add, reordered
 from vpp_plugins.prompts.generators.cpu.winograd import tiles, transform_bias, transform_kernel, winograd_convolve
+from vpp_plugins.prompts.generators.frozen_norm import FrozenBatchNorm2d
 
 WINOGRAD_CHANNELS = 128
 """From how many channels on a 3x3 convolution is quicker in Winograd's way, if there are this many tiles:"""

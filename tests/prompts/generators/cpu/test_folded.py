@@ -190,6 +190,7 @@ def train(net: TimmBackbone) -> None:
 CHANGES: dict[str, Callable[[TimmBackbone], object]] = {
     "in place": halve,
     "past the version": lambda net: net.body["layer4"][0].conv3.weight.data.mul_(0.5),
+    "one number by numpy": lambda net: net.body["conv1"].weight.detach().numpy().__setitem__((0, 1, 2, 3), 5.0),
     "norm": lambda net: net.body["bn1"].bias.add_(1),
     "load": lambda net: net.load_state_dict(backbone().state_dict()),
     "assign": lambda net: net.load_state_dict(backbone().state_dict(), assign=True),
