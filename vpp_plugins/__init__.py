@@ -74,6 +74,7 @@ _MOVED = {
     "prompts.generators.detection_heads": "prompts.generators",
     "prompts.generators.weight_files": "files",
     "train.auxiliary_detection": "train.losses",
+    "train.mixing": "train",
 }
 """Module paths of 0.1.0 that were shown on pages, and the room that has their names now; they work until 0.2."""
 

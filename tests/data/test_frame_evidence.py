@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from vpp_plugins.boxes import BOX_CODECS, codec
-from vpp_plugins.data.box_unit import BoxUnit
 from vpp_plugins.data.doctor.frame_candidates import Candidate, Resize, all_candidates, declared_candidate
 from vpp_plugins.data.doctor.frame_evidence import agreement, judge
+from vpp_plugins.data.record import BoxUnit
 
 SIZES = np.array([(640, 480), (480, 640), (500, 375), (427, 640), (1024, 683)], float)
 LLAVA = Candidate(BoxUnit("padded", 1.0))

@@ -1,9 +1,8 @@
 import pytest
 
-from vpp_plugins.data.box_unit import PIXELS, PIXELS_XYWH
 from vpp_plugins.data.doctor.findings import Fault
 from vpp_plugins.data.doctor.repeats import Repeats
-from vpp_plugins.data.record import Record
+from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, Record
 from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
 
 HERE, NEAR, FAR = (0.0, 0.0, 100.0, 100.0), (5.0, 5.0, 100.0, 100.0), (60.0, 60.0, 160.0, 160.0)

@@ -20,9 +20,9 @@ from vpp_plugins.boxes import ImageMeta
 from vpp_plugins.data.formats import Writing
 from vpp_plugins.data.formats.conversations import write_conversations
 from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.data.scenes import drawn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.models import load_grounder
-from vpp_plugins.train import drawn_scenes
 from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.model import load_host
 from vpp_plugins.train.recipe import Recipe
@@ -85,7 +85,7 @@ def test_the_pocket_model_begins_from_nothing_also_without_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The recipe as it stands, two steps of two scenes of shapes, and on from the first of them: the same weights."""
-    monkeypatch.setattr(drawn_scenes, "fetch_assets", no_images)
+    monkeypatch.setattr(drawn, "fetch_assets", no_images)
     here = {**HERE, "per_device_train_batch_size": 2, "max_steps": 2, "save_steps": 1, "data": str(tmp_path / "none")}
     changes = [f"{key}={json.dumps(value)}" for key, value in here.items()]
     out, again = tmp_path / "out", tmp_path / "again"

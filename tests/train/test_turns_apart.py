@@ -11,6 +11,7 @@ from PIL import Image
 from tests.families import FAMILIES
 from vpp_plugins.attach.attach import attach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
+from vpp_plugins.data import LoadedSample, TrainingData
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Turn
 from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError
@@ -18,7 +19,6 @@ from vpp_plugins.pocket import build_pocket
 from vpp_plugins.processor.processor import VPPProcessor
 from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.collate import ABOUT, Collator, real_tokens
-from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED
 from vpp_plugins.train.packing import PADDING, TurnsApart, check_host, who_sees_whom
 
@@ -33,12 +33,19 @@ TURNS: tuple[Turn, ...] = (
 
 
 class Images(TrainingData):
+    has_images = True
+
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples, self.tally = samples, Tally()
 
-    def image(self, index: int) -> Image.Image | None:
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> LoadedSample:
+        sample = self.samples[index]
         noise = torch.randint(0, 256, (SIDE, SIDE, 3), generator=torch.Generator().manual_seed(index))
-        return Image.fromarray(noise.to(torch.uint8).numpy()) if self.samples[index].image else None
+        image = Image.fromarray(noise.to(torch.uint8).numpy()) if sample.image else None
+        return LoadedSample(index, sample, image)
 
     def fingerprint(self) -> str:
         return ""
@@ -71,6 +78,11 @@ def collator(
     return kind(Images(samples), processor, ChatWriter("llava"), image_token="<image>", **options)
 
 
+def batch_of(collate: Any, *indices: int) -> dict[str, Any]:
+    batch: dict[str, Any] = collate([collate.data[index] for index in indices])
+    return batch
+
+
 def answers(model: Any, batch: dict[str, Any], row: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A row's learned tokens, and the logits that they are learned from."""
     with torch.no_grad():
@@ -81,11 +93,12 @@ def answers(model: Any, batch: dict[str, Any], row: int) -> tuple[torch.Tensor, 
 
 def test_every_turn_is_what_it_is_alone(pocket: tuple[Any, VPPProcessor]) -> None:
     model, processor = pocket
-    together = collator(processor, [sample(TURNS[:2]), sample(TURNS, 1)])([0, 1])
+    together = batch_of(collator(processor, [sample(TURNS[:2]), sample(TURNS, 1)]), 0, 1)
     found_ids, found = answers(model, together, 1)
 
     alone = [
-        answers(model, collator(processor, [sample((), 0), sample((turn,), 1)], Collator)([1]), 0) for turn in TURNS
+        answers(model, batch_of(collator(processor, [sample((), 0), sample((turn,), 1)], Collator), 1), 0)
+        for turn in TURNS
     ]
 
     assert torch.equal(found_ids, torch.cat([ids for ids, _ in alone]))
@@ -96,7 +109,7 @@ def test_with_one_turn_each_the_batch_is_the_ordinary_one(pocket: tuple[Any, VPP
     _, processor = pocket
     samples = [sample(TURNS[:1]), sample(TURNS[3:], 1)]
 
-    apart, plain = collator(processor, samples)([0, 1]), collator(processor, samples, Collator)([0, 1])
+    apart, plain = batch_of(collator(processor, samples), 0, 1), batch_of(collator(processor, samples, Collator), 0, 1)
 
     assert torch.equal(apart["input_ids"], plain["input_ids"])
     assert torch.equal(apart["labels"], plain["labels"])
@@ -105,7 +118,7 @@ def test_with_one_turn_each_the_batch_is_the_ordinary_one(pocket: tuple[Any, VPP
 
 def test_what_is_learned_is_every_answer(pocket: tuple[Any, VPPProcessor]) -> None:
     _, processor = pocket
-    batch = collator(processor, [sample(TURNS)])([0])
+    batch = batch_of(collator(processor, [sample(TURNS)]), 0)
 
     learned = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED])
 
@@ -117,7 +130,7 @@ def test_a_text_alone_keeps_its_first_turn(pocket: tuple[Any, VPPProcessor]) -> 
     model, processor = pocket
     text = replace(sample((Talk("is it red", "yes"), Talk("is it big", "no"))), image="")
 
-    batch = collator(processor, [text])([0])
+    batch = batch_of(collator(processor, [text]), 0)
 
     assert "no" not in processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != IGNORED])
     assert len(batch["input_ids"]) == 2  # the grey image is there
@@ -145,7 +158,7 @@ def test_nobody_sees_padding_and_no_row_is_blind() -> None:
 
 def test_long_dialogues_are_skipped(pocket: tuple[Any, VPPProcessor]) -> None:
     _, processor = pocket
-    batch = collator(processor, [sample(TURNS), sample(TURNS[:1], 1)], max_length=45)([0])
+    batch = batch_of(collator(processor, [sample(TURNS), sample(TURNS[:1], 1)], max_length=45), 0)
 
     assert batch[ABOUT].ids == ("s1",)
     assert "max_length" in batch[ABOUT].skipped[0]
@@ -155,11 +168,11 @@ def test_a_box_outside_gives_its_place_to_the_next_sample(pocket: tuple[Any, VPP
     _, processor = pocket
     wrong = sample((TURNS[0], Locate("it", ((100.0, 100.0, 200.0, 200.0),))))
 
-    batch = collator(processor, [wrong, sample(TURNS[:1], 1)])([0])
+    batch = batch_of(collator(processor, [wrong, sample(TURNS[:1], 1)]), 0)
 
     assert batch[ABOUT].ids == ("s1",)
     with pytest.raises(VPPError):
-        collator(processor, [wrong]).row(0)
+        collator(processor, [wrong]).row(Images([wrong])[0])
 
 
 @pytest.mark.parametrize("kind", [Collator, TurnsApart])
@@ -167,9 +180,9 @@ def test_only_the_first_turns_are_asked_but_all_are_told_of(
     pocket: tuple[Any, VPPProcessor], kind: type[Collator]
 ) -> None:
     _, processor = pocket
-    expected = collator(processor, [sample(TURNS[:2])], kind)([0])
+    expected = batch_of(collator(processor, [sample(TURNS[:2])], kind), 0)
 
-    found = collator(processor, [sample(TURNS)], kind, max_turns=2)([0])
+    found = batch_of(collator(processor, [sample(TURNS)], kind, max_turns=2), 0)
 
     for name in ("input_ids", "labels"):
         assert torch.equal(found[name], expected[name])

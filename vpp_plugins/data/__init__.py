@@ -4,12 +4,11 @@ Other people's data:
 
 - `sample.py` is the neutral sample that stands between all formats; `formats/` reads and writes them by name
   (`read_samples("refcoco/", "refer", split="val")`), and `convert.py` turns one into another as a stream.
-- `record.py` makes samples of what files say: `image_sizes.py` finds sizes, `box_unit.py` and the codecs bring boxes
-  to pixels, `dialogue.py` reads and writes boxes in text, and `tally.py` counts what is faulty.
+- `record.py` makes samples of what files say: `image_sizes.py` finds sizes, units and codecs bring boxes to pixels,
+  `dialogue.py` reads and writes boxes in text, and `tally.py` counts what is faulty.
 - `stream.py` reads JSON of any size and writes files whole or not at all; `refer.py` reads pickles, and runs nothing.
-- `stored.py` leaves samples in their files and reads each by its number, through an index (`sample_index.py`), so that
-  data need not fit into memory; `shards.py` walks through WebDataset's tar files.
-- `vpp_sft.py` assembles VPP-SFT; `hf.py` gives the scene benchmark as a Hugging Face dataset.
+- `dataset.py` converts the samples of a run once, leaves them on disk, gives each with its image, and mixes sets.
+- `vpp_sft.py` assembles VPP-SFT.
 - `doctor.py` examines a set (`findings.py`, `ward.py`, `box_columns.py`, `repeats.py`, `image_check.py`) and judges
   frame and unit of its boxes (`frame_candidates.py`, `frame_evidence.py`); `doctor_page.py` shows it.
 
@@ -29,32 +28,42 @@ memory of it; heldout does not.
 """
 
 from vpp_plugins.data.convert import convert
+from vpp_plugins.data.dataset import (
+    LoadedSample,
+    MixedData,
+    Mixture,
+    StoredData,
+    TrainingData,
+    mixture_order,
+    open_data,
+)
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Turn
-from vpp_plugins.data.stored import LAYOUTS, StoredSamples, image_is_there, sample_line, stored_samples
 from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
 __all__ = [
     "CHOSEN",
     "KEPT",
-    "LAYOUTS",
     "PUBLISHED",
     "Describe",
     "ImageError",
     "Issue",
+    "LoadedSample",
     "Locate",
+    "MixedData",
+    "Mixture",
     "Numbers",
     "Phrases",
     "Sample",
-    "StoredSamples",
+    "StoredData",
     "Tally",
+    "TrainingData",
     "Turn",
     "build_vpp_sft",
     "convert",
-    "image_is_there",
     "image_path",
-    "sample_line",
-    "stored_samples",
+    "mixture_order",
+    "open_data",
 ]

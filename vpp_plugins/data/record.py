@@ -1,17 +1,63 @@
 """From what a file says to neutral samples: sizes found, boxes checked and brought to pixels, faults counted."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, TypeAlias
 
-from vpp_plugins.boxes import BoxCodec, BoxStatus, ImageMeta
-from vpp_plugins.data.box_unit import PIXELS, BoxUnit
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, Frame, ImageMeta, frame_rectangle, inside_image
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, check_name
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
 from vpp_plugins.data.tally import Issue, Tally
-from vpp_plugins.errors import VPPError
 
 _HUGE = 1e6
+_SLACK_PX = 0.5  # annotation tools round to the pixel
+ROW = -1
+"""Length of an image that is in a row of a table; its start is the row's number."""
+
+Order: TypeAlias = Literal["xyxy", "xywh", "yxyx", "cxcywh"]
+"""Two corners; a corner, width and height; two corners, y first; the middle, width and height, as in YOLO's files."""
+
+
+@dataclass(frozen=True)
+class BoxUnit:
+    """How a file means the numbers of a box: the frame, the number of its far edge (None: pixels), and their order."""
+
+    frame: Frame = "original"
+    full: float | None = None
+    order: Order = "xyxy"
+    per_box: ClassVar[int] = 4
+
+    def __str__(self) -> str:
+        unit = "pixels" if self.full is None else f"0-{self.full:g}"
+        where = {"padded": " of the padded square", "original": "", "resized": " of the resized image"}[self.frame]
+        return f"{self.order} in {unit}{where}"
+
+    def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
+        """Turn one box's numbers into xyxy pixels of the original image, and say what became of it.
+
+        A box that lies in its image, or beyond the edge by less than half a pixel, is returned as it is.
+        """
+        x1, y1, x2, y2 = numbers
+        if self.order == "xywh":
+            x2, y2 = x1 + x2, y1 + y2
+        elif self.order == "yxyx":
+            x1, y1, x2, y2 = y1, x1, y2, x2
+        elif self.order == "cxcywh":
+            x1, y1, x2, y2 = x1 - x2 / 2, y1 - y2 / 2, x1 + x2 / 2, y1 + y2 / 2
+        if self.frame != "original" or self.full is not None:
+            left, top, width, height = frame_rectangle(self.frame, meta.size_hw)
+            across, down = (1.0, 1.0) if self.full is None else (width / self.full, height / self.full)
+            x1, y1, x2, y2 = x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top
+        box = (x1, y1, x2, y2)
+        settled, status = inside_image(box, meta.size_hw, (_SLACK_PX, _SLACK_PX))
+        return (box if status is BoxStatus.OK else settled), status
+
+
+PIXELS = BoxUnit()
+PIXELS_XYWH = BoxUnit(order="xywh")
+RELATIVE = BoxUnit(full=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +65,8 @@ class Record:
     """A sample as its file has it: the boxes are the file's own numbers, in `unit`, and nothing is checked.
 
     `size_wh` is None where the file does not say it. `image_marks` are the counts of `<image>` in each question, None
-    where the format has no such mark.
+    where the format has no such mark. `place` is where an image lies that is inside the data: its file, its first byte
+    and its length, or a row's number and ROW; None where images are files of their own.
     """
 
     id: str
@@ -30,6 +77,7 @@ class Record:
     image_marks: tuple[int, ...] | None = None
     split: str = ""
     category: str = ""
+    place: tuple[Path, int, int] | None = None
 
     @property
     def boxes(self) -> list[Numbers]:
@@ -38,7 +86,7 @@ class Record:
 
 
 def samples(records: Iterable[Record], sizes: ImageSizes, tally: Tally) -> Iterator[Sample]:
-    """Yield a neutral sample for each record that holds; what does not is counted, never mended by guessing.
+    """Yield a neutral sample for each record that holds; what does not is counted, never fixed by guessing.
 
     A turn with a broken box is left out, and a record without a turn left too. A box that reaches over the edge is cut
     to its image and counted. Raises VPPError where an image's size is needed and there is no way to find it.
@@ -56,7 +104,8 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample | None:
     try:
         width, height = _size(record, sizes)
     except ImageError as error:
-        tally.add(_image_issue(error), record.id, str(error))
+        issue = Issue.UNSAFE_PATH if isinstance(error, UnsafePathError) else Issue.NO_IMAGE
+        tally.add(issue, record.id, str(error))
         return None
     meta = ImageMeta((height, width)) if width and height else None
     kept: list[Turn] = []
@@ -136,7 +185,3 @@ def count_marks(marks: tuple[int, ...], sample_id: str, tally: Tally) -> None:
         tally.add(Issue.IMAGE_REPEATED, sample_id, f"{sum(marks)} times")
     elif not any(marks):
         tally.add(Issue.IMAGE_MISSING, sample_id)
-
-
-def _image_issue(error: VPPError) -> Issue:
-    return Issue.UNSAFE_PATH if isinstance(error, UnsafePathError) else Issue.NO_IMAGE

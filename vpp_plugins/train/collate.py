@@ -10,11 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from vpp_plugins.boxes import ImageMeta
-from vpp_plugins.data import Sample
+from vpp_plugins.data import LoadedSample, Sample, TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor, image_marker
 from vpp_plugins.train.chat import ChatWriter
-from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED, RenderedChat, label_answers, render_chat
 
 TRIES = 100
@@ -82,10 +81,10 @@ class Collator:
         self.max_length, self.max_turns = max_length, max_turns
         self.marker = image_marker(processor.processor, image_token) or None
 
-    def __call__(self, indices: Sequence[int]) -> dict[str, Any]:
+    def __call__(self, loaded: Sequence[LoadedSample]) -> dict[str, Any]:
         """Return the inputs of a padded batch with `labels`, and under ABOUT where it comes from."""
         skipped: dict[str, str] = {}
-        rows = [self.usable(index, skipped) for index in indices]
+        rows = [self.usable(one, skipped) for one in loaded]
         for _ in range(TRIES):
             batch = self.batch(rows)
             lengths = real_tokens(batch["attention_mask"]).sum(1).tolist()
@@ -100,30 +99,34 @@ class Collator:
             for number in long:
                 row = rows[number]
                 skipped[row.sample.id] = f"{lengths[number]} tokens are more than max_length = {self.max_length}"
-                rows[number] = self.usable(row.index + 1, skipped)
+                rows[number] = self.usable(self._after(row.index), skipped)
         raise VPPError(f"{TRIES} samples in a row are longer than max_length = {self.max_length}: raise it.")
 
-    def usable(self, index: int, skipped: dict[str, str]) -> RenderedSample:
-        """Return the first sample from `index` on that can be used; says in `skipped` which cannot, and why."""
-        for number in range(index, index + TRIES):
-            place = number % len(self.data)
-            name = f"number {place}"  # where it cannot even be read
+    def usable(self, loaded: LoadedSample, skipped: dict[str, str]) -> RenderedSample:
+        """Return this sample, or the next that can be used; says in `skipped` which cannot, and why."""
+        for _ in range(TRIES):
             try:
-                name = self.data.samples[place].id
-                return self.row(place)
+                return self.row(loaded)
             except VPPError as error:
-                skipped[name] = str(error)
-        raise VPPError(f"{TRIES} samples in a row cannot be used; the last: {skipped[name]}")
+                last = skipped[loaded.sample.id] = str(error)
+                loaded = self._after(loaded.index)
+        raise VPPError(f"{TRIES} samples in a row cannot be used; the last: {last}")
 
-    def row(self, index: int) -> RenderedSample:
+    def row(self, loaded: LoadedSample) -> RenderedSample:
         """Return one sample, or raise VPPError where it cannot be used."""
-        sample = self.data.samples[index]
-        image = self.data.image(index)
-        meta = None
-        if image is not None:
-            (meta,) = self.processor.image_metas([image])
+        sample, meta = loaded.sample, self.meta(loaded)
         asked = replace(sample, turns=sample.turns[: self.max_turns])
-        return RenderedSample(index, sample, image, meta, render_chat(self.processor, self.write(asked, meta)))
+        chat = render_chat(self.processor, self.write(asked, meta))
+        return RenderedSample(loaded.index, sample, loaded.image, meta, chat)
+
+    def meta(self, loaded: LoadedSample) -> ImageMeta | None:
+        """Return the image's size as codecs take it, None for text; raises VPPError where it cannot be used."""
+        if loaded.reason:
+            raise VPPError(loaded.reason)
+        return None if loaded.image is None else self.processor.image_metas([loaded.image])[0]
+
+    def _after(self, index: int) -> LoadedSample:
+        return self.data[(index + 1) % len(self.data)]
 
     def batch(self, rows: Sequence[RenderedSample]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`."""

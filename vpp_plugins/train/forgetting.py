@@ -41,7 +41,7 @@ class BeforeAndAfter(TrainerCallback):
         total, tokens = 0.0, 0
         for start in range(0, len(self.collator.data), BATCH):
             rows = range(start, min(start + BATCH, len(self.collator.data)))
-            loss, count = self._batch(model, self.collator(rows))
+            loss, count = self._batch(model, self.collator([self.collator.data[row] for row in rows]))
             total, tokens = total + loss * count, tokens + count
         return total / max(1, tokens)
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from vpp_plugins.data import LoadedSample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, RenderedSample
 from vpp_plugins.train.labels import IGNORED, RenderedChat, Segment, chat_segments, render_chat
@@ -34,18 +35,14 @@ class TurnsApart(Collator):
     without an image keeps its first turn alone: there is nothing to share.
     """
 
-    def row(self, index: int) -> RenderedDialogue:
+    def row(self, loaded: LoadedSample) -> RenderedDialogue:
         """Return one sample, or raise VPPError where it cannot be used."""
-        sample = self.data.samples[index]
-        image = self.data.image(index)
-        meta = None
-        if image is not None:
-            (meta,) = self.processor.image_metas([image])
+        sample, image, meta = loaded.sample, loaded.image, self.meta(loaded)
         turns = sample.turns[: self.max_turns] if image is not None else sample.turns[:1]
         first, *others = (
             render_chat(self.processor, self.write(replace(sample, turns=(turn,)), meta)) for turn in turns
         )
-        return RenderedDialogue(index, sample, image, meta, first, tuple(others))
+        return RenderedDialogue(loaded.index, sample, image, meta, first, tuple(others))
 
     def batch(self, rows: Sequence[RenderedSample]) -> dict[str, Any]:
         """Return the padded inputs of the rows, with `labels`, `position_ids` and the mask of who sees whom."""

@@ -11,9 +11,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from vpp_plugins.data import TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, real_tokens
-from vpp_plugins.train.dataset import TrainingData
 from vpp_plugins.train.labels import IGNORED
 
 REASONS: Mapping[str, str] = {
@@ -50,7 +50,7 @@ def show(data: TrainingData, collator: Collator, groups: Groups) -> None:
 
 def preview(collator: Collator, index: int) -> Text:
     """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
-    row = collator.usable(index, {})
+    row = collator.usable(collator.data[index], {})
     batch = collator.batch([row])
     mask = real_tokens(batch["attention_mask"])[0]
     text = Text()

@@ -13,6 +13,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from vpp_plugins.attach import host_state, unwrap
+from vpp_plugins.data import TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file, whole_folder
 from vpp_plugins.processor import VPPProcessor
@@ -20,12 +21,11 @@ from vpp_plugins.train.averaging import WeightAverage
 from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, open_run
 from vpp_plugins.train.collate import Collator
-from vpp_plugins.train.dataset import TrainingData
+from vpp_plugins.train.data import load_kept, load_mixture
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.evaluation import examination
 from vpp_plugins.train.forgetting import BeforeAndAfter
 from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, coordinate_ids
-from vpp_plugins.train.mixed_data import load_kept, load_mixture
 from vpp_plugins.train.model import attach, check_family, empty_host, load_host, prepare_for_training
 from vpp_plugins.train.muon import MUON, muon_groups
 from vpp_plugins.train.packing import TurnsApart, check_host
@@ -63,7 +63,7 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     arguments = training_arguments(recipe)
     set_seed(arguments.seed)  # LoRA's first weights are random, and a run may be killed before they are saved
     resume = open_run(recipe.output_dir, recipe.trainer.get("resume_from_checkpoint"))
-    with arguments.main_process_first(desc="reading the data"):  # an index of them is made by one and read by all
+    with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
         data = load_mixture(recipe)
     if model is None or processor is None:
         model, processor = load_host(recipe)
@@ -191,7 +191,7 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
 
 
 def _check_images(data: TrainingData) -> None:
-    if not any(sample.image for sample in data.samples):
+    if not data.has_images:
         raise VPPError(
             f"none of the {len(data)} samples has an image, so the prompts would learn nothing: check `data`, and "
             "`data_format`."

@@ -15,7 +15,6 @@ from tests.data.formats import layouts
 from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, image, lines, lmms_parquet, refer_folder, whole
 from vpp_plugins import VPPError
 from vpp_plugins.data.formats import FORMATS, Reading, Writing, data_format, read_samples
-from vpp_plugins.data.formats.neutral import neutral_row
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
 from vpp_plugins.data.scenes.folder import write_scenes
 from vpp_plugins.data.scenes.shapes import Shapes
@@ -243,7 +242,7 @@ def _drain(samples: Iterator[Sample]) -> None:
     told = ""
     try:
         for sample in samples:
-            json.dumps(neutral_row(sample), allow_nan=False)
+            json.dumps(sample.to_row(), allow_nan=False)
             assert sample.turns
             assert not sample.image.startswith("/")
             for turn in sample.turns:
@@ -286,7 +285,7 @@ def test_files_of_noise_are_refused_with_a_sentence(name: str, tmp_path: Path, d
 def test_public_rows_with_something_broken_are_counted(name: str, tmp_path: Path) -> None:
     """Take a good file and put something wrong into each place in turn."""
     good = {
-        "neutral": [neutral_row(LOCATED[0])], "vpp-sft": layouts.LLAVA_665K[:1], "llava-665k": layouts.LLAVA_665K[:1],
+        "neutral": [LOCATED[0].to_row()], "vpp-sft": layouts.LLAVA_665K[:1], "llava-665k": layouts.LLAVA_665K[:1],
         "genixer": [layouts.GENIXER], "eval-jsonl": [layouts.EVALUATION], "gseval": [layouts.GSEVAL],
         "ms-swift": layouts.SWIFT, "odvg": layouts.ODVG, "cb-grd": layouts.CB_GRD, "cb-ref": layouts.CB_REF,
         "coco": layouts.COCO,

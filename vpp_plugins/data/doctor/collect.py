@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vpp_plugins.boxes import BoxCodec
-from vpp_plugins.data.box_unit import BoxUnit
 from vpp_plugins.data.doctor.box_columns import BoxColumns
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_candidates import declared_candidate
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.doctor.repeats import Repeats
 from vpp_plugins.data.image_sizes import ImageSizes
-from vpp_plugins.data.record import Record, count_marks, fault
+from vpp_plugins.data.record import BoxUnit, Record, count_marks, fault
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk
 from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
 from vpp_plugins.errors import VPPError

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vpp_plugins.boxes import BoxCodec, Rounded
-from vpp_plugins.data.box_unit import BoxUnit, Order
+from vpp_plugins.data.record import BoxUnit, Order
 
 Columns = Float[np.ndarray, "n 4"]
 Sizes = Float[np.ndarray, "n 2"]

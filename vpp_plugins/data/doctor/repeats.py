@@ -4,9 +4,8 @@ from array import array
 from collections.abc import Sequence
 
 from vpp_plugins.boxes import box_iou
-from vpp_plugins.data.box_unit import BoxUnit
 from vpp_plugins.data.doctor.findings import Fault, Finding
-from vpp_plugins.data.record import Record, fault
+from vpp_plugins.data.record import BoxUnit, Record, fault
 from vpp_plugins.data.sample import Locate, Numbers, Turn
 
 _SHOWN = 5

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpp_plugins.data.formats.arrow import read_arrow
+from vpp_plugins.data.formats.arrow import arrow_files, read_arrow
 from vpp_plugins.data.formats.chatterbox import (
     read_grounding,
     read_grounding_cut,
@@ -25,7 +25,7 @@ from vpp_plugins.data.formats.refer import read_refer, write_refer
 from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.scenes import read_scenes
 from vpp_plugins.data.formats.swift import read_swift, write_swift
-from vpp_plugins.data.formats.webdataset import read_webdataset, write_webdataset
+from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, write_webdataset
 from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import Record, samples
 from vpp_plugins.data.sample import Sample
@@ -33,6 +33,13 @@ from vpp_plugins.errors import VPPError, nearest
 
 Reader = Callable[[Path, Reading], Iterator[Record]]
 Writer = Callable[[Iterable[Sample], Writing], None]
+
+
+def all_files(path: Path) -> list[Path]:
+    """Return a file and those beside it that may belong to it, or the files of a folder."""
+    if not path.is_dir():
+        return [path, *(file for file in [path.parent / "instances.json"] if path.suffix == ".p" and file.is_file())]
+    return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) or [path]
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,10 @@ class Format:
     boxes: str
     read: Reader
     write: Writer | None = None
+    files: Callable[[Path], list[Path]] = all_files
+    """The files that a path means."""
+    has_images: bool = False
+    """Whether a sample's image is read from where its record says, not from a folder."""
 
 
 _FAMILY = "text of one family"
@@ -61,8 +72,10 @@ FORMATS: Mapping[str, Format] = {
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
     "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),
     "odvg": Format("ODVG lines", "xyxy pixels", read_odvg, write_odvg),
-    "webdataset": Format("shards of .json and image", "xyxy pixels", read_webdataset, write_webdataset),
-    "datasets": Format("Hugging Face datasets of neutral rows", "xyxy pixels", read_arrow),
+    "webdataset": Format(
+        "shards of .json and image", "xyxy pixels", read_webdataset, write_webdataset, shard_paths, True
+    ),
+    "datasets": Format("Hugging Face datasets of neutral rows", "xyxy pixels", read_arrow, None, arrow_files, True),
     "scenes": Format("the scene benchmark's folder", "xyxy pixels", read_scenes),
 }
 

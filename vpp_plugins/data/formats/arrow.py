@@ -11,12 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.fields import text_of
 from vpp_plugins.data.formats.neutral import neutral_record
-from vpp_plugins.data.formats.reading import Reading
+from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.image_sizes import ImageError, upright_size
 from vpp_plugins.data.json_stream import json_value
-from vpp_plugins.data.record import Record
+from vpp_plugins.data.record import ROW, Record
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 
@@ -27,12 +26,13 @@ _OPEN = 64
 def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per row; images are written to `reading.images_to` where it is given."""
     for file in arrow_files(path):
-        for number, row in arrow_rows(file):
-            record = arrow_record(row, f"{file.stem}-{number}", reading)
+        rows = _mapped(file)
+        for number in range(len(rows)):
+            record = _record(rows[number], f"{file.stem}-{number}", reading)
             if record is not None:
                 if record.image:
-                    reading.keep_image(record.image, arrow_image(row) or b"")
-                yield record
+                    reading.keep_image(record.image, _image(rows[number]) or b"")
+                yield replace(record, place=(file, number, ROW))
 
 
 def arrow_files(path: Path) -> list[Path]:
@@ -47,22 +47,42 @@ def arrow_files(path: Path) -> list[Path]:
     return found
 
 
-def arrow_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield a file's rows with their numbers."""
+def row_image(file: Path, number: int) -> bytes:
+    """Return the bytes of the image in a row of a file."""
     rows = _mapped(file)
-    for number in range(len(rows)):
-        yield number, rows[number]
+    data = _image(rows[number]) if number < len(rows) else None
+    if data is None:
+        raise VPPError(f"'{file}' has no image in row {number}: it was changed after it was converted.")
+    return data
 
 
-def arrow_row(file: Path, number: int) -> dict[str, Any]:
-    """Return one row of a file."""
-    row: dict[str, Any] = _mapped(file)[number]
-    return row
+def map_rows(file: Path) -> Any:
+    """Return an Arrow or parquet file as rows that are read when they are needed.
+
+    Raises VPPError where it is damaged, or `datasets` is not installed. Arrow trusts the offsets in a file, and one
+    that is damaged would end the process; so they are looked through first.
+    """
+    try:
+        import pyarrow as pa
+        from datasets import Dataset
+        from datasets.exceptions import DatasetsError
+    except ModuleNotFoundError:
+        raise VPPError("Data on disk need datasets: pip install 'vpp-plugins[train]'.") from None
+    try:
+        if file.suffix == ".parquet":
+            return Dataset.from_parquet(str(file))
+        with pa.memory_map(str(file)) as source:
+            for batch in pa.ipc.open_stream(source):
+                batch.validate(full=True)
+        return Dataset.from_file(str(file))
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise VPPError(f"'{file}' cannot be read as rows of a data set ({reason}).") from None
 
 
-def arrow_record(row: dict[str, Any], name: str, reading: Reading) -> Record | None:
+def _record(row: dict[str, Any], name: str, reading: Reading) -> Record | None:
     """Return a row as a record, or None, counted, where it is none. `name` is for rows without an id, and images."""
-    turns, data = row["turns"], arrow_image(row)
+    turns, data = row["turns"], _image(row)
     if isinstance(turns, str):
         try:
             turns = json_value(turns.encode(), "turns")
@@ -88,8 +108,7 @@ def arrow_record(row: dict[str, Any], name: str, reading: Reading) -> Record | N
     return record
 
 
-def arrow_image(row: dict[str, Any]) -> bytes | None:
-    """Return the bytes of a row's image, or None."""
+def _image(row: dict[str, Any]) -> bytes | None:
     image = row.get("image")
     data = image.get("bytes") if isinstance(image, dict) else None
     return data if isinstance(data, bytes) else None
@@ -97,17 +116,10 @@ def arrow_image(row: dict[str, Any]) -> bytes | None:
 
 @lru_cache(maxsize=_OPEN)
 def _mapped(file: Path) -> Any:
-    try:
-        from datasets import Dataset, Image
-        from datasets.exceptions import DatasetsError
-    except ModuleNotFoundError:
-        raise VPPError("Hugging Face datasets need datasets: pip install 'vpp-plugins[eval]'.") from None
-    try:
-        rows: Any = (Dataset.from_parquet if file.suffix == ".parquet" else Dataset.from_file)(str(file))
-    except (OSError, ValueError, DatasetsError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise VPPError(f"'{file}' cannot be read as rows of a data set ({first}).") from None
+    rows = map_rows(file)
     if "turns" not in rows.column_names:
         raise VPPError(f"'{file}' has no column 'turns', as neutral rows have; it has {', '.join(rows.column_names)}.")
+    from datasets import Image
+
     encoded = isinstance(rows.features.get("image"), Image)
     return rows.cast_column("image", Image(decode=False)) if encoded else rows

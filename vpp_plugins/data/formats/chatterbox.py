@@ -9,12 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import paired, row_id, without_marks
-from vpp_plugins.data.formats.fields import numbers_of, positive_size
-from vpp_plugins.data.formats.reading import Reading, Writing, array_into
+from vpp_plugins.data.formats.conversations import paired, without_marks
+from vpp_plugins.data.formats.reading import Reading, Writing, array_into, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_array
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn, numbers_of
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.files import whole_file
 

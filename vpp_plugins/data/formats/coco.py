@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from vpp_plugins.data.box_unit import PIXELS_XYWH
-from vpp_plugins.data.formats.fields import numbers_of, positive_size, text_of
-from vpp_plugins.data.formats.reading import Reading, Writing, array_into, json_bytes
+from vpp_plugins.data.formats.reading import Reading, Writing, array_into, json_bytes, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Locate, Numbers, Sample
+from vpp_plugins.data.record import PIXELS_XYWH, Record
+from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.files import whole_file
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from vpp_plugins.boxes import BOX_CODECS, BoxCodec
 from vpp_plugins.data.dialogue import IMAGE, Phrases
-from vpp_plugins.data.formats.fields import names_of, positive_size, text_of
-from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.reading import Reading, Writing, names_of, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Locate, Sample, Talk, Turn
@@ -97,11 +96,6 @@ def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[
 def without_marks(text: str) -> str:
     """Return a question without `<image>` and the blanks around it."""
     return text.replace(IMAGE, "").strip() if IMAGE in text else text
-
-
-def row_id(row: Any, number: int) -> str:
-    """Return what a row calls itself, or its place in the file."""
-    return text_of(row.get("id")) if isinstance(row, dict) and text_of(row.get("id")) else f"#{number}"
 
 
 def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:

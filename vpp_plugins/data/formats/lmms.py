@@ -8,12 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from vpp_plugins.data.box_unit import PIXELS_XYWH
-from vpp_plugins.data.formats.fields import numbers_of, text_of
-from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.reading import Reading, Writing, text_of
 from vpp_plugins.data.image_sizes import ImageError, check_name, image_path
-from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Locate, Sample
+from vpp_plugins.data.record import PIXELS_XYWH, Record
+from vpp_plugins.data.sample import Locate, Sample, numbers_of
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file

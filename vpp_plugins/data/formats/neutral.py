@@ -7,12 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import row_id
-from vpp_plugins.data.formats.fields import numbers_of, positive_size, text_of
-from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.reading import Reading, Writing, positive_size, row_id, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.sample import Sample, turn_of
 from vpp_plugins.data.tally import Issue
 
 
@@ -30,7 +28,7 @@ def neutral_record(row: Any, number: int, reading: Reading) -> Record | None:
     if not isinstance(row, dict) or not isinstance(row.get("turns"), list):
         reading.tally.add(Issue.BAD_FIELD, sample_id, "turns")
         return None
-    turns = [_turn(entry) for entry in row["turns"]]
+    turns = [turn_of(entry) for entry in row["turns"]]
     if None in turns or not isinstance(row.get("image", ""), str):
         reading.tally.add(Issue.BAD_FIELD, sample_id, "image or a turn")
         return None
@@ -49,46 +47,4 @@ def neutral_record(row: Any, number: int, reading: Reading) -> Record | None:
 
 def write_neutral(samples: Iterable[Sample], writing: Writing) -> None:
     """Write a line per sample; reading it gives the same samples."""
-    writing.write_lines(neutral_row(sample) for sample in samples)
-
-
-def neutral_row(sample: Sample) -> dict[str, Any]:
-    """Return a sample as plain JSON values."""
-    row: dict[str, Any] = {
-        "id": sample.id,
-        "image": sample.image,
-        "width": sample.width,
-        "height": sample.height,
-        "turns": [_entry(turn) for turn in sample.turns],
-    }
-    return row | {name: value for name in ("split", "category") if (value := getattr(sample, name))}
-
-
-def _entry(turn: Turn) -> dict[str, Any]:
-    boxes = [list(box) for box in turn.boxes]
-    match turn:
-        case Locate(expression):
-            return {"locate": expression, "boxes": boxes}
-        case Describe(_, description):
-            return {"describe": boxes, "text": description}
-        case Talk(question, answer):
-            return {"ask": question, "answer": answer, "boxes": boxes}
-
-
-def _turn(entry: Any) -> Turn | None:
-    match entry:
-        case {"locate": str(expression), "boxes": list(boxes)}:
-            found = _boxes(boxes)
-            return None if found is None else Locate(expression, found)
-        case {"describe": list(boxes), "text": str(description)}:
-            found = _boxes(boxes)
-            return None if found is None else Describe(found, description)
-        case {"ask": str(question), "answer": str(answer)}:
-            found = _boxes(entry.get("boxes", []))
-            return None if found is None else Talk(question, answer, found)
-    return None
-
-
-def _boxes(value: Any) -> tuple[Numbers, ...] | None:
-    boxes = [numbers_of(box) for box in value] if isinstance(value, list) else [None]
-    return None if None in boxes else tuple(box for box in boxes if box is not None)
+    writing.write_lines(sample.to_row() for sample in samples)

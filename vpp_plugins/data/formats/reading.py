@@ -1,4 +1,4 @@
-"""What every reader and every writer of a format is given."""
+"""What every reader and every writer of a format is given, and the fields of rows that others wrote."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -93,3 +93,31 @@ def json_bytes(value: Any) -> bytes:
         return _ENCODER.encode(value).encode()
     except UnicodeEncodeError:  # half a character, which JSON can only say as an escape
         return json.dumps(value, allow_nan=False).encode()
+
+
+def row_id(row: Any, number: int) -> str:
+    """Return what a row calls itself, or its place in the file."""
+    return text_of(row.get("id")) if isinstance(row, dict) and text_of(row.get("id")) else f"#{number}"
+
+
+def text_of(value: Any) -> str:
+    """Return a string, or a whole number as one; "" for all else."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+
+
+def names_of(message: Any) -> tuple[str, str]:
+    """Return (who, what) of a message of a dialogue, in LLaVA's names or OpenAI's; "" for what is missing."""
+    if not isinstance(message, dict):
+        return "", ""
+    who, said = message.get("from", message.get("role")), message.get("value", message.get("content"))
+    return (who, said) if isinstance(who, str) and isinstance(said, str) else ("", "")
+
+
+def positive_size(width: Any, height: Any) -> tuple[int, int] | None:
+    """Return (width, height) where both are whole numbers of at least 1 and a million at most, else None."""
+    whole = [side for side in (width, height) if isinstance(side, int | float) and not isinstance(side, bool)]
+    if len(whole) == 2 and all(1 <= side <= 1e6 and side == int(side) for side in whole):
+        return int(width), int(height)
+    return None

@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.box_unit import PIXELS_XYWH
 from vpp_plugins.data.formats.coco import CocoWriter, coco_images
-from vpp_plugins.data.formats.fields import numbers_of, text_of
 from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
-from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.reading import Reading, Writing, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Locate, Numbers, Sample
+from vpp_plugins.data.record import PIXELS_XYWH, Record
+from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file

@@ -9,13 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.box_unit import PIXELS, RELATIVE
-from vpp_plugins.data.formats.conversations import paired, row_id
-from vpp_plugins.data.formats.fields import numbers_of, text_of
-from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.conversations import paired
+from vpp_plugins.data.formats.reading import Reading, Writing, row_id, text_of
 from vpp_plugins.data.json_stream import stream_records
-from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.record import PIXELS, RELATIVE, Record
+from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn, numbers_of
 from vpp_plugins.data.tally import Issue
 
 _REF = "<ref-object>"

@@ -1,37 +1,71 @@
-"""WebDataset: shards in which each sample is KEY.json, a neutral row, with its image KEY.jpg beside it."""
+"""WebDataset: shards in which each sample is KEY.json, a neutral row, with its image KEY.jpg beside it.
+
+`datasets` refuses shards in which one sample has an image and another has none, and takes a shard that breaks off for
+one that ends, so that the walk through the tar files is our own.
+"""
 
 import io
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
-from vpp_plugins.data.formats.fields import text_of
-from vpp_plugins.data.formats.neutral import neutral_record, neutral_row
-from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes
+from vpp_plugins.data.formats.neutral import neutral_record
+from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes, text_of
 from vpp_plugins.data.image_sizes import ImageError, image_path, upright_size
 from vpp_plugins.data.json_stream import json_value
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Sample
-from vpp_plugins.data.shards import IMAGES, INDEX, Packed, packed_samples, shard_paths
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+"""Extensions of images."""
+CONVERTED = ".vpp-data"
+"""Name of the folder beside data in which what was made of them is kept."""
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass
+class TarSample:
+    """One sample of a shard; its members can be read as long as the walk through the shard goes on."""
+
+    key: str
+    file: io.BufferedIOBase
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By their extensions, in lower case: where in `file` the bytes begin, and how many they are."""
+
+    def read(self, extension: str) -> bytes:
+        """Return a member's bytes."""
+        start, length = self.members[extension]
+        self.file.seek(start)
+        return self.file.read(length)
+
+    @property
+    def image(self) -> str:
+        """The extension of its image, or ""."""
+        return next((extension for extension in IMAGES if extension in self.members), "")
 
 
 def read_webdataset(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per sample; images are written to `reading.images_to` where it is given."""
     for shard in shard_paths(path):
-        for packed in packed_samples(shard):
-            record = packed_record(packed, reading)
+        for packed in tar_samples(shard):
+            record = _record(packed, reading)
             if record is not None:
-                if record.image and reading.images_to is not None:
-                    reading.keep_image(record.image, packed.read(packed.image))
+                if record.image:
+                    start, length = packed.members[packed.image]
+                    record = replace(record, place=(shard, start, length))
+                    if reading.images_to is not None:
+                        reading.keep_image(record.image, packed.read(packed.image))
                 yield record
 
 
-def packed_record(packed: Packed, reading: Reading) -> Record | None:
+def _record(packed: TarSample, reading: Reading) -> Record | None:
     """Return one sample of a shard as a record, or None, counted, where it is none.
 
     An image has the name that the row gives it, or else its member's.
@@ -50,7 +84,8 @@ def packed_record(packed: Packed, reading: Reading) -> Record | None:
     if not isinstance(row, dict):
         reading.tally.add(Issue.BAD_FIELD, packed.key, "not an object")
         return None
-    named = {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or packed.image_name}
+    image = f"{packed.key}.{packed.image}" if packed.image else ""
+    named = {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or image}
     record = neutral_record(named, 0, reading)
     if record is None or not (record.image or record.boxes):
         return record
@@ -66,6 +101,86 @@ def packed_record(packed: Packed, reading: Reading) -> Record | None:
     return record
 
 
+def shard_paths(path: Path) -> list[Path]:
+    """Return the shards that a path means: a file, a folder's *.tar by name, or a pattern such as `{000..127}.tar`.
+
+    Raises VPPError where one is not there.
+    """
+    if path.is_dir():
+        found = sorted(path.glob("*.tar"))
+        if not found:
+            raise VPPError(f"the folder '{path}' holds no shard (*.tar).")
+        return found
+    shards = [Path(name) for name in _expanded(str(path))]
+    if not shards:
+        raise VPPError(f"'{path}' counts backwards, so it names no shard: write {{first..last}}.")
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise VPPError(f"{len(missing)} of {len(shards)} shards of '{path}' are not there, '{missing[0]}' for one.")
+    return shards
+
+
+def tar_samples(path: Path) -> Iterator[TarSample]:
+    """Yield a shard's samples; what is no file in it is passed over.
+
+    Raises VPPError where it is no tar file, is compressed, is damaged or breaks off: how many samples are missing then,
+    nobody knows.
+    """
+    try:
+        with path.open("rb") as file:
+            yield from _walk(file, f"'{path}'")
+    except OSError as error:
+        raise VPPError(f"the shard '{path}' cannot be read ({error.strerror or error}).") from None
+
+
+def _walk(file: io.BufferedIOBase, name: str) -> Iterator[TarSample]:
+    current: TarSample | None = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            remembered: list[tarfile.TarInfo] = vars(tar)["members"]
+            while (member := tar.next()) is not None:
+                remembered.clear()  # else it would hold all members of the shard
+                if tar.offset <= member.offset:
+                    raise tarfile.ReadError("a member ends before it begins")
+                key, extension = _parts(member.name)
+                if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not key:
+                    continue
+                if current is None or current.key != key or extension in current.members:
+                    if current is not None:
+                        yield current
+                    current = TarSample(key, file)
+                current.members[extension] = (member.offset_data, member.size)
+            file.seek(tar.offset)
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # headers say what they like
+        raise VPPError(f"{name} is damaged, or no tar file ({error}){_compressed(file)}: fetch it again.") from None
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
+        after = f" after the sample '{current.key}'" if current is not None else ""
+        raise VPPError(f"{name} is damaged or breaks off{after}: fetch it again.")
+    if current is not None:
+        yield current
+
+
+def _compressed(file: io.BufferedIOBase) -> str:
+    file.seek(0)
+    packed = file.read(6).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
+    return "; it is compressed, and samples are read from the middle: unpack it first" if packed else ""
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """Return key and extension: WebDataset cuts at the first dot of the last part."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (f"{folder}{slash}{stem}" if stem else ""), extension.lower()
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    ranges = [(int(first), int(last), len(first)) for first, last in _RANGE.findall(pattern)]
+    pieces = _RANGE.sub("\0", pattern).split("\0")
+    for numbers in product(*(range(first, last + 1) for first, last, _ in ranges)):
+        filled = [f"{number:0{width}}" for number, (_, _, width) in zip(numbers, ranges, strict=True)]
+        yield "".join(piece + number for piece, number in zip(pieces, [*filled, ""], strict=True))
+
+
 def write_webdataset(samples: Iterable[Sample], writing: Writing) -> None:
     """Write a folder of shards of about `writing.shard_bytes`; it takes its name when all of them are whole.
 
@@ -73,7 +188,7 @@ def write_webdataset(samples: Iterable[Sample], writing: Writing) -> None:
     stored with each. An existing folder is replaced only if it holds nothing but shards.
     """
     target = writing.path
-    strangers = [path.name for path in _held(target) if path.suffix != ".tar" and not path.name.startswith(INDEX)]
+    strangers = [path.name for path in _held(target) if path.suffix != ".tar" and path.name != CONVERTED]
     if strangers:
         raise VPPError(
             f"'{target}' holds more than shards ('{strangers[0]}'), and is not replaced: name another folder."
@@ -109,7 +224,7 @@ def _write_shards(members: Iterable[dict[str, bytes]], folder: Path, most: int) 
 
 def _members(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, bytes]]:
     for sample in samples:
-        row = {"json": json_bytes(neutral_row(sample))}
+        row = {"json": json_bytes(sample.to_row())}
         if not sample.image:
             yield row
             continue

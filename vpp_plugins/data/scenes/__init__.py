@@ -1,6 +1,7 @@
 """The scene benchmark and the committed photographs: images made or loaded with objects and expressions."""
 
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets, find_assets
+from vpp_plugins.data.scenes.drawn import DrawnScenes, draw_scenes
 from vpp_plugins.data.scenes.folder import SceneFolder, load_scenes, write_scenes
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.scenes.photos import FOLDER, load_real_photos
@@ -11,11 +12,13 @@ __all__ = [
     "FOLDER",
     "SCENES_VERSION",
     "Assets",
+    "DrawnScenes",
     "Scene",
     "SceneFolder",
     "SceneGenerator",
     "SceneSource",
     "Shapes",
+    "draw_scenes",
     "fetch_assets",
     "find_assets",
     "load_real_photos",

@@ -1,5 +1,6 @@
 """Training on data that stay on disk: the same run as from memory, damaged samples counted, processes that share it."""
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from torch.utils.data import DataLoader, SequentialSampler
 from tests.families import attached_family
 from tests.train.runs import SIZE, recipe, samples, write_data, write_shards
 from vpp_plugins import VPPError
+from vpp_plugins.data import StoredData
 from vpp_plugins.data.formats import read_samples
 from vpp_plugins.data.sample import Locate, Sample
+from vpp_plugins.images import load_image
 from vpp_plugins.train.collate import ABOUT
-from vpp_plugins.train.dataset import ListedData, StoredData, load_data
-from vpp_plugins.train.mixed_data import load_mixture
+from vpp_plugins.train.data import load_data, load_mixture
 from vpp_plugins.train.run import train
 
 MADE = samples(10, text_only=[3, 4])
@@ -35,17 +37,18 @@ def packed(shards: Path, **changes: Any) -> Any:
     return recipe(shards, shards.parent / "run", data_format="webdataset", **changes)
 
 
-def test_lines_and_shards_hold_what_a_list_holds(lines: Path, shards: Path) -> None:
-    listed = ListedData(read_samples(lines, "neutral"), lines.parent)
+def test_lines_and_shards_hold_what_the_file_says(lines: Path, shards: Path) -> None:
+    listed = list(read_samples(lines, "neutral"))
+    digest = hashlib.sha256(b"".join(sample.line() + b"\n" for sample in listed)).hexdigest()
     assert len(list(shards.glob("*.tar"))) > 1
     for made in (recipe(lines, lines.parent / "run"), packed(shards)):
         data = load_data(made)
         assert isinstance(data, StoredData)
-        assert list(data.samples) == listed.samples
-        assert data.fingerprint() == listed.fingerprint()
-        for number in range(len(listed)):
-            expected, found = listed.image(number), data.image(number)
-            assert expected is found or (expected and found and expected.tobytes() == found.tobytes())
+        assert [loaded.sample for loaded in data] == listed
+        assert data.fingerprint() == digest
+        for loaded in data:
+            image = load_image(lines.parent / loaded.sample.image) if loaded.sample.image else None
+            assert image is loaded.image or (image and loaded.image and image.tobytes() == loaded.image.tobytes())
 
 
 @pytest.mark.usefixtures("toy")
@@ -84,7 +87,7 @@ def test_shards_that_change_under_a_run_are_counted(shards: Path, monkeypatch: p
     trained = train(packed(shards, num_train_epochs=1, max_steps=-1), model=model, processor=processor)
     assert trained.steps == 5
     assert trained.skipped
-    assert all("was changed after its index was made" in skipped for skipped in trained.skipped)
+    assert all("it was changed after it was converted" in skipped for skipped in trained.skipped)
 
 
 def test_more_faults_than_allowed_stop_before_the_run(tmp_path: Path) -> None:
@@ -100,22 +103,21 @@ def test_more_faults_than_allowed_stop_before_the_run(tmp_path: Path) -> None:
 
 def test_a_recipe_may_name_a_pattern(shards: Path) -> None:
     data = load_data(recipe(shards / "{000000..000001}.tar", shards.parent / "run", data_format="webdataset"))
-    assert [sample.id for sample in data.samples] == [f"s{n}" for n in range(len(data))]
-    assert data.image(0) is not None
+    assert [loaded.sample.id for loaded in data] == [f"s{n}" for n in range(len(data))]
+    assert data[0].image is not None
 
 
 def test_max_samples_takes_the_first(shards: Path) -> None:
-    assert [sample.id for sample in load_data(packed(shards, max_samples=3)).samples] == ["s0", "s1", "s2"]
+    assert [loaded.sample.id for loaded in load_data(packed(shards, max_samples=3))] == ["s0", "s1", "s2"]
 
 
 def test_shards_can_be_mixed_with_lines(lines: Path, shards: Path) -> None:
     entry = {"data": str(shards), "data_format": "webdataset", "weight": 0.5}
     data = load_mixture(recipe(lines, lines.parent / "run", mix=[entry]))
-    counts = Counter(sample.id for sample in data.samples)
+    counts = Counter(loaded.sample.id for loaded in data)
     assert len(data) == 15
     assert set(counts.values()) == {1, 2}
-    for number, sample in enumerate(data.samples):
-        assert (data.image(number) is None) == (not sample.image)
+    assert all((loaded.image is None) == (not loaded.sample.image) for loaded in data)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -124,8 +126,8 @@ def test_two_processes_see_samples_of_their_own(shards: Path, workers: int) -> N
     seen = []
     for process in range(2):
         loader = DataLoader(
-            data, 1, sampler=SequentialSampler(data), num_workers=workers, collate_fn=lambda numbers: {ABOUT: numbers}
+            data, 1, sampler=SequentialSampler(data), num_workers=workers, collate_fn=lambda loaded: {ABOUT: loaded}
         )
         shared = prepare_data_loader(loader, num_processes=2, process_index=process, put_on_device=False)
-        seen.append([data.samples[number].id for batch in shared for number in batch[ABOUT]])
+        seen.append([loaded.sample.id for batch in shared for loaded in batch[ABOUT]])
     assert sorted(seen[0] + seen[1]) == sorted(sample.id for sample in MADE)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpp_plugins.boxes import BoxStatus, ImageMeta, codec
-from vpp_plugins.data.box_unit import PIXELS, PIXELS_XYWH, RELATIVE, BoxUnit
+from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, RELATIVE, BoxUnit
 
 META = ImageMeta((480, 640))
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from vpp_plugins import VPPError
-from vpp_plugins.train.mixing import Mixture, mixture_order
+from vpp_plugins.data import Mixture, mixture_order
 
 SOURCES = {"boxes": [f"box {n}" for n in range(30)], "chat": [f"chat {n}" for n in range(10)]}
 

@@ -1,70 +1,42 @@
-"""Several data sets in one run: a recipe's `mix`."""
+"""A recipe's data, checked before a run: what is missing is listed, and more than allowed stops it."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from vpp_plugins.data import Sample, Tally
+from vpp_plugins.data import MixedData, TrainingData, open_data
+from vpp_plugins.data.formats import Reading
+from vpp_plugins.data.scenes import draw_scenes
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.train.dataset import TrainingData, load_data
-from vpp_plugins.train.mixing import mixture_order, source_of
 from vpp_plugins.train.recipe import Recipe
 
 KEYS = ("data", "data_format", "data_family", "images", "split", "max_samples", "weight")
 """What an entry of `mix` may say; all but `weight` mean what they mean in the recipe."""
 
 
-class MixedData(TrainingData):
-    """Samples of several sets, evenly mixed; each set finds its own images.
-
-    `weights` say how many samples of each set come for one of the first set, which comes once as a whole.
-    """
-
-    def __init__(self, parts: Sequence[TrainingData], weights: Sequence[float]) -> None:
-        length = sum(round(len(parts[0]) * weight) for weight in weights)
-        self.parts = tuple(parts)
-        self.order = mixture_order([len(part) for part in parts], weights, length=length)
-        self._starts = np.array([0, *accumulate(len(part) for part in parts)])
-        self.samples = _Mixed(self)
-        self.tally = Tally()
-        for part in reversed(parts):
-            self.tally.counts += part.tally.counts
-            self.tally.examples |= part.tally.examples
-
-    def where(self, index: int) -> tuple[TrainingData, int]:
-        """Return the set that a sample comes from, and its number there."""
-        part, number = source_of(self.order[index], self._starts)
-        return self.parts[part], number
-
-    def image(self, index: int) -> Image.Image | None:
-        """Return the sample's image from its own set."""
-        part, number = self.where(index)
-        return part.image(number)
-
-    def fingerprint(self) -> str:
-        """Return a digest of the sets and of the order of their samples."""
-        digest = hashlib.sha256(self.order.tobytes())
-        for part in self.parts:
-            digest.update(part.fingerprint().encode())
-        return digest.hexdigest()
-
-
-class _Mixed(Sequence[Sample]):
-    def __init__(self, data: MixedData) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return len(self._data.order)
-
-    def __getitem__(self, index: Any) -> Any:
-        part, number = self._data.where(index)
-        return part.samples[number]
+def load_data(recipe: Recipe) -> TrainingData:
+    """Read the recipe's data; raises VPPError where more is faulty than `max_skipped` allows, and lists it."""
+    if recipe.data_format == "drawn-scenes":
+        if recipe.max_samples is None:
+            raise VPPError("scenes are drawn without end: say how many are one epoch, as max_samples = 12000.")
+        seed = int(recipe.trainer.get("seed", 0))
+        return draw_scenes(recipe.data, recipe.max_samples, split=recipe.split or "train", seed=seed)
+    data = open_data(
+        recipe.data,
+        recipe.data_format,
+        cache=recipe.output_dir,
+        images=recipe.images,
+        reading=Reading(split=recipe.split, family=recipe.data_family),
+        limit=recipe.max_samples,
+    )
+    if data.lost > recipe.max_skipped:
+        rows = [f"{count} x {issue} ({examples})" for issue, count, examples in data.tally.rows()]
+        raise VPPError(
+            f"{data.lost} faults in '{recipe.data}' are more than max_skipped = {recipe.max_skipped}: "
+            f"{'; '.join(rows)}. Fix the data (`vpp doctor` shows them), or raise max_skipped."
+        )
+    return data
 
 
 def load_mixture(recipe: Recipe) -> TrainingData:
