@@ -39,7 +39,7 @@ def test_answers_alone_are_labelled(family: str, tmp_path: Path) -> None:
     answers = [loaded.sample.turns[0].answer for loaded in collate.data]
     assert [text.startswith(answers[index]) for text, index in zip(told, (0, 2, 5), strict=True)] == [True] * 3
     assert batch[ABOUT].ids == ("s0", "s2", "s5")
-    assert batch[ABOUT].imaged == tuple(collate.data.samples[n] for n in (0, 5))
+    assert batch[ABOUT].imaged == tuple(collate.data[n].sample for n in (0, 5))
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
