@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.files import write_whole
@@ -213,7 +213,7 @@ def _check_types(part: Any, prefix: str) -> None:
     """Values come from JSON and from people: a wrong one must not wait to be misunderstood later."""
     for f in fields(part):
         value = getattr(part, f.name)
-        if _fits(value, f.type):
+        if fits(value, f.type):
             continue
         if get_origin(f.type) is Literal:
             options = get_args(f.type)
@@ -223,16 +223,25 @@ def _check_types(part: Any, prefix: str) -> None:
         raise VPPError(f"{prefix}{f.name} must be {wanted}, but is {value!r}.")
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Return whether a value that JSON, TOML or a person gave is of an annotated type.
+
+    Whole numbers are floats too, but true and false are no numbers, and no number is infinite. `tuple[T, ...]` and
+    `list[T]` take a list or a tuple.
+    """
     origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
     if origin is Literal:
         return value in args
-    if isinstance(kind, UnionType):
-        return any(_fits(value, option) for option in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and len(value) == len(args) and all(map(_fits, value, args))
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if origin in (Union, UnionType):
+        return any(fits(value, option) for option in args)
+    if origin is tuple and ... not in args:
+        return isinstance(value, tuple) and len(value) == len(args) and all(map(fits, value, args))
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple) and all(fits(one, args[0]) for one in value)
     if isinstance(value, bool):  # to Python, True is a whole number
         return kind is bool
-    return isinstance(value, origin or kind)
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(origin or kind, type) and isinstance(value, origin or kind)

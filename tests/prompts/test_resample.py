@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpp_plugins.prompts.resample import WHOLE, Window, resample, resample_each
+from vpp_plugins.prompts.resample import WHOLE, Window, outside_graphs, resample, resample_each
 
 
 def antialiased(square: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -117,3 +117,30 @@ def test_many_windows_at_once_equal_each_by_itself(size_hw: tuple[int, int]) -> 
 
     expected = torch.stack([resample(square, size_hw, window) for window in windows])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@outside_graphs
+def largest(tensor: Tensor, *, at_least: int = 0) -> int:
+    """Return the largest number."""
+    return max(at_least, *tensor.tolist())
+
+
+def test_it_is_the_function() -> None:
+    assert largest(torch.tensor([3, 5])) == 5
+    assert largest(torch.tensor([3, 5]), at_least=9) == 9
+    assert (largest.__name__, largest.__doc__) == ("largest", "Return the largest number.")
+
+
+def test_numbers_stay_right_between_graphs() -> None:
+    compiled = torch.compile(lambda tensor: (tensor + 1) * largest(tensor * 2), backend="eager")
+    for numbers in ([1, 2], [3, 4]):
+        tensor = torch.tensor(numbers)
+        assert torch.equal(compiled(tensor), (tensor + 1) * 2 * numbers[1])
+
+
+def test_no_public_name_imports_the_compiler() -> None:
+    script = (
+        "import sys, vpp_plugins; [getattr(vpp_plugins, name) for name in vpp_plugins.__all__]; "
+        "assert 'torch' in sys.modules; sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

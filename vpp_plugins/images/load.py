@@ -5,7 +5,7 @@ import io
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,17 @@ ImageSource = str | Path | bytes | Image.Image
 
 SMALLEST_SIDE = 8
 LARGEST_SIDE = 16_384
+
+_WRONG: dict[tuple[type[Exception], ...], str] = {
+    (FileNotFoundError, NotADirectoryError): "does not exist: give the path of an image.",
+    (PermissionError,): "may not be read: ask for permission, or give another image.",
+    (IsADirectoryError,): "is a folder: give the path of one image.",
+    (UnidentifiedImageError,): "is not an image that can be read (JPEG, PNG, WebP, ... expected).",
+    (Image.DecompressionBombError,): (
+        f"has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and about 179 million in all "
+        "are read; shrink it first."
+    ),
+}
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -39,52 +50,49 @@ def load_image(source: ImageSource) -> Image.Image:
             image = source if isinstance(source, Image.Image) else _open(source, name)
             _check_size(image, name)
             return _to_rgb(ImageOps.exif_transpose(image))
-    except (FileNotFoundError, NotADirectoryError):
-        raise VPPError(f"{name} does not exist: give the path of an image.") from None
-    except PermissionError:
-        raise VPPError(f"{name} may not be read: ask for permission, or give another image.") from None
-    except IsADirectoryError:
-        raise VPPError(f"{name} is a folder: give the path of one image.") from None
-    except UnidentifiedImageError:
-        raise VPPError(f"{name} is not an image that can be read (JPEG, PNG, WebP, ... expected).") from None
-    except Image.DecompressionBombError:
-        raise VPPError(
-            f"{name} has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and about 179 "
-            "million in all are read; shrink it first."
-        ) from None
     except VPPError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:  # Pillow's decoders raise each of these
-        raise VPPError(f"{name} is damaged or truncated ({error}): save or download it again.") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
+        raise VPPError(f"{name} {_what_is_wrong(error)}") from None
+
+
+def _what_is_wrong(error: Exception) -> str:
+    for kinds, sentence in _WRONG.items():
+        if isinstance(error, kinds):
+            return sentence
+    return f"is damaged or truncated ({error}): save or download it again."  # Pillow's decoders raise anything
 
 
 def load_images(sources: Sequence[ImageSource]) -> list[Image.Image]:
     """Return every image as `load_image` does; one that comes several times is read once, and is one object."""
-    read: dict[int | str, Image.Image] = {}
-    sources = list(sources)  # data sets' columns decode anew at every look, and what is gone leaves its id to another
-    names = [str(source) if isinstance(source, str | Path) else id(source) for source in sources]
-    for name, source in zip(names, sources, strict=True):
-        if name not in read:
-            read[name] = load_image(source)
-    return [read[name] for name in names]
+    return _each_once(load_image, sources)
 
 
 def flatten_images(images: Any) -> list[Image.Image]:
     """Return every image of an image, a list, or a list of lists, upright RGB, in reading order; None holds none.
 
     Beside what `load_image` takes, images may be 8-bit arrays [height, width, 3] or tensors [3, height, width]. An
-    object that comes several times is read once.
+    image that comes several times is read once, and is one object.
     """
-    read: dict[int, Image.Image] = {}
+    return [] if images is None else _each_once(_to_image, _leaves(images))
 
-    def flat(part: Any) -> list[Image.Image]:
-        if isinstance(part, list | tuple):
-            return [image for inner in part for image in flat(inner)]
-        if id(part) not in read:
-            read[id(part)] = _to_image(part)
-        return [read[id(part)]]
 
-    return [] if images is None else flat(images)
+def _each_once(read: Callable[[Any], Image.Image], sources: Iterable[Any]) -> list[Image.Image]:
+    images: dict[int | str, Image.Image] = {}
+    sources = list(sources)  # data sets' columns decode anew at every look, and what is gone leaves its id to another
+    names = [str(source) if isinstance(source, str | Path) else id(source) for source in sources]
+    for name, source in zip(names, sources, strict=True):
+        if name not in images:
+            images[name] = read(source)
+    return [images[name] for name in names]
+
+
+def _leaves(images: Any) -> Iterator[Any]:
+    if isinstance(images, list | tuple):
+        for part in images:
+            yield from _leaves(part)
+    else:
+        yield images
 
 
 def _to_image(image: Any) -> Image.Image:

@@ -2,11 +2,10 @@
 
 from vpp_plugins.prompts.attention import attend, attend_ragged
 from vpp_plugins.prompts.axes import draw_axes
-from vpp_plugins.prompts.compiling import outside_graphs
 from vpp_plugins.prompts.draw import draw_overlay, draw_prompt, draw_queries, draw_sensitivity
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
-from vpp_plugins.prompts.resample import Window
+from vpp_plugins.prompts.resample import Window, outside_graphs
 from vpp_plugins.prompts.vpp import TOKEN, VPP, Frame, Prompts
 
 __all__ = [

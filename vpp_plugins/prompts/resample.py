@@ -5,6 +5,8 @@ reaches beyond it). For the whole square it equals torch's `interpolate(mode="bi
 """
 
 import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ Window = tuple[float, float, float, float]
 """(left, top, right, bottom) of an encoder input, in units of the square that carries the axes: (0, 0, 1, 1) is all."""
 
 WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def resample(
@@ -71,3 +76,19 @@ def _weights(length: int, source: int, start: float, stop: float) -> Float[np.nd
 
 # Arrays, because a cached tensor would keep the inference mode or the default device of whoever asked first.
 _cached_weights = functools.lru_cache(maxsize=256)(_weights)
+
+
+def outside_graphs(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Decorate a function that reads numbers off tensors: torch.compile runs it in Python, between two graphs.
+
+    What `torch.compiler.disable` does, which takes a second to import the compiler where it stands.
+    """
+
+    @functools.wraps(function)
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        if torch.compiler.is_compiling():
+            disabled: Callable[Parameters, Result] = torch.compiler.disable(function)
+            return disabled(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run

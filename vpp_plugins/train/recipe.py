@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, Self, get_args
 
+from vpp_plugins.config import fits
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.groups import PARTS
 
@@ -150,7 +150,7 @@ class Recipe:
         for key, value in values.items():
             if key not in kinds:
                 raise VPPError(f"a recipe has no key '{key}'.{nearest(key, kinds)} `vpp train --help` lists them.")
-            if not _fits(value, kinds[key]):
+            if not fits(value, kinds[key]):
                 raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {value!r}.")
             (ours if key in own else trainer)[key] = value
         for key in ("model", "data", "output_dir"):
@@ -217,7 +217,7 @@ def _parsed(change: str) -> dict[str, Any]:
     kind = key_types().get(key)
     try:
         values = tomllib.loads(f"{key} = {text}")
-        if kind is not None and not _fits(values[key], kind) and _fits("", kind):  # output_dir=2026 is a name
+        if kind is not None and not fits(values[key], kind) and fits("", kind):  # output_dir=2026 is a name
             return tomllib.loads(as_text)
     except tomllib.TOMLDecodeError:
         return tomllib.loads(as_text)
@@ -289,22 +289,6 @@ def _schedule(part: str, value: Any) -> str:
     if not isinstance(value, str):
         raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")
     return check_schedule(value)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return True
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in args)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(value, bool):  # to Python, True is a whole number
-        return kind is bool or value in args
-    if origin in (tuple, list):
-        return isinstance(value, list | tuple) and all(_fits(one, args[0]) for one in value)
-    kind = origin or kind
-    return isinstance(kind, type) and isinstance(value, kind)
 
 
 def _said(kind: Any) -> str:
