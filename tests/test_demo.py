@@ -1,11 +1,11 @@
-import io
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
+from rich.text import Text
 
 from tests.tiny import attached, toy_config
 from vpp_plugins import Grounder, Grounding, VPPError
@@ -13,13 +13,15 @@ from vpp_plugins.boxes import BoxStatus
 from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.evaluate import demo, shuffled
 from vpp_plugins.evaluate.demo import (
+    Answer,
     DemoResult,
+    Question,
+    answer_line,
     assets_or_none,
     box_text,
     choose_questions,
+    demo_summary,
     run_demo,
-    show_table,
-    summary,
 )
 from vpp_plugins.evaluate.demo_page import write_page
 
@@ -94,37 +96,52 @@ def test_a_model_without_boxes_scores_0_and_every_answer_counts() -> None:
 
 def test_every_model_is_asked_the_same_and_then_the_shuffled_control() -> None:
     grounders = {"VPP": Stub(batch_size=3), "without VPP": Stub("no idea", batch_size=100)}
-    told: list[str] = []
+    tracked: list[tuple[str, int]] = []
 
-    run = run_demo(grounders, None, told.append)
+    def track(items: Sequence[Any], what: str) -> Sequence[Any]:
+        tracked.append((what, len(items)))
+        return items
+
+    run = run_demo(grounders, None, track)
 
     first, second = (grounder.asked for grounder in grounders.values())
     images = [question.scene.image.tobytes() for question in run.questions]
     expressions = [question.expression for question in run.questions]
     control = shuffled(expressions, [question.scene.key for question in run.questions])
     assert first == second == list(zip(images * 2, expressions + control, strict=True))
-    assert len(told) == 2
-    assert f"{len(expressions)} expressions in 5 images: VPP" in told[0]
+    batches = -(-len(expressions) // 3)
+    assert [count for _, count in tracked] == [demo.SCENES, batches, batches]
+    assert f"{len(expressions)} expressions in 5 images" in tracked[1][0]
 
 
-def test_the_table_has_a_row_per_image_and_the_accuracies_below() -> None:
-    run = result(VPP="truth", twin="no idea")
-    hostile = run.questions[0].expression + " [bold]x[/]"
-    run.questions[0] = replace(run.questions[0], expression=hostile)
-    page = io.StringIO()
+def test_a_line_per_image_comes_as_it_is_answered_and_the_accuracies_at_the_end() -> None:
+    grounders = {"VPP": Stub(), "twin": Stub("no idea")}
+    asked_by_then: list[int] = []
+    lines: list[str] = []
 
-    show_table(run, Console(file=page, width=220))
+    def show(question: Question, answers: Mapping[str, Answer]) -> None:
+        asked_by_then.append(len(grounders["VPP"].asked))
+        lines.append(Text.from_markup(answer_line(question, answers)).plain)
 
-    shown = page.getvalue()
-    rows = [line for line in shown.splitlines() if any(run.questions[i].scene.key in line for i in run.shown)]
-    assert len(rows) == 5
-    assert "[bold]x[/]" in rows[0]
-    for index, row in zip(run.shown, rows, strict=True):
-        assert box_text(run.answers["VPP"][index].grounding) in row
-        assert "1.00" in row  # ours
-        assert "0.00" in row  # the twin's
-    assert [line for line in summary(run) if line not in shown] == []
-    assert summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.questions)} expressions, shuffled-")
+    run = run_demo(grounders, None, show=show)
+
+    assert len(lines) == 5
+    assert asked_by_then == [4 * (index // 4 + 1) for index in run.shown[:-1]] + asked_by_then[-1:]
+    assert asked_by_then[-1] <= len(run.questions)
+    for index, line in zip(run.shown, lines, strict=True):
+        assert line.startswith(run.questions[index].scene.key)
+        assert run.questions[index].expression in line
+        assert box_text(run.answers["VPP"][index].grounding) in line
+        assert "VPP 1.00" in line
+        assert "twin 0.00" in line
+    assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.questions)} expressions, shuffled-")
+
+
+def test_what_people_wrote_is_no_markup() -> None:
+    run = result()
+    hostile = replace(run.questions[0], expression="[bold]x[/]")
+
+    assert "[bold]x[/]" in Text.from_markup(answer_line(hostile, {"VPP": run.answers["VPP"][0]})).plain
 
 
 def test_a_box_is_told_in_whole_pixels_and_its_absence_by_its_status() -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from tests.tiny import TOY_GLOBAL, TOY_LOCAL, attached, image, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import GlobalVPPConfig, VPPConfig, VPPError, VPPProcessor, attach_vpp, is_attached
 from vpp_plugins.attach.host import active_vpp
-from vpp_plugins.cli import hosts
+from vpp_plugins.cli.bake import bake as command
 from vpp_plugins.export import Baked, apply_axes, bake, drop_local_prompt, load_axes, score_baked
 from vpp_plugins.export.apply_axes import blend, fit
 from vpp_plugins.plugins.registry import describe
@@ -267,7 +267,7 @@ class TestCommand:
     @staticmethod
     def run(*arguments: object) -> Result:
         app = typer.Typer()
-        app.command()(hosts.bake)
+        app.command()(command)
         return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
     def test_bakes_the_pocket_model_without_its_local_prompt(self, tmp_path: Path) -> None:

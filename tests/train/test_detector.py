@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.tiny import tiny_config, tiny_llava
 from vpp_plugins import LocalVPPConfig, VPPConfig, VPPError, attach_vpp
-from vpp_plugins.cli.detector import train_detector as command
+from vpp_plugins.cli.train_detector import train_detector as command
 from vpp_plugins.data.sample import Describe, Locate, Sample
 from vpp_plugins.prompts.generators import DetectionHeads, build_detr, load_detr_weights
 from vpp_plugins.train.detector.boxed_images import gather

@@ -1,5 +1,6 @@
 """The command `vpp`. Every command is a thin call of a public function; what it needs is imported when it runs."""
 
+import os
 import sys
 from typing import Never
 
@@ -10,10 +11,7 @@ try:
 except ModuleNotFoundError:  # the core installs without it
     sys.exit("The command line needs typer: pip install 'vpp-plugins[demo]'.")
 
-from vpp_plugins.cli import grounding, hosts, training
-from vpp_plugins.cli.data import data, doctor
-from vpp_plugins.cli.detector import train_detector
-from vpp_plugins.cli.evaluate import evaluation
+from vpp_plugins.cli import bake, convert, data, demo, doctor, eval, ground, plugins, train, train_detector  # noqa: A004
 
 app = typer.Typer(
     help="Visual Position Prompts for multimodal LLMs: ground expressions, make and check data, train, measure.",
@@ -22,23 +20,24 @@ app = typer.Typer(
     add_completion=False,
 )
 for command in (
-    grounding.ground,
-    grounding.demo,
-    training.train,
-    train_detector,
-    hosts.plugins,
-    hosts.convert,
-    hosts.bake,
-    doctor,
+    ground.ground,
+    demo.demo,
+    train.train,
+    train_detector.train_detector,
+    plugins.plugins,
+    convert.convert,
+    bake.bake,
+    doctor.doctor,
 ):
     app.command()(command)
-data.command()(training.preview)
-app.add_typer(data, name="data")
-app.add_typer(evaluation, name="eval")
+app.add_typer(data.data, name="data")
+app.add_typer(eval.evaluation, name="eval")
 
 
 def main() -> None:
     """Run the command line; a mistake of the user's ends with one sentence and exit code 1."""
+    # OpenMP's threads spin while they wait, which on a busy machine takes the core from the thread they wait for.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     try:
         app(prog_name="vpp")
     except VPPError as error:

@@ -16,7 +16,7 @@ from vpp_plugins.evaluate.batches import plan
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
 from vpp_plugins.evaluate.compare import compare, load_evaluation
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled
-from vpp_plugins.evaluate.demo import assets_or_none, run_demo, show_table
+from vpp_plugins.evaluate.demo import answer_line, assets_or_none, demo_summary, run_demo
 from vpp_plugins.evaluate.demo_page import write_page
 from vpp_plugins.evaluate.metrics import Scores, score
 from vpp_plugins.evaluate.mistakes import Truth, ceiling, mistakes
@@ -34,10 +34,12 @@ __all__ = [
     "Row",
     "Scores",
     "Truth",
+    "answer_line",
     "assets_or_none",
     "ceiling",
     "check_rows",
     "compare",
+    "demo_summary",
     "full_image",
     "image_id",
     "interval_text",
@@ -56,7 +58,6 @@ __all__ = [
     "rows_of_scenes",
     "run_demo",
     "score",
-    "show_table",
     "shuffled",
     "write_comparison",
     "write_page",

@@ -1,4 +1,4 @@
-"""`vpp ground` and `vpp demo`: the models at work."""
+"""`vpp ground`: find what an expression names."""
 
 import json
 import os
@@ -45,30 +45,6 @@ def ground(
             }
         )
     )
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("out/demo"),
-    assets: Annotated[Path, typer.Option(help="Folder of the scene images; fetched if missing.")] = Path("assets"),
-) -> None:
-    """Ground 24 images with the pocket model and its twin without VPP; print a table and write a page."""
-    from rich.console import Console
-
-    from vpp_plugins.attach import active_vpp
-    from vpp_plugins.evaluate import assets_or_none, run_demo, show_table, write_page
-    from vpp_plugins.ground import Grounder
-    from vpp_plugins.pocket import load_detection_heads, load_pocket
-
-    out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once
-    console = Console()
-    found = assets_or_none(assets, lambda sentence: console.print(sentence, highlight=False, markup=False))
-    models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
-    grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
-    with console.status("Grounding") as status:
-        result = run_demo(grounders, found, status.update)
-    page = write_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
-    show_table(result, console)
-    console.print(f"The images: {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_writable(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""`vpp train` and `vpp data preview`."""
+"""`vpp train`: train as a recipe says."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,6 +8,7 @@ import typer
 Recipes = Annotated[
     list[Path], typer.Argument(help="TOML; each file changes what those before it say.", show_default=False)
 ]
+
 Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value; may be given again.", show_default=False)]
 
 
@@ -42,19 +43,3 @@ def train(
     resumed = [] if resume is None else [f"resume_from_checkpoint={resume}"]
     trained = run(Recipe.load(*recipes, changes=[*(changes or []), *resumed]))
     typer.echo(f"{trained.steps} steps; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")
-
-
-def preview(
-    recipes: Recipes,
-    changes: Changes = None,
-    index: Annotated[int, typer.Option(help="Which sample, counted from 0.", min=0)] = 0,
-) -> None:
-    """Show a training sample's exact tokens, what is learned between ⟦ and ⟧; loads the processor, but no weights.
-
-    Example: vpp data preview examples/recipes/llava-1.5-lora.toml --index 3
-    """
-    from rich.console import Console
-
-    from vpp_plugins.train import Recipe, preview_sample
-
-    Console().print(preview_sample(Recipe.load(*recipes, changes=changes or []), index))

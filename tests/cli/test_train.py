@@ -11,14 +11,15 @@ from typer.testing import CliRunner
 from tests.families import FAMILIES
 from tests.train.runs import samples, write_data
 from vpp_plugins import VPPError
-from vpp_plugins.cli import training
+from vpp_plugins.cli.data import preview
+from vpp_plugins.cli.train import train
 from vpp_plugins.train.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("toy")
 
 app = typer.Typer()
-app.command()(training.train)
-app.command()(training.preview)
+app.command()(train)
+app.command()(preview)
 
 
 @pytest.fixture

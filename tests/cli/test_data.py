@@ -1,0 +1,85 @@
+"""`vpp data`: scenes, convert, build-vpp-sft and formats."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cli.conftest import Run, is_one_sentence
+from tests.data.formats import layouts
+from tests.data.formats.layouts import lines, refer_folder
+from vpp_plugins.cli.data import data
+from vpp_plugins.data.formats import FORMATS
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_convert_says_what_it_wrote_and_what_it_met() -> None:
+    refer_folder(Path("refcoco"))
+    words = ["convert", "refcoco", "val.jsonl", "--from", "refer", "--to", "eval-jsonl", "--split", "testA"]
+    found = RUNNER.invoke(data, words)
+    assert found.exit_code == 0, found.output
+    assert "2 samples, 2 turns, 2 boxes in val.jsonl" in found.output
+    assert "1 x count differs from the published one: testA: 2 sentences, published 5,657" in found.output
+    assert [json.loads(line)["sent"] for line in Path("val.jsonl").read_text().splitlines()] == ["white cup", "cup"]
+
+
+def test_build_compares_the_counts_with_the_published_ones() -> None:
+    lines(Path("g.jsonl"), layouts.GENIXER)
+    found = RUNNER.invoke(data, ["build-vpp-sft", "out.json", "--genixer", "g.jsonl"])
+    assert found.exit_code == 0, found.output
+    assert "1 dialogues, published   130,000  differs by -129,999" in found.output
+    assert len(json.loads(Path("out.json").read_text())) == 1
+
+
+def test_formats_lists_all() -> None:
+    found = RUNNER.invoke(data, ["formats"])
+    assert [line.split()[0] for line in found.output.splitlines()] == list(FORMATS)
+
+
+class TestScenes:
+    def test_writes_identical_bytes_twice(self, vpp: Run) -> None:
+        for folder in ("one", "two"):
+            code, out, err = vpp("data", "scenes", "--out", folder, "--count", "3", "--size", "128", "--shapes")
+            assert (code, err) == (0, "")
+            assert f"3 scenes in {folder}" in out
+
+        one, two = (
+            {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+            for folder in ("one", "two")
+        )
+        assert one == two
+        assert len(one) == 3 + 2
+
+    def test_another_seed_and_another_split_write_others(self, vpp: Run) -> None:
+        options = ["--count", "1", "--size", "128", "--shapes"]
+        for number, more in enumerate((["--seed", "1"], ["--seed", "2"], ["--seed", "1", "--split", "test"])):
+            assert vpp("data", "scenes", "--out", str(number), *options, *more)[0] == 0
+
+        assert len({next(Path(str(number)).glob("images/*")).read_bytes() for number in range(3)}) == 3
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("--out", "photo.png"), "photo.png exists"),
+            (("--out", "full"), "full"),
+            (("--out", "photo.png/below"), "photo.png"),
+            (("--out", "new", "--size", "20"), "size must be at least 96"),
+        ],
+    )
+    def test_bad_input_ends_in_one_sentence(self, vpp: Run, photo: Path, words: Sequence[str], message: str) -> None:
+        Path("full").mkdir()
+        Path("full/other.txt").touch()
+
+        code, out, err = vpp("data", "scenes", "--shapes", *words)
+
+        assert (code, out) == (1, "")
+        assert is_one_sentence(err)
+        assert message in err

@@ -1,0 +1,75 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import vpp_plugins.evaluate.demo
+import vpp_plugins.ground
+from tests.cli.conftest import Run, is_one_sentence
+from tests.test_demo import Stub
+from vpp_plugins import VPPError
+from vpp_plugins.cli.demo import Progress
+
+
+class TestDemo:
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def no_network(folder: Path, *, progress: Any) -> None:
+            raise VPPError("There is no [network].")
+
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "PHOTOS", 2)
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "SCENES", 1)
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "fetch_assets", no_network)
+        monkeypatch.setattr(vpp_plugins.ground, "Grounder", lambda model, processor: Stub())
+
+    def test_prints_as_it_goes_and_writes_a_page(self, vpp: Run, pocket: list[bool]) -> None:
+        code, out, err = vpp("demo", "--out", "a[b]/page")
+
+        assert (code, err) == (0, "")
+        assert "There is no [network]. The demo goes on with these." in out.replace("\n", " ")
+        lines = out.splitlines()
+        assert len([line for line in lines if "IoU: VPP 1.00  without VPP 1.00" in line]) == 3
+        assert "Composing scenes" in lines
+        assert "VPP: Acc@0.5 = 1.000" in out
+        assert "without VPP: Acc@0.5 = 1.000" in out.replace("\n", " ")
+        assert out.endswith("The images: a[b]/page/index.html\n")
+        assert Path("a[b]/page/index.html").is_file()
+        assert pocket == [True, False]
+
+    def test_a_place_that_is_no_folder_is_refused_before_any_model_is_loaded(
+        self, vpp: Run, pocket: list[bool], photo: Path
+    ) -> None:
+        for out in ("photo.png", "photo.png/below"):
+            code, _, err = vpp("demo", "--out", out)
+            assert code == 1
+            assert is_one_sentence(err)
+            assert out in err
+        assert pocket == []
+
+
+class TestProgress:
+    def test_elsewhere_than_on_a_terminal_every_tenth_has_a_line_that_comes_at_once(self) -> None:
+        page = io.StringIO()
+
+        progress = Progress(Console(file=page))
+
+        seen = [(item, page.getvalue().splitlines()[-1]) for item in progress.track(range(25), "Counting [them]")]
+
+        assert [item for item, _ in seen] == list(range(25))
+        assert seen[0][1] == "Counting [them]"
+        assert seen[3][1] == "  3 of 25 done"
+        assert page.getvalue().splitlines()[-1] == "  25 of 25 done"
+        assert len(page.getvalue().splitlines()) == 1 + 10
+
+    def test_on_a_terminal_a_bar_counts_and_lines_stay_above_it(self) -> None:
+        page = io.StringIO()
+        progress = Progress(Console(file=page, force_terminal=True, width=120))
+
+        for item in progress.track(range(3), "Counting"):
+            progress.say(f"line {item}")
+
+        assert "of 3 done" not in page.getvalue()
+        assert "Counting" in page.getvalue()
+        assert [f"line {item}" in page.getvalue() for item in range(3)] == [True] * 3

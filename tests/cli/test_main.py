@@ -1,0 +1,88 @@
+"""What holds for every command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+
+def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
+    code, out, err = vpp("plugins")
+
+    assert (code, err) == (0, "")
+    assert "llava\tvpp_adapters.llava" in out.splitlines()
+    assert out.splitlines() == sorted(out.splitlines())
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("ground",), ("demo",), ("plugins",), ("convert",), ("data",), ("data", "scenes")]
+)
+def test_every_command_explains_itself(vpp: Run, command: Sequence[str]) -> None:
+    code, out, _ = vpp(*command, "--help")
+
+    assert code == 0
+    assert "Usage: vpp" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("grond",),
+        ("ground",),
+        ("ground", "--expr", "cup"),
+        ("data", "scenes", "--shapes"),
+        ("data", "scenes", "--out", "new", "--split", "tset"),
+        ("data", "scenes", "--out", "new", "--count", "0"),
+        ("data", "scenes", "--out", "new", "--count", "three"),
+    ],
+)
+def test_wrong_words_are_explained_with_exit_code_2(vpp: Run, words: Sequence[str]) -> None:
+    code, out, err = vpp(*words)
+
+    assert code == 2
+    assert "Usage: vpp" in out + err
+    assert "Traceback" not in out + err
+
+
+def test_in_a_process_of_its_own_there_is_no_traceback(tmp_path: Path) -> None:
+    words = ["-c", "from vpp_plugins.cli import main; main()", "ground", "--image", "missing.jpg", "--expr", "cup"]
+
+    finished = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    assert finished.returncode == 1
+    assert finished.stderr == "vpp: 'missing.jpg' does not exist: give the path of an image.\n"
+
+
+def test_without_typer_the_command_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; import vpp_plugins.cli"
+
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 1
+    assert finished.stderr == "The command line needs typer: pip install 'vpp-plugins[demo]'.\n"
+
+
+@pytest.mark.parametrize(("own", "found"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_that_wait_leave_the_core_to_others(own: dict[str, str], found: str) -> None:
+    """A demo beside busy processes used six times the time of a quiet one: torch's threads spun while they waited."""
+    code = """
+import sys
+from vpp_plugins.cli import main
+sys.argv = ["vpp", "plugins", "--help"]
+try:
+    main()
+except SystemExit:
+    import os
+    print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules)
+"""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | own
+
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+
+    assert finished.stdout.splitlines()[-1] == f"{found} False"

@@ -1,0 +1,42 @@
+"""`vpp convert`: bring other code's weights into transformers' layout."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DtypeName(enum.StrEnum):
+    """The dtypes of written weights."""
+
+    keep = "keep"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of the checkpoint, as its own code saved it.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
+    dtype: Annotated[DtypeName, typer.Option(help="Dtype to write; keep is the checkpoint's.")] = DtypeName.keep,
+) -> None:
+    """Bring a checkpoint that was trained with VPP in other code into transformers' layout, with the prompts beside it.
+
+    Known is VPP-LLaVA's own, of which nothing but the checkpoint is needed. It takes a gigabyte or two of memory; when
+    interrupted, simply run it again.
+
+    Example: vpp convert downloads/VPP-LLaVA-7b models/vpp-llava-7b
+    """
+    import torch
+
+    from vpp_plugins.plugins import converter
+
+    dtypes = {
+        DtypeName.keep: None,
+        DtypeName.bfloat16: torch.bfloat16,
+        DtypeName.float16: torch.float16,
+        DtypeName.float32: torch.float32,
+    }
+    converter(source)(source, target, dtypes[dtype])
+    typer.echo(f"written to {target}: load it with from_pretrained, and then attach_vpp(model, '{target}')")

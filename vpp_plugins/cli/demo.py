@@ -1,0 +1,58 @@
+"""`vpp demo`: the pocket model and its twin at work, and how far they are."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("out/demo"),
+    assets: Annotated[Path, typer.Option(help="Folder of the scene images; fetched if missing.")] = Path("assets"),
+) -> None:
+    """Ground 24 images with the pocket model and its twin without VPP; print the answers and write a page."""
+    out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once
+    from rich.console import Console
+
+    from vpp_plugins.attach import active_vpp
+    from vpp_plugins.evaluate import answer_line, assets_or_none, demo_summary, run_demo, write_page
+    from vpp_plugins.ground import Grounder
+    from vpp_plugins.pocket import load_detection_heads, load_pocket
+
+    progress = Progress(Console())
+    found = assets_or_none(assets, progress.say)
+    progress.say("Loading the pocket model, with and without VPP")
+    models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
+    grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
+    result = run_demo(grounders, found, progress.track, lambda *answer: progress.say(answer_line(*answer), markup=True))
+    page = write_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
+    for line in (*demo_summary(result), f"The images: {page}"):
+        progress.say(line)
+
+
+class Progress:
+    """Shows how far a command is as it goes: with a bar that counts on a terminal, with lines elsewhere."""
+
+    def __init__(self, console: "Console") -> None:
+        self.console = console
+
+    def say(self, sentence: str, *, markup: bool = False) -> None:
+        """Print a line at once."""
+        self.console.print(sentence, markup=markup, highlight=False, soft_wrap=True)
+
+    def track(self, items: Sequence[Any], what: str) -> Iterable[Any]:
+        """Pass the items on, and show how many are through."""
+        from rich.progress import track
+
+        if self.console.is_terminal:
+            yield from track(items, what, console=self.console, transient=True)
+            return
+        self.say(what)
+        for done, item in enumerate(items, start=1):
+            yield item
+            if done * 10 // len(items) > (done - 1) * 10 // len(items):  # at every tenth
+                self.say(f"  {done} of {len(items)} done")

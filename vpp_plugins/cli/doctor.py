@@ -1,0 +1,56 @@
+"""`vpp doctor`: say what is wrong with a data set."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpp_plugins.cli.data import Family, Images, Sizes
+
+
+def doctor(
+    file: Annotated[Path, typer.Argument(help="The data set.", show_default=False)],
+    format_name: Annotated[str, typer.Option("--format", help="See vpp data formats.", show_default=False)],
+    images: Images = None,
+    sizes: Sizes = None,
+    family: Family = "llava",
+    out: Annotated[Path | None, typer.Option(help="Also write a page with boxes drawn as they may be meant.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another set, with which no image may be shared.")] = None,
+    against_format: Annotated[str, typer.Option(help="Its format; the same unless named.")] = "",
+    against_images: Annotated[Path | None, typer.Option(help="Its images; then their bytes are compared.")] = None,
+    decode: Annotated[int, typer.Option(help="Decode up to so many images whole.", min=0)] = 5000,
+) -> None:
+    """Say what is wrong with a data set, and in which frame and unit its boxes most likely are.
+
+    Ends with exit code 1 where something was found. Example: vpp doctor train.json --format vpp-sft --images images
+    --out doctor.html
+    """
+    from vpp_plugins.data.doctor import examine
+
+    found = examine(
+        file,
+        format_name,
+        images=images,
+        sizes=sizes,
+        family=family,
+        against=against,
+        against_format=against_format,
+        against_images=against_images,
+        decode=decode,
+    )
+    typer.echo(f"{found.samples:,} samples, {found.boxes:,} boxes, {found.images:,} images")
+    for verdict in found.verdicts:
+        typer.echo(str(verdict))
+        for fit in verdict.shown():
+            typer.echo(f"    {fit.fits:6.1%} fit as {fit.candidate}")
+    for note in found.notes:
+        typer.echo(note)
+    for finding in found.findings:
+        typer.echo(f"- {finding}")
+    if out is not None:
+        from vpp_plugins.data.doctor import write_doctor_page
+
+        typer.echo(f"The page: {write_doctor_page(found, out)}")
+    if not found.healthy:
+        raise typer.Exit(1)
+    typer.echo("Nothing was found.")

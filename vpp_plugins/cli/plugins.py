@@ -1,0 +1,50 @@
+"""`vpp plugins`: the adapters here, and which models take VPP."""
+
+from typing import Annotated
+
+import typer
+
+
+def plugins(
+    models: Annotated[
+        bool, typer.Option("--models", help="List what VPP can on each of transformers' models.")
+    ] = False,
+) -> None:
+    """List the installed adapters and where each comes from; or, with --models, which of transformers' models take VPP.
+
+    Example: vpp plugins --models
+    """
+    if models:
+        _show_models()
+        return
+    from vpp_plugins.plugins import adapters, broken
+
+    for name, plugin in sorted(adapters().items()):
+        typer.echo(f"{name}\t{plugin.__name__}")
+    for name, reason in broken().items():
+        typer.echo(f"{name}\tleft out: {reason}")
+
+
+def _show_models() -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from transformers import __version__
+
+    from vpp_plugins.testing import model_coverage, recorded_version
+
+    rows = model_coverage()
+    table = Table(box=None, pad_edge=False)
+    for column in ("model type", "adapter", "pixels", "boxes", "local", "global", "note"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(
+            row.model_type, row.adapter, row.layout, row.box_format, row.local_prompt, row.global_prompt, row.note
+        )
+    console = Console()
+    console.print(table)
+    takes = sum(row.local_prompt == "exact" for row in rows)
+    console.print(
+        f"{takes} of the {len(rows)} model types of transformers {__version__} take VPP. Tested on tiny random models "
+        f"with transformers {recorded_version()}: exact is bit for bit. Other adapters show in attach_vpp only.",
+        highlight=False,
+    )
