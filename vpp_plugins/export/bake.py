@@ -117,14 +117,14 @@ def score_baked(
     axes, grounder = load_axes(folder), Grounder(model, processor)
     images = [image for image, _, _ in questions]
     metas = processor.image_metas(images)
-    asked = [grounder.codec.prompt(expression) for _, expression, _ in questions]
+    prompts = [grounder.codec.prompt(expression) for _, expression, _ in questions]
     attached, baked = [], []
     for start in range(0, len(questions), batch_size):
         batch = slice(start, start + batch_size)
-        attached += [text for text, _ in grounder.ask(images[batch], asked[batch])]
+        attached += [text for text, _ in grounder.ask(images[batch], prompts[batch])]
         with vpp_disabled(model):
             laid = [apply_axes(image, axes) for image in images[batch]]
-            baked += [text for text, _ in grounder.ask(laid, asked[batch])]
+            baked += [text for text, _ in grounder.ask(laid, prompts[batch])]
 
     def overlaps(answers: Sequence[str]) -> list[float]:
         read = [grounder.codec.decode(text, meta).boxes_xyxy_px for text, meta in zip(answers, metas, strict=True)]
@@ -143,7 +143,7 @@ def score_baked(
 
 @torch.no_grad()
 def _axes(prompt: GlobalVPP, images: Any, size_hw: tuple[int, int], *, square: bool) -> Axes:
-    """Return the prompt in raw colours: the gain and the offset of every pixel, asked of the overlay itself.
+    """Return the prompt in raw colours: the gain and the offset of every pixel, read off the overlay itself.
 
     It makes gain * x + offset of a pixel x = (r - mean) / std, and so of the raw colour r it makes
     gain * r + (1 - gain) * mean + std * offset.

@@ -43,7 +43,7 @@ class LocalVPP(nn.Module):
         if queries.shape != expected:
             raise VPPError(
                 f"the generator {type(self.generator).__name__} returned {tuple(queries.shape)}, but "
-                f"[images, num_queries, query_width] = {expected} is expected: mend it, or say what it makes."
+                f"[images, num_queries, query_width] = {expected} is expected: fix it, or say what it makes."
             )
         projected: Tensor = self.projector(queries)
         return projected

@@ -74,7 +74,7 @@ def _weights(length: int, source: int, start: float, stop: float) -> Float[np.nd
     return (weights * inside[:, None]).astype(np.float32)
 
 
-# Arrays, because a cached tensor would keep the inference mode or the default device of whoever asked first.
+# Arrays, because a cached tensor would keep the inference mode or the default device of the first call.
 _cached_weights = functools.lru_cache(maxsize=256)(_weights)
 
 

@@ -29,32 +29,26 @@ class MultiheadAttention(nn.Module):
 
     def forward(
         self,
-        query: Float[Tensor, "images queries width"],
-        key: Float[Tensor, "images keys width"],
-        value: Float[Tensor, "images keys width"],
-        mask: Bool[Tensor, "images keys"] | None = None,
-    ) -> Float[Tensor, "images queries width"]:
-        """Attend to the keys where `mask` is True; without a mask to all."""
-        heads = [
-            rearrange(tokens, "images tokens heads dim -> images heads tokens dim")
-            for tokens in self._project(query, key, value)
-        ]
-        attended = attend(*heads, mask=mask, dropout=self._dropout())
-        projected: Tensor = self.out_proj(rearrange(attended, "images heads tokens dim -> images tokens (heads dim)"))
-        return projected
+        query: Float[Tensor, "rows queries width"],
+        key: Float[Tensor, "keyrows keys width"],
+        value: Float[Tensor, "keyrows keys width"],
+        mask: Bool[Tensor, "keyrows keys"] | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Float[Tensor, "rows queries width"]:
+        """Attend to the keys of the same image where `mask` is True; without a mask to all of them.
 
-    def ragged(
-        self,
-        query: Float[Tensor, "1 queries width"],
-        key: Float[Tensor, "1 keys width"],
-        value: Float[Tensor, "1 keys width"],
-        query_lengths: Sequence[int],
-        key_lengths: Sequence[int],
-    ) -> Float[Tensor, "1 queries width"]:
-        """Attend within images of different lengths, packed one after the other; see `attend_ragged`."""
+        With `lengths`, one per image, the images' keys are packed one after the other into one row; the queries are
+        too, with the same lengths, or have a row for each image.
+        """
         queries, keys, values = self._project(query, key, value)
-        attended = attend_ragged(queries, keys, values, query_lengths, key_lengths, dropout=self._dropout())
-        projected: Tensor = self.out_proj(rearrange(attended, "one tokens heads dim -> one tokens (heads dim)"))
+        dropout = self.dropout if self.training else 0.0
+        if lengths is None:
+            heads = (part.transpose(1, 2) for part in (queries, keys, values))
+            attended = attend(*heads, mask=mask, dropout=dropout).transpose(1, 2)
+        else:
+            each = [query.shape[1]] * len(query) if len(query) == len(lengths) else lengths
+            attended = attend_ragged(queries.flatten(0, 1)[None], keys, values, each, lengths, dropout=dropout)
+        projected: Tensor = self.out_proj(attended.reshape(query.shape))
         return projected
 
     def _project(self, *query_key_value: Tensor) -> list[Tensor]:
@@ -63,9 +57,6 @@ class MultiheadAttention(nn.Module):
             rearrange(F.linear(*parts), "images tokens (heads dim) -> images tokens heads dim", heads=self.heads)
             for parts in zip(query_key_value, weights, biases, strict=True)
         ]
-
-    def _dropout(self) -> float:
-        return self.dropout if self.training else 0.0
 
 
 class EncoderLayer(nn.Module):
@@ -89,11 +80,7 @@ class EncoderLayer(nn.Module):
     ) -> Float[Tensor, "images tokens width"]:
         """With `lengths`, one per image, the images' tokens are packed one after the other into one row."""
         placed = tokens + position
-        if lengths is None:
-            attended = self.self_attn(placed, placed, tokens, mask)
-        else:
-            attended = self.self_attn.ragged(placed, placed, tokens, lengths, lengths)
-        tokens = self.norm1(tokens + self.dropout(attended))
+        tokens = self.norm1(tokens + self.dropout(self.self_attn(placed, placed, tokens, mask, lengths)))
         hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
         normalised: Tensor = self.norm2(tokens + self.dropout(self.linear2(hidden)))
         return normalised
@@ -129,11 +116,7 @@ class DecoderLayer(nn.Module):
         placed = queries + query_position
         queries = self.norm1(queries + self.dropout(self.self_attn(placed, placed, queries)))
         placed = queries + query_position
-        if lengths is None:
-            attended = self.multihead_attn(placed, placed_memory, memory, mask)
-        else:
-            packed, each = placed.flatten(0, 1)[None], [placed.shape[1]] * len(placed)
-            attended = self.multihead_attn.ragged(packed, placed_memory, memory, each, lengths).view_as(queries)
+        attended = self.multihead_attn(placed, placed_memory, memory, mask, lengths)
         queries = self.norm2(queries + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(queries), inplace=True))
         normalised: Tensor = self.norm3(queries + self.dropout(self.linear2(hidden)))

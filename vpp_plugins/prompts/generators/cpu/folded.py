@@ -3,7 +3,7 @@
 The results are those of the module it is made from, up to rounding: within 1e-5 of the largest number in float32. One
 thing differs: oneDNN's fused ReLU makes zero of a NaN.
 
-It costs memory: the folded weights once more, and four times over where Winograd's way is taken. For the 162 MB of a
+It costs memory: the folded weights once more, and four times over by Winograd's algorithm. For the 162 MB of a
 ResNet-101 that is 387 MB at 640 pixels in float32.
 """
 
@@ -18,7 +18,7 @@ from vpp_plugins.prompts.generators.cpu.winograd import tiles, transform_bias, t
 from vpp_plugins.prompts.generators.frozen_norm import FrozenBatchNorm2d
 
 WINOGRAD_CHANNELS = 128
-"""From how many channels on a 3x3 convolution is quicker in Winograd's way, if there are this many tiles:"""
+"""From how many channels on a 3x3 convolution is quicker by Winograd's algorithm, if there are this many tiles:"""
 WINOGRAD_TILES = 25
 
 Step = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ class FoldedResNet:
     def __init__(self, stem: list[Step], blocks: "list[tuple[list[Convolution], list[Step]]]") -> None:
         self.stem = stem
         self.blocks = blocks
-        """Of each block its convolutions, and what stands on the way around them."""
+        """Of each block its convolutions, and the steps of the shortcut around them."""
 
     def __call__(
         self, pixel_values: Float[Tensor, "images 3 height width"]
