@@ -9,7 +9,10 @@ from vpp_plugins import plugins
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.losses.base import AuxiliaryLoss
 from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
+from vpp_plugins.train.losses.copying import Copying
 from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
+from vpp_plugins.train.losses.looking import Looking
+from vpp_plugins.train.losses.pointing import Pointing
 from vpp_plugins.train.losses.words import WordAlignment
 
 __all__ = [
@@ -26,7 +29,9 @@ __all__ = [
 
 ANSWERS = "coordinates"
 """The name that is no loss beside the answer's own, but that loss itself with soft numbers."""
-BUILT_IN: Mapping[str, type[AuxiliaryLoss]] = {kind.name: kind for kind in (WordAlignment, AuxiliaryDetection)}
+BUILT_IN: Mapping[str, type[AuxiliaryLoss]] = {
+    kind.name: kind for kind in (WordAlignment, AuxiliaryDetection, Pointing, Looking, Copying)
+}
 
 
 def build_losses(weights: Mapping[str, float], model: nn.Module, processor: Any) -> list[AuxiliaryLoss]:

@@ -1,5 +1,6 @@
 """What a loss beside the answer's own is, and what it may read."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,10 @@ class AuxiliaryLoss(nn.Module):
         """Keep the output of each of the module's forwards that is learned from; what generates is not."""
         self._handles.append(module.register_forward_hook(partial(self._keep, name)))
 
+    def catch_inputs(self, name: str, module: nn.Module) -> None:
+        """Keep the arguments of each of the module's forwards that is learned from, by name."""
+        self._handles.append(module.register_forward_pre_hook(partial(self._keep_inputs, name), with_kwargs=True))
+
     def remove(self) -> None:
         """Take all hooks off; the model is as it was."""
         for handle in self._handles:
@@ -100,6 +105,10 @@ class AuxiliaryLoss(nn.Module):
 
     def _path(self, folder: str | Path) -> Path:
         return Path(folder) / (self.file or f"{self.name}_loss.safetensors")
+
+    def _keep_inputs(self, name: str, module: nn.Module, arguments: Any, named: Any) -> None:
+        if torch.is_grad_enabled():
+            self.caught[name] = inspect.signature(module.forward).bind(*arguments, **named).arguments
 
     def _keep(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
         if torch.is_grad_enabled():

@@ -35,6 +35,13 @@ def coordinate_ids(tokenizer: Any) -> Int64[Tensor, "101"]:
     return torch.tensor([vocabulary[number] for number in numbers])
 
 
+def bell(values: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 101"]:
+    """Return distributions over the 101 numbers, each a bell around a value from 0 to 1."""
+    steps = torch.arange(101, device=values.device)
+    weights = (-((100 * values[..., None] - steps) ** 2) / (2 * BLUR**2)).exp()
+    return weights / weights.sum(-1, keepdim=True)
+
+
 class SoftBoxLoss:
     """Cross-entropy on answers, a coordinate's target being a bell over its neighbours; Trainer's `compute_loss_func`.
 
@@ -42,9 +49,7 @@ class SoftBoxLoss:
     """
 
     def __init__(self, coordinates: Int64[Tensor, "101"]) -> None:
-        steps = torch.arange(len(coordinates))
-        bell = (-((steps[:, None] - steps[None]) ** 2) / (2 * BLUR**2)).exp()
-        self.coordinates, self.bell = coordinates, bell / bell.sum(-1, keepdim=True)
+        self.coordinates, self.bell = coordinates, bell(torch.linspace(0, 1, len(coordinates)))
 
     def __call__(
         self, outputs: Any, labels: Int64[Tensor, "batch length"], num_items_in_batch: Any = None

@@ -1,0 +1,63 @@
+"""Copying: what a coordinate's head hands on from a token spells that coordinate of the box that the token shows.
+
+Value and output matrix of head k of the last layer, applied to one token of the evidence alone, then the final norm
+and the numbers' rows of the output head: cross-entropy with a bell around coordinate k, less the bell's own entropy.
+Ours; the head's value-output circuit is that of Elhage et al., A Mathematical Framework for Transformer Circuits, 2021.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from vpp_plugins.train.collate import About
+from vpp_plugins.train.losses.coordinates import bell
+from vpp_plugins.train.losses.evidence import Evidence, centres, contains, described_boxes, in_frame
+from vpp_plugins.train.losses.heads import COORDINATES, HeadLoss
+
+
+class Copying(HeadLoss):
+    """The loss "copying"."""
+
+    name = "copying"
+
+    def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
+        """Return the mean over all evidence that shows a box and its four coordinates; zero where there is none."""
+        evidence, caught = self.evidence(about, inputs), self.caught.pop("attention")
+        hidden = caught["hidden_states"]
+        boxes = None if evidence is None else shown_boxes(evidence, about)
+        if evidence is None or boxes is None or not boxes.isfinite().all(-1).any():
+            return hidden.sum() * 0
+        shows = boxes.isfinite().all(-1)
+        logits = self.spelled(hidden[evidence.rows[:, None], evidence.columns][shows])
+        target = bell(boxes[shows].to(logits))
+        return (target * (target.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum(-1).mean()
+
+    def spelled(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens 4 numbers"]:
+        """Return what the output head reads when head k hands on one token alone."""
+        values = self.projected("v_proj", hidden)
+        alone = torch.zeros(len(values), COORDINATES, *values.shape[1:]).to(values)
+        for k in range(COORDINATES):
+            alone[:, k, k] = values[:, k]
+        attention, decoder = self._attention[0], self.host.get_decoder()
+        handed = attention.get_submodule("o_proj")(rearrange(alone, "n k heads dim -> n k (heads dim)").to(hidden))
+        table = self.host.get_output_embeddings().weight[self.coordinates]
+        spelled: Tensor = F.linear(decoder.norm(handed).float(), table.float())
+        return spelled
+
+
+def shown_boxes(evidence: Evidence, about: About) -> Float[Tensor, "images places 4"]:
+    """Return the box that each token shows, NaN where it shows none: a query its own, a cell the smallest around it."""
+    if evidence.are_queries:
+        empty = (evidence.boxes_xyxy[..., 2:] <= evidence.boxes_xyxy[..., :2]).any(-1, keepdim=True)
+        return evidence.boxes_xyxy.clamp(0, 1).masked_fill(empty, torch.nan)
+    shown = torch.full_like(evidence.boxes_xyxy, torch.nan)
+    for image, sample in enumerate(about.imaged):
+        boxes = in_frame(described_boxes(sample), sample, square=evidence.square).to(shown)
+        for box in sorted(boxes, key=lambda box: -float((box[2:] - box[:2]).prod())):
+            shown[image, contains(box, centres(evidence.boxes_xyxy[image]))] = box.clamp(0, 1)
+    return shown
