@@ -113,7 +113,9 @@ class Recipe:
     """Losses beside the answer's own, as "name:weight", or "name" for weight 1. words aligns the image's tokens with
     the words that describe its regions; detection teaches the local prompt's queries where the named objects are;
     coordinates, the answer's own loss, counts numbers near to a coordinate as nearly right, for tokenizers as
-    `hide_boxes`. Plugins bring more."""
+    `hide_boxes`. pointing binds an answer's hidden states to the tokens that show what it speaks of: the local prompt's
+    queries where the generator says where they look, else the image's own. looking and copying do so for the heads of
+    the last layer, for tokenizers as `hide_boxes`. Plugins bring more."""
 
     average_weights: float = 0.0
     """Decay of an average of the weights over the steps, such as 0.998, which the run ends with and evaluation asks;

@@ -58,7 +58,9 @@ def batch(processor: VPPProcessor) -> tuple[dict[str, Any], About]:
 def numbers(processor: VPPProcessor, labels: Tensor) -> list[int]:
     """Places of an answer's four numbers."""
     words = processor.tokenizer.convert_ids_to_tokens(labels.clamp(min=0).tolist())
-    return [place for place, (word, label) in enumerate(zip(words, labels, strict=True)) if label >= 0 and word[0].isdigit()]
+    return [
+        place for place, (word, label) in enumerate(zip(words, labels, strict=True)) if label >= 0 and word[0].isdigit()
+    ]
 
 
 @pytest.mark.parametrize("queries", [True, False])

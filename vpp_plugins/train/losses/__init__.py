@@ -1,6 +1,6 @@
 """Losses beside the answer's own, one file each: a recipe's `losses = ["words:0.3", "detection:0.1"]`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -29,7 +29,7 @@ __all__ = [
 
 ANSWERS = "coordinates"
 """The name that is no loss beside the answer's own, but that loss itself with soft numbers."""
-BUILT_IN: Mapping[str, type[AuxiliaryLoss]] = {
+BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {
     kind.name: kind for kind in (WordAlignment, AuxiliaryDetection, Pointing, Looking, Copying)
 }
 

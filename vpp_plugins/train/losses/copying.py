@@ -30,12 +30,14 @@ class Copying(HeadLoss):
         evidence, caught = self.evidence(about, inputs), self.caught.pop("attention")
         hidden = caught["hidden_states"]
         boxes = None if evidence is None else shown_boxes(evidence, about)
+        nothing: Tensor = hidden.sum() * 0
         if evidence is None or boxes is None or not boxes.isfinite().all(-1).any():
-            return hidden.sum() * 0
+            return nothing
         shows = boxes.isfinite().all(-1)
         logits = self.spelled(hidden[evidence.rows[:, None], evidence.columns][shows])
         target = bell(boxes[shows].to(logits))
-        return (target * (target.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum(-1).mean()
+        loss: Tensor = (target * (target.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum(-1).mean()
+        return loss
 
     def spelled(self, hidden: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens 4 numbers"]:
         """Return what the output head reads when head k hands on one token alone."""

@@ -98,7 +98,7 @@ class EvidenceLoss(AuxiliaryLoss):
         rows = torch.tensor([row for row, meta in enumerate(about.metas) if meta is not None], device=ids.device)
         if self.generator is not None:
             columns = _columns(ids[rows], active_vpp(self.host).token_id or -1, self.name)
-            boxes = self.generator.boxes(queries[: len(rows)].detach()).float()
+            boxes = self.generator.boxes(queries[: len(rows)].detach()).float()  # type: ignore[operator]
             return Evidence(rows, columns, boxes, square=True, are_queries=True)
         columns = _columns(ids[rows], self.image_id or -1, self.name)
         boxes = self._parts(columns.shape[1], len(rows), inputs).to(ids.device)

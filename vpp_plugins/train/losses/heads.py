@@ -23,9 +23,9 @@ class HeadLoss(EvidenceLoss):
     def __init__(self, model: nn.Module, processor: Any) -> None:
         super().__init__(model, processor)
         self.register_buffer("coordinates", coordinate_ids(processor.tokenizer), persistent=False)
-        attention = dict(decoder_layers(self.host, self.name)[-1].named_children()).get("self_attn")
+        attention = dict(decoder_layers(self.host, self.name)[-1].named_children()).get("self_attn", nn.Identity())
         text = self.host.config.get_text_config()
-        parts = {} if attention is None else dict(attention.named_children())
+        parts = dict(attention.named_children())
         several = "mrope_section" in (text.to_dict().get("rope_parameters") or {})
         if not parts.keys() >= PROJECTIONS or "q_norm" in parts or several or text.num_attention_heads < COORDINATES:
             raise VPPError(
@@ -41,4 +41,5 @@ class HeadLoss(EvidenceLoss):
         """Return queries, keys or values by head; where several heads share keys, for each of them."""
         heads = self.heads if name == "q_proj" else self.key_heads
         made = self._attention[0].get_submodule(name)(hidden).float().unflatten(-1, (heads, -1))
-        return made.repeat_interleave(self.heads // heads, dim=-2)
+        shared: Tensor = made.repeat_interleave(self.heads // heads, dim=-2)
+        return shared

@@ -28,18 +28,20 @@ class Looking(HeadLoss):
     def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
         """Return the mean over all numbers of answers with one box; zero where there is none."""
         evidence, caught = self.evidence(about, inputs), self.caught.pop("attention")
+        nothing: Tensor = caught["hidden_states"].sum() * 0
         if evidence is None:
-            return caught["hidden_states"].sum() * 0
+            return nothing
         spoken = self.spoken(about, inputs["labels"], evidence)
         spoken = spoken.only(spoken.coordinate >= 0)
         if not len(spoken.image):
-            return caught["hidden_states"].sum() * 0
+            return nothing
         looked = self.looked(caught, inputs["attention_mask"], evidence, spoken)
         own = F.one_hot(spoken.coordinate, self.heads).bool()
         others = ~own & (torch.arange(self.heads, device=own.device) < COORDINATES)
         on = looked.masked_fill(~spoken.fits[:, None], -torch.inf).logsumexp(-1)[own]
         elsewhere = 1 - looked.logsumexp(-1).exp().clamp(max=0.999)
-        return -on.mean() - AWAY * elsewhere[others].log().mean()
+        loss: Tensor = -on.mean() - AWAY * elsewhere[others].log().mean()
+        return loss
 
     def looked(
         self, caught: Mapping[str, Any], mask: Tensor, evidence: Evidence, spoken: Spoken
@@ -53,7 +55,8 @@ class Looking(HeadLoss):
         scores = torch.einsum("nhd,nthd->nht", query, keys[rows]) / query.shape[-1] ** 0.5
         scores = scores.masked_fill(~_seen(mask, rows, spoken.column)[:, None], -torch.inf).log_softmax(-1)
         places = evidence.columns[spoken.image][:, None].expand(-1, self.heads, -1)
-        return scores.gather(-1, places)
+        looked: Tensor = scores.gather(-1, places)
+        return looked
 
 
 def _rotated(x: Float[Tensor, "*batch heads dim"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch heads dim"]:

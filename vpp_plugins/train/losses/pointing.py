@@ -32,9 +32,10 @@ class Pointing(EvidenceLoss):
         layers = decoder_layers(self.host, self.name)
         self.chosen = [f"layer {index}" for index in range(max(len(layers) - 3, 0), max(len(layers) - 1, 1))]
         width = self.host.get_input_embeddings().weight.shape[1]
-        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in self.chosen)
-        for layer in self.maps:
+        maps = [nn.Linear(width, width, bias=False) for _ in self.chosen]
+        for layer in maps:
             nn.init.eye_(layer.weight)
+        self.maps = nn.ModuleList(maps)
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS))
         self.catch_inputs("inputs", layers[0])
         for name in self.chosen:
@@ -73,4 +74,5 @@ def decoder_layers(host: Any, loss: str) -> nn.ModuleList:
 
 def hidden_states(caught: Any) -> Float[Tensor, "batch length width"]:
     """Return a layer's hidden states, which some return, or are given, with other things."""
-    return caught[0] if isinstance(caught, tuple) else caught
+    states: Tensor = caught[0] if isinstance(caught, tuple) else caught
+    return states
