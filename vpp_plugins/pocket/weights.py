@@ -136,7 +136,7 @@ def _load(model: Any, weights: dict[str, Tensor], backbone: dict[str, Tensor]) -
         for prefix in BACKBONE_PREFIXES:
             if name.startswith(prefix) and name.removeprefix(prefix) in backbone:
                 weights[name] = backbone[name.removeprefix(prefix)]
-    check_tensors(weights, model.state_dict(), "the folder of the pocket model, with this version of the library,")
+    check_tensors(weights, model.state_dict(), "the pocket model's weight file")
     model.load_state_dict(weights)
 
 
