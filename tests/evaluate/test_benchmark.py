@@ -22,8 +22,9 @@ from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.evaluate import captions, models
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore
 from vpp_plugins.evaluate.captions import regions
-from vpp_plugins.evaluate.compare import compare, load_evaluation
+from vpp_plugins.evaluate.compare import compare
 from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.results import load_evaluation
 from vpp_plugins.evaluate.rows import Row, rows_of_samples, rows_of_scenes
 
 Say = Callable[[str, Image.Image], str]

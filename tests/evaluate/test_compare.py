@@ -8,8 +8,9 @@ from PIL import Image
 from tests.evaluate.conftest import Stub, make_rows, truthful
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import ImageMeta, codec
-from vpp_plugins.evaluate.compare import Evaluation, compare, load_evaluation
+from vpp_plugins.evaluate.compare import compare
 from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.results import Evaluation, load_evaluation
 from vpp_plugins.evaluate.run import evaluate
 
 Say = Callable[[str, Image.Image], str]

@@ -75,10 +75,10 @@ class TestLmmsEval:
         manifest = lmms_eval.manifest()
 
         assert manifest.model_id == "vpp_plugins"
-        assert manifest.simple_class_path == "vpp_plugins.evaluate.kits.lmms_eval.VPPModel"
+        assert manifest.simple_class_path == "vpp_plugins.evaluate.kits.lmms_eval.LmmsEvalModel"
 
     def test_it_answers_requests_in_order(self, lmms_eval: Any, stub: Stub) -> None:
-        model = lmms_eval.VPPModel("folder", batch_size="2")
+        model = lmms_eval.LmmsEvalModel("folder", batch_size="2")
         model.task_dict = {"task": {"test": [{"image": WIDE}, {"image": WIDE.rotate(90, expand=True)}]}}
         requests = [
             types.SimpleNamespace(
@@ -95,7 +95,7 @@ class TestLmmsEval:
         assert stub.generation["max_new_tokens"] == 50
 
     def test_what_it_cannot_do(self, lmms_eval: Any, stub: Stub) -> None:
-        model = lmms_eval.VPPModel("folder")
+        model = lmms_eval.LmmsEvalModel("folder")
         with pytest.raises(VPPError, match="ranks none"):
             model.loglikelihood([])
         with pytest.raises(VPPError, match="one question per image"):

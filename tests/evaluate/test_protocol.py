@@ -11,7 +11,7 @@ from vpp_plugins import VPPError
 from vpp_plugins.boxes import BOX_CODECS, BoxStatus, ImageMeta, codec
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
 from vpp_plugins.evaluate.readers import _INTERNVL as INTERNVL
-from vpp_plugins.evaluate.readers import Reading
+from vpp_plugins.evaluate.readers import ParsedBox
 
 FROZEN = {
     "default": "56bd311093cf8af9",
@@ -28,7 +28,7 @@ FROZEN = {
 UNPAD = reference("unpad")["rows"]
 
 
-def read_by(name: str, answer: str, size_hw: tuple[int, int] = (100, 200)) -> Reading:
+def read_by(name: str, answer: str, size_hw: tuple[int, int] = (100, 200)) -> ParsedBox:
     rules = protocol(name)
     return rules.read(answer, ImageMeta(size_hw), codec(rules.family or "llava"))
 
@@ -146,7 +146,7 @@ class TestCounting:
 
     def test_minigpt_counts_a_pixel_more(self) -> None:
         rules = protocol("minigpt-v2")
-        reading = Reading((0.0, 0.0, 0.0, 0.0), BoxStatus.OK)
+        reading = ParsedBox((0.0, 0.0, 0.0, 0.0), BoxStatus.OK)
 
         assert rules.iou(reading, (0, 0, 0, 0), ImageMeta((10, 10)), codec("minigpt-v2")) == 1
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from PIL import Image
 
 from tests.evaluate.conftest import Stub, make_rows, truthful
-from vpp_plugins.evaluate.compare import Evaluation, compare, load_evaluation
+from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.protocol import protocol
-from vpp_plugins.evaluate.report import write_comparison, write_report
+from vpp_plugins.evaluate.results import Evaluation, load_evaluation, write_report
 from vpp_plugins.evaluate.rows import Row
 from vpp_plugins.evaluate.run import evaluate
 

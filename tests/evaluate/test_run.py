@@ -128,7 +128,7 @@ def test_a_torn_line_is_asked_again(rows: list[Row], tmp_path: Path) -> None:
         file.write(b'{"batch": 1, "answers": [{"id": "pic')
 
     assert ledger.read() == {0: [answer]}
-    ledger.mend()
+    ledger.cut_torn_line()
     ledger.append(1, [answer])
     assert ledger.read() == {0: [answer], 1: [answer]}
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vpp_plugins import VPPError
-from vpp_plugins.evaluate.intervals import interval, paired, share_interval
+from vpp_plugins.evaluate.metrics import interval, paired, share_interval
 
 
 def test_interval_covers_the_mean_as_often_as_it_says() -> None:

@@ -119,7 +119,7 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
 
-    def mend(self) -> None:
+    def cut_torn_line(self) -> None:
         """Cut off the line that a killed process left unfinished at the end of this process's file."""
         if not self.file.exists():
             return

@@ -11,12 +11,10 @@ from vpp_plugins.data import Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
-from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions
-from vpp_plugins.evaluate.compare import load_evaluation
+from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions, write_caption_report
 from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import Protocol, protocol
-from vpp_plugins.evaluate.report import write_caption_report, write_report
-from vpp_plugins.evaluate.results import summarise
+from vpp_plugins.evaluate.results import load_evaluation, summarise, write_report
 from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
 from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run, write_run
 from vpp_plugins.files import write_whole

@@ -6,12 +6,16 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vpp_plugins.boxes import Box
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
+from vpp_plugins.evaluate.protocol import protocol
+from vpp_plugins.evaluate.results import SHOWN, facts, image_of, title
 from vpp_plugins.evaluate.rows import Row, image_id
+from vpp_plugins.report import write_page
 
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)?")
 
@@ -27,11 +31,11 @@ def regions(rows: Sequence[Row]) -> list[Row]:
 
 def summarise_captions(answers: Sequence[Answer], *, with_meteor: bool = False) -> dict[str, Any]:
     """Return the figures of a captioning evaluation; an unreadable image counts as an empty caption."""
-    told = {answer.id: answer.text for answer in answers}
-    right = {answer.id: answer.expression.split("\n") for answer in answers}
-    figures = {"regions": len(answers), "cider": cider(told, right)}
+    captions = {answer.id: answer.text for answer in answers}
+    references = {answer.id: answer.expression.split("\n") for answer in answers}
+    figures = {"regions": len(answers), "cider": cider(captions, references)}
     if with_meteor:
-        figures["meteor"] = meteor(told, right)
+        figures["meteor"] = meteor(captions, references)
     return {**figures, "unreadable": sum(bool(answer.error) for answer in answers)}
 
 
@@ -61,9 +65,7 @@ def cider(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) -
         raise VPPError(f"one caption per region is expected, but {len(answers)} came for {len(references)} regions.")
     from pycocoevalcap.cider.cider import Cider
 
-    told = {key: [words(answer)] for key, answer in answers.items()}
-    right = {key: [words(sentence) for sentence in sentences] for key, sentences in references.items()}
-    value, _ = Cider().compute_score(right, told)
+    value, _ = Cider().compute_score(*_counted(answers, references))
     return float(value)
 
 
@@ -72,11 +74,9 @@ def meteor(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) 
     check_scorers(with_meteor=True)
     from pycocoevalcap.meteor.meteor import Meteor
 
-    told = {key: [words(answer)] for key, answer in answers.items()}
-    right = {key: [words(sentence) for sentence in sentences] for key, sentences in references.items()}
     scorer = Meteor()
     try:
-        value, _ = scorer.compute_score(right, told)
+        value, _ = scorer.compute_score(*_counted(answers, references))
     except (OSError, ValueError) as error:
         scorer.lock.release()  # taken again when the scorer goes
         raise VPPError(
@@ -87,3 +87,37 @@ def meteor(answers: Mapping[str, str], references: Mapping[str, Sequence[str]]) 
         scorer.meteor_p.kill()
         scorer.meteor_p.communicate()  # pycocoevalcap would leave its pipes open
     return float(value)
+
+
+def _counted(
+    answers: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Return references and answers, in pycocoevalcap's order, as their words."""
+    right = {key: [words(sentence) for sentence in sentences] for key, sentences in references.items()}
+    return right, {key: [words(answer)] for key, answer in answers.items()}
+
+
+def write_caption_report(
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    answers: Sequence[Answer],
+    path: str | Path,
+    rows: Sequence[Row] | None = None,
+) -> Path:
+    """Write the page of a captioning evaluation: the score, and its first regions with what people and model say."""
+    images, rules = {row.id: row for row in rows or ()}, protocol(str(settings["protocol"]))
+    return write_page(
+        path,
+        "captions",
+        title=title(settings),
+        protocol=rules.name,
+        figures=figures,
+        regions=[_card(images, answer) for answer in answers[:SHOWN]],
+        facts=facts(settings, rules),
+    )
+
+
+def _card(images: Mapping[str, Row], answer: Answer) -> dict[str, Any]:
+    people = answer.expression.replace("\n", "; ")[:200]
+    lines = [answer.text[:200] or answer.error or "(nothing)"]
+    return {"image": image_of(images, answer), "caption": people, "lines": lines}

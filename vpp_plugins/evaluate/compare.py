@@ -1,39 +1,23 @@
 """Why two evaluations of the same rows differ: by chance, by protocol, by frame and unit, or by what they find."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 from vpp_plugins.boxes import BoxCodec, BoxStatus, Rounded
 from vpp_plugins.errors import VPPError
-from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
-from vpp_plugins.evaluate.intervals import Paired, paired
-from vpp_plugins.evaluate.protocol import Protocol, protocol, write_alike
-from vpp_plugins.evaluate.results import Judged, judge
-from vpp_plugins.evaluate.rows import image_id
-from vpp_plugins.evaluate.run import read_run
+from vpp_plugins.evaluate.answers import Answer
+from vpp_plugins.evaluate.metrics import Paired, paired
+from vpp_plugins.evaluate.protocol import Protocol, write_alike
+from vpp_plugins.evaluate.results import SHOWN, Evaluation, answer_card, facts, figures_tables, judge, summarise
+from vpp_plugins.evaluate.rows import Row, image_id
 from vpp_plugins.plugins import box_codec
+from vpp_plugins.report import write_page
 
 TELLING = 0.02
 """A part of a gap smaller than this, 0 to 1, is not mentioned."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation, read back from its folder."""
-
-    folder: Path
-    settings: Mapping[str, object]
-    protocol: Protocol
-    codec: BoxCodec
-    judged: list[Judged]
-
-    @property
-    def accuracy(self) -> float:
-        """Acc@0.5, 0 to 1."""
-        return fmean(one.correct for one in self.judged)
 
 
 @dataclass(frozen=True)
@@ -50,27 +34,6 @@ class Comparison:
     reasons: list[str]
 
 
-def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_format: str | None = None) -> Evaluation:
-    """Read the answers of a finished evaluation and judge them under its own protocol, or under another.
-
-    `box_format` reads them as another family's. Raises VPPError where the folder holds no finished evaluation, or where
-    the protocol's file is not what it was when the evaluation ran.
-    """
-    settings = read_run(folder)
-    chosen = protocol(protocol_name or str(settings["protocol"]))
-    if chosen.task != "box":
-        raise VPPError(f"'{folder}' holds region captions ('{chosen.name}'): only evaluations of boxes are compared.")
-    if protocol_name is None and chosen.sha256 != settings["protocol_sha256"]:
-        raise VPPError(
-            f"'{folder}' was evaluated under another version of the protocol '{chosen.name}': rescore it, with "
-            f"`vpp eval rescore {folder} --protocol {chosen.name}`."
-        )
-    family = box_format or chosen.family or str(settings["box_format"])
-    codec = box_codec(family)
-    judged = judge(read_answers(Path(folder) / ANSWERS), chosen, codec)
-    return Evaluation(Path(folder), settings, chosen, codec, judged)
-
-
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations of the same rows; raises VPPError where their rows are not the same."""
     if a.settings["rows_sha256"] != b.settings["rows_sha256"]:
@@ -82,6 +45,33 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     accuracy = paired([float(one.correct) for one in a.judged], [float(one.correct) for one in b.judged], images)
     mean_iou = paired([one.iou for one in a.judged], [one.iou for one in b.judged], images)
     return Comparison(a, b, accuracy, mean_iou, _by_kind(a, b), _reasons(a, b, accuracy))
+
+
+def write_comparison(comparison: Comparison, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
+    """Write the page of two evaluations side by side, with the sentences that explain their gap."""
+    a, b, gap = comparison.a, comparison.b, comparison.accuracy
+    pairs = [(one, other) for one, other in zip(a.judged, b.judged, strict=True) if one.correct != other.correct]
+    apart = sorted(pairs, key=lambda pair: -abs(pair[0].iou - pair[1].iou))[:SHOWN]
+    images = {row.id: row for row in rows or ()}
+    return write_page(
+        path,
+        "comparison",
+        title="Two evaluations",
+        names=[f"{side.title}, {side.protocol.name}" for side in (a, b)],
+        gap=f"{100 * gap.difference.mean:+.1f}",
+        interval=f"{100 * gap.difference.low:+.1f} to {100 * gap.difference.high:+.1f}",
+        only_a=gap.only_a,
+        only_b=gap.only_b,
+        p_value=f"{gap.p_value:.2g}",
+        reasons=comparison.reasons,
+        kinds=[
+            [kind, count, f"{100 * of_a:.1f}", f"{100 * of_b:.1f}"]
+            for kind, (count, of_a, of_b) in comparison.by_kind.items()
+        ],
+        apart=[answer_card(images, *pair) for pair in apart],
+        facts=[facts(side.settings, side.protocol) for side in (a, b)],
+        **figures_tables({name: summarise(side.judged, side.protocol) for name, side in (("A", a), ("B", b))}),
+    )
 
 
 def other_readings(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> dict[str, float]:
@@ -156,7 +146,7 @@ def _misread(name: str, side: Evaluation) -> list[str]:
 
 
 def _statuses(name: str, side: Evaluation) -> list[str]:
-    counts = Counter(one.reading.status for one in side.judged)
+    counts = Counter(one.parsed.status for one in side.judged)
     said = {
         BoxStatus.UNPARSABLE: "hold no box that the protocol reads",
         BoxStatus.NONE: "say that there is nothing",

@@ -22,15 +22,6 @@ Show = Callable[["Question", Mapping[str, "Answer"]], None]
 
 
 @dataclass(frozen=True)
-class Question:
-    """One expression of one image, with its true box (xyxy pixels)."""
-
-    scene: Scene
-    expression: str
-    truth: Box
-
-
-@dataclass(frozen=True)
 class Answer:
     """What one model said to a question; `seconds` is its share of its batch's wall time."""
 

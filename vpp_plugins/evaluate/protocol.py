@@ -10,8 +10,8 @@ from typing import Literal
 
 from vpp_plugins.boxes import Box, BoxCodec, ImageMeta
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.evaluate.overlaps import OVERLAPS
-from vpp_plugins.evaluate.readers import READERS, Reading
+from vpp_plugins.evaluate.metrics import OVERLAPS
+from vpp_plugins.evaluate.readers import READERS, ParsedBox
 from vpp_plugins.evaluate.rows import Row, Task
 from vpp_plugins.plugins import box_codec
 
@@ -31,7 +31,7 @@ class Protocol:
     reader: str = "codec"
     """Which of `readers.READERS` turns an answer into a box."""
     overlap: str = "exact"
-    """Which of `overlaps.OVERLAPS` compares two boxes."""
+    """Which of `metrics.OVERLAPS` compares two boxes."""
     correct: Literal["iou >= threshold", "iou > threshold"] = "iou >= threshold"
     truth: Literal["pixels", "as written"] = "pixels"
     """The true box as it stands in the data, or rounded as the family would write it."""
@@ -66,18 +66,18 @@ class Protocol:
             return self.question.format(box=codec.encode([row.box], meta or ImageMeta(row.size_hw)))
         return self.question.format(expr=row.expression) if self.question else codec.prompt(row.expression)
 
-    def read(self, answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+    def read(self, answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
         """Return the one box that an answer gives under this protocol, in pixels of the original image."""
         return READERS[self.reader](answer, meta, codec)
 
-    def iou(self, reading: Reading, truth: Box, meta: ImageMeta, codec: BoxCodec) -> float:
+    def iou(self, parsed: ParsedBox, truth: Box, meta: ImageMeta, codec: BoxCodec) -> float:
         """Return the overlap of what was read with the true box, 0 to 1; an answer without a box gives 0."""
-        if reading.box is None:
+        if parsed.box is None:
             return 0.0
         if self.truth == "as written":
             written = self.read(codec.encode([truth], meta), meta, codec).box
             truth = truth if written is None else written
-        return OVERLAPS[self.overlap](reading.box, truth)
+        return OVERLAPS[self.overlap](parsed.box, truth)
 
     def is_correct(self, iou: float, threshold: float = 0.5) -> bool:
         """Return whether an overlap counts as found."""

@@ -23,25 +23,25 @@ _LONGEST = 10_000
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedBox:
     """What an answer gave: a box, which may reach beyond the image where the script does not clip, or none."""
 
     box: Box | None
     status: BoxStatus
 
 
-Reader = Callable[[str, ImageMeta, BoxCodec], Reading]
+Reader = Callable[[str, ImageMeta, BoxCodec], ParsedBox]
 
-UNPARSABLE = Reading(None, BoxStatus.UNPARSABLE)
+UNPARSABLE = ParsedBox(None, BoxStatus.UNPARSABLE)
 
 
-def by_codec(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def by_codec(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read the first box as the family's codec does: clipped to the image, corners in order."""
     decoded = codec.decode(answer, meta)
-    return Reading(decoded.boxes_xyxy_px[0] if decoded.boxes_xyxy_px else None, decoded.statuses[0])
+    return ParsedBox(decoded.boxes_xyxy_px[0] if decoded.boxes_xyxy_px else None, decoded.statuses[0])
 
 
-def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read four numbers separated by comma and blank, undo the padding in single precision, clip below 0 only."""
     try:
         numbers = [float(word) for word in answer.strip("[]").split(", ")]
@@ -60,7 +60,7 @@ def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
     return _judged(box.tolist(), meta)
 
 
-def like_shikra(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def like_shikra(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read the answer's only bracketed box, 0 to 1 on the padded square."""
     found = _SHIKRA.findall(answer)
     if len(found) != 1 or ";" in found[0]:
@@ -70,7 +70,7 @@ def like_shikra(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
     return _judged((x1 * width + left, y1 * height + top, x2 * width + left, y2 * height + top), meta)
 
 
-def like_minigpt(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def like_minigpt(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read four integers, 0 to 100.
 
     The script asks again where the braces are missing, but greedily, and in the end takes any four integers.
@@ -79,7 +79,7 @@ def like_minigpt(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
     return _scaled(numbers, 100, meta)
 
 
-def like_qwen(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def like_qwen(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read the first pair of points, 0 to 999."""
     found = _QWEN.search(answer[:_LONGEST])
     if found is None:
@@ -88,7 +88,7 @@ def like_qwen(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
     return _scaled(points[0] + points[1], 999, meta) if all(len(point) == 2 for point in points) else UNPARSABLE
 
 
-def like_internvl(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def like_internvl(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read the first four bracketed numbers: 0 to 1000, or 0 to 1 where they sum to less than 4."""
     found = _INTERNVL.search(answer[:_LONGEST])
     if found is None:
@@ -100,7 +100,7 @@ def like_internvl(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
     return _scaled(found.groups(), 1 if small else 1000, meta)
 
 
-def like_lmms_eval(answer: str, meta: ImageMeta, codec: BoxCodec) -> Reading:
+def like_lmms_eval(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read the first four bracketed numbers, 0 to 1 on the original image whatever frame the model writes in."""
     found = _LMMS.search(answer)
     return UNPARSABLE if found is None else _scaled(found.groups(), 1, meta)
@@ -117,7 +117,7 @@ READERS: Mapping[str, Reader] = {
 }
 
 
-def _scaled(numbers: Sequence[str], full: int, meta: ImageMeta) -> Reading:
+def _scaled(numbers: Sequence[str], full: int, meta: ImageMeta) -> ParsedBox:
     if len(numbers) != 4:
         return UNPARSABLE
     try:
@@ -128,13 +128,13 @@ def _scaled(numbers: Sequence[str], full: int, meta: ImageMeta) -> Reading:
     return _judged((x1 * width, y1 * height, x2 * width, y2 * height), meta)
 
 
-def _judged(box: Sequence[float], meta: ImageMeta) -> Reading:
+def _judged(box: Sequence[float], meta: ImageMeta) -> ParsedBox:
     """Say of a box, which stays as it is, whether it leaves the image or has its corners in the wrong order."""
     x1, y1, x2, y2 = box
     if not all(map(math.isfinite, box)):
         return UNPARSABLE
     height, width = meta.size_hw
     if x2 < x1 or y2 < y1:
-        return Reading((x1, y1, x2, y2), BoxStatus.INVERTED)
+        return ParsedBox((x1, y1, x2, y2), BoxStatus.INVERTED)
     outside = min(x1, y1) < 0 or x2 > width or y2 > height
-    return Reading((x1, y1, x2, y2), BoxStatus.CLIPPED if outside else BoxStatus.OK)
+    return ParsedBox((x1, y1, x2, y2), BoxStatus.CLIPPED if outside else BoxStatus.OK)

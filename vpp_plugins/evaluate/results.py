@@ -1,22 +1,41 @@
-"""From raw answers to a result: every answer judged under a protocol, and the figures that are reported."""
+"""From raw answers to a result: every answer judged under a protocol, the figures that are reported, and their page."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vpp_plugins.boxes import BoxCodec, BoxStatus
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus
 from vpp_plugins.errors import VPPError
-from vpp_plugins.evaluate.answers import Answer
-from vpp_plugins.evaluate.intervals import interval, share_interval
-from vpp_plugins.evaluate.protocol import Protocol
-from vpp_plugins.evaluate.readers import Reading
-from vpp_plugins.evaluate.rows import image_id
+from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
+from vpp_plugins.evaluate.metrics import interval, share_interval
+from vpp_plugins.evaluate.protocol import Protocol, protocol
+from vpp_plugins.evaluate.readers import UNPARSABLE, ParsedBox
+from vpp_plugins.evaluate.rows import Row, image_id
+from vpp_plugins.evaluate.run import read_run
+from vpp_plugins.images import load_image
+from vpp_plugins.plugins import box_codec
+from vpp_plugins.report import COLOURS, TRUTH, curve, image_url, write_page
 
 THRESHOLDS = (0.5, 0.75, 0.9)
 CURVE = tuple(step / 20 for step in range(1, 20))
 """Thresholds of the curve; not 0, which every answer reaches, also one without a box."""
+FIGURES = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean_iou": "mean IoU"}
+"""What readers call each figure that has an interval."""
+MEANINGS = {
+    "ok": "a box inside the image",
+    "clipped": "a box that reaches beyond the image",
+    "inverted": "a box with its corners in the wrong order",
+    "unparsable": "no box that the protocol reads",
+    "none": "the answer says that there is nothing",
+    "unreadable": "the image could not be read, so nothing was asked",
+}
+"""What each status of an answer says, for a reader of the page."""
+SHOWN = 12
+"""Images on a page."""
+_GROUPS = 40
 
 
 @dataclass(frozen=True)
@@ -24,21 +43,60 @@ class Judged:
     """One answer, what a protocol read in it, and how far that overlaps what is true."""
 
     answer: Answer
-    reading: Reading
+    parsed: ParsedBox
     iou: float
     correct: bool
     """At the threshold 0.5."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation, read back from its folder."""
+
+    folder: Path
+    settings: Mapping[str, object]
+    protocol: Protocol
+    codec: BoxCodec
+    judged: list[Judged]
+
+    @property
+    def accuracy(self) -> float:
+        """Acc@0.5, 0 to 1."""
+        return fmean(one.correct for one in self.judged)
+
+    @property
+    def title(self) -> str:
+        """Model and data."""
+        return title(self.settings)
+
+
+def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_format: str | None = None) -> Evaluation:
+    """Read the answers of a finished evaluation and judge them under its own protocol, or under another.
+
+    `box_format` reads them as another family's. Raises VPPError where the folder holds no finished evaluation, or where
+    the protocol's file is not what it was when the evaluation ran.
+    """
+    settings = read_run(folder)
+    chosen = protocol(protocol_name or str(settings["protocol"]))
+    if chosen.task != "box":
+        raise VPPError(f"'{folder}' holds region captions ('{chosen.name}'): only evaluations of boxes are compared.")
+    if protocol_name is None and chosen.sha256 != settings["protocol_sha256"]:
+        raise VPPError(
+            f"'{folder}' was evaluated under another version of the protocol '{chosen.name}': rescore it, with "
+            f"`vpp eval rescore {folder} --protocol {chosen.name}`."
+        )
+    codec = box_codec(box_format or chosen.family or str(settings["box_format"]))
+    judged = judge(read_answers(Path(folder) / ANSWERS), chosen, codec)
+    return Evaluation(Path(folder), settings, chosen, codec, judged)
 
 
 def judge(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> list[Judged]:
     """Read every answer under a protocol; answers of unreadable images hold no box."""
     judged = []
     for answer in answers:
-        reading = (
-            Reading(None, BoxStatus.UNPARSABLE) if answer.error else protocol.read(answer.text, answer.meta, codec)
-        )
-        iou = protocol.iou(reading, answer.box, answer.meta, codec)
-        judged.append(Judged(answer, reading, iou, protocol.is_correct(iou)))
+        parsed = UNPARSABLE if answer.error else protocol.read(answer.text, answer.meta, codec)
+        iou = protocol.iou(parsed, answer.box, answer.meta, codec)
+        judged.append(Judged(answer, parsed, iou, protocol.is_correct(iou)))
     return judged
 
 
@@ -56,7 +114,7 @@ def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
         f"acc_{round(100 * threshold)}": asdict(share_interval(_hits(judged, protocol, threshold), images))
         for threshold in THRESHOLDS
     }
-    statuses = Counter("unreadable" if one.answer.error else str(one.reading.status) for one in judged)
+    statuses = Counter("unreadable" if one.answer.error else str(one.parsed.status) for one in judged)
     return {
         "rows": len(judged),
         "images": len(set(images)),
@@ -84,3 +142,100 @@ def _by(judged: Sequence[Judged], key: Callable[[Judged], str]) -> dict[str, dic
         for name in sorted({key(one) for one in judged} - {""})
         if (group := [one for one in judged if key(one) == name])
     }
+
+
+def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
+    """Write the page of one evaluation: figures, curve, worst answers as images, protocol, versions and hashes.
+
+    `rows` bring the images where the answers do not name their files.
+    """
+    figures = summarise(evaluation.judged, evaluation.protocol)
+    worst = sorted(evaluation.judged, key=lambda one: (one.iou, one.answer.id))[:SHOWN]
+    images = {row.id: row for row in rows or ()}
+    return write_page(
+        path,
+        "evaluation",
+        title=evaluation.title,
+        protocol=evaluation.protocol.name,
+        figures=figures,
+        groups=[_group("By kind of expression", figures["by_kind"]), _group("By category", figures["by_category"])],
+        worst=[answer_card(images, one) for one in worst],
+        facts=facts(evaluation.settings, evaluation.protocol),
+        **figures_tables({"": figures}),
+    )
+
+
+def figures_tables(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return accuracies, statuses and curve of one or more evaluations by name, as the pages show them."""
+    sides = list(figures.values())
+    ticks = [share / 5 for share in range(6)]
+    return {
+        "accuracies": [
+            [label, *((f"{100 * side[key]['mean']:.1f}", interval_text(side[key])) for side in sides)]
+            for key, label in FIGURES.items()
+        ],
+        "statuses": [[name, *(side["statuses"][name] for side in sides), what] for name, what in MEANINGS.items()],
+        "curve": curve(
+            {name: [(iou, 100 * share) for iou, share in side["curve"]] for name, side in figures.items()},
+            x="IoU asked for",
+            y="Accuracy, %",
+            x_ticks=ticks,
+            y_ticks=[100 * tick for tick in ticks],
+        ),
+    }
+
+
+def interval_text(figure: Mapping[str, Any]) -> str:
+    """Return a figure's interval in percent, and how it was found where that is not the bootstrap."""
+    named = "" if figure["method"] == "bootstrap" else f" ({figure['method']})"
+    return f"{100 * figure['low']:.1f} to {100 * figure['high']:.1f}{named}"
+
+
+def _group(title: str, groups: Mapping[str, Mapping[str, float]]) -> tuple[str, list[list[Any]], int]:
+    """Return the largest groups of rows with their figures, and how many are left out."""
+    largest = sorted(groups.items(), key=lambda item: (-item[1]["rows"], item[0]))[:_GROUPS]
+    shown = [
+        [name, group["rows"], f"{100 * group['acc_50']:.1f}", f"{100 * group['mean_iou']:.1f}"]
+        for name, group in largest
+    ]
+    return title, shown, len(groups) - len(shown)
+
+
+def answer_card(images: Mapping[str, Row], *answers: Judged) -> dict[str, Any]:
+    """Return one or two evaluations' answers to the same row on its image; `images` are rows by id."""
+    answer = answers[0].answer
+    found = [(one.parsed.box, colour) for one, colour in zip(answers, COLOURS, strict=False)]
+    return {
+        "image": image_of(images, answer, [(box, colour) for box, colour in found if box is not None]),
+        "caption": answer.expression,
+        "lines": [f"{one.answer.text[:200] or one.answer.error} (IoU {one.iou:.2f})" for one in answers],
+    }
+
+
+def image_of(images: Mapping[str, Row], answer: Answer, boxes: Sequence[tuple[Box, str]] = ()) -> str | None:
+    """Return an answer's image with its true box, and boxes with their colours, on it; None where it is not at hand."""
+    row = images.get(answer.id)
+    try:
+        image = row.load_image() if row is not None else load_image(Path(answer.image))
+    except VPPError:
+        return None
+    drawn, colours = zip((answer.box, TRUTH), *boxes, strict=True)
+    return image_url(image, drawn, colours)
+
+
+def title(settings: Mapping[str, Any]) -> str:
+    """Name an evaluation by its model and data."""
+    return f"{settings.get('model', 'A model')} on {settings.get('data', 'its data')}"
+
+
+def facts(settings: Mapping[str, Any], rules: Protocol) -> list[tuple[str, str]]:
+    """Return what an evaluation says of itself, for its page; what is empty is left out."""
+    return [
+        (key.replace("_", " "), _fact(value))
+        for key, value in {**settings, "rules": rules.source}.items()
+        if value not in (None, {})
+    ]
+
+
+def _fact(value: Any) -> str:
+    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, Mapping) else str(value)

@@ -6,24 +6,25 @@ very same ones and ends with the same answers.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
-from vpp_plugins.evaluate.batches import plan
-from vpp_plugins.evaluate.lock import only_one
 from vpp_plugins.evaluate.protocol import Protocol
-from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint
+from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint, plan
 from vpp_plugins.files import write_whole
 
 RUN = "run.json"
+LOCK = ".lock"
 
 
 @runtime_checkable
@@ -71,6 +72,38 @@ def evaluate(
     return read_answers(folder / ANSWERS)
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold the folder, made if need be, for this evaluation; whatever ends the process lets it go.
+
+    One process of a launch holds it for all. The lock is the operating system's, on a hidden file: it also keeps off
+    other machines where the file system says so to all of them, as NFS does unless mounted with `nolock`. Where there
+    are no locks at all, a warning says that nothing is kept off.
+
+    Raises VPPError where another evaluation holds the folder, and where it cannot be written.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise VPPError(f"the folder '{folder}' cannot be written ({error}): give another one.") from None
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise VPPError(f"another evaluation is writing '{folder}': wait for its end, or give another folder.") from None
+    except OSError as error:
+        warnings.warn(
+            f"the folder '{folder}' has no locks ({error}): start no second evaluation in this folder before this one "
+            "ends.",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _ask_all(
     asker: Asker, rows: Sequence[Row], protocol: Protocol, batches: Sequence[Sequence[int]], folder: Path, state: Any
 ) -> None:
@@ -80,7 +113,7 @@ def _ask_all(
         if state.is_main_process:
             ledger.clear()  # what a process left that was killed just before it did so
         return
-    ledger.mend()
+    ledger.cut_torn_line()
     state.wait_for_everyone()
     done = ledger.read()
     _check_done(done, batches, rows, folder)
@@ -100,9 +133,9 @@ def _ask_all(
 def _check_done(
     done: Mapping[int, Sequence[Answer]], batches: Sequence[Sequence[int]], rows: Sequence[Row], folder: Path
 ) -> None:
-    asked = {number: [rows[row].id for row in batch] for number, batch in enumerate(batches)}
+    planned = {number: [rows[row].id for row in batch] for number, batch in enumerate(batches)}
     for number, answers in done.items():
-        if [answer.id for answer in answers] != asked.get(number):
+        if [answer.id for answer in answers] != planned.get(number):
             raise VPPError(
                 f"batch {number} in '{folder}/batches-*.jsonl' does not hold the answers to its rows: delete the line "
                 f'with "batch": {number} and run the same command again; it asks that batch anew, and all others stay '
@@ -137,19 +170,19 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
     images = _images(rows)
-    readable = [number for number, image in enumerate(images) if not isinstance(image, str)]
+    readable = [(row, image) for row, image in zip(rows, images, strict=True) if not isinstance(image, str)]
     generation = {"max_new_tokens": protocol.max_new_tokens, "num_beams": protocol.num_beams}
     if protocol.min_new_tokens:
         generation["min_new_tokens"] = protocol.min_new_tokens
-    seen = [image for image in images if not isinstance(image, str)]
-    asked = [
-        protocol.ask(rows[number], asker.codec, meta) for number, meta in zip(readable, asker.metas(seen), strict=True)
+    shown = [image for _, image in readable]
+    questions = [
+        protocol.ask(row, asker.codec, meta) for (row, _), meta in zip(readable, asker.metas(shown), strict=True)
     ]
-    told = asker.ask(seen, asked, **generation) if seen else []
-    texts = dict(zip(readable, told, strict=True))
+    given = asker.ask(shown, questions, **generation) if shown else []
+    texts = {row.id: answer for (row, _), answer in zip(readable, given, strict=True)}
     return [
-        Answer.of(row, *texts[number]) if number in texts else Answer.of(row, "", None, error=str(images[number]))
-        for number, row in enumerate(rows)
+        Answer.of(row, *texts[row.id]) if row.id in texts else Answer.of(row, "", None, error=str(image))
+        for row, image in zip(rows, images, strict=True)
     ]
 
 
@@ -222,11 +255,11 @@ def _merge(ledger: Ledger, batches: Sequence[Sequence[int]], folder: Path) -> No
 @contextmanager
 def _progress(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
     if not shown:
-        yield lambda asked: None
+        yield lambda rows: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("Asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns) as bar:
         task = bar.add_task("rows", total=total, completed=done)
-        yield lambda asked: bar.advance(task, asked)
+        yield lambda rows: bar.advance(task, rows)

@@ -1,6 +1,6 @@
 """Images: loaded upright, letterboxed, drawn on."""
 
-from vpp_plugins.images.draw import draw_boxes, jpeg_url
+from vpp_plugins.images.draw import draw_boxes
 from vpp_plugins.images.letterbox import IMAGENET_MEAN, IMAGENET_STD, letterbox, letterboxes, normalise
 from vpp_plugins.images.load import LARGEST_SIDE, SMALLEST_SIDE, ImageSource, flatten_images, load_image, load_images
 
@@ -12,7 +12,6 @@ __all__ = [
     "ImageSource",
     "draw_boxes",
     "flatten_images",
-    "jpeg_url",
     "letterbox",
     "letterboxes",
     "load_image",

@@ -1,7 +1,5 @@
-"""Boxes drawn on an image, and an image as an address for pages."""
+"""Boxes drawn on an image."""
 
-import base64
-import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -31,13 +29,6 @@ def draw_boxes(
         if labels is not None and labels[index]:
             _label(canvas, drawn.size, box, labels[index], colour, font)
     return drawn
-
-
-def jpeg_url(image: Image.Image) -> str:
-    """Return the image as a `data:` address, for pages that stand alone."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _label(

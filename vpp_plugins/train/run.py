@@ -31,7 +31,7 @@ from vpp_plugins.train.muon import MUON, muon_groups
 from vpp_plugins.train.packing import TurnsApart, check_host
 from vpp_plugins.train.preflight import preview, show
 from vpp_plugins.train.recipe import Recipe
-from vpp_plugins.train.report import write_page
+from vpp_plugins.train.report import write_training_page
 from vpp_plugins.train.trainer import VPPTrainer
 
 RUN = "run.json"
@@ -109,7 +109,8 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
         trainer.save_model(str(written))
         trainer.accelerator.wait_for_everyone()
     if arguments.should_save:
-        write_page(run / "report.html", json.loads((run / RUN).read_text()), trainer.state.log_history, skipped)
+        about = json.loads((run / RUN).read_text())
+        write_training_page(run / "report.html", about, trainer.state.log_history, skipped)
     return Trained(run / FINAL, trainer.state.global_step, trainer.state.log_history, skipped)
 
 

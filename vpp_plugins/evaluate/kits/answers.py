@@ -20,13 +20,13 @@ def answer(
     image, four decimals; an answer that holds no box stays as the model wrote it.
     """
     requests = [_REQUEST.search(question) for question in questions]
-    asked = [
+    put = [
         question if request is None else asker.codec.prompt(request["expr"])
         for question, request in zip(questions, requests, strict=True)
     ]
-    told = asker.ask(images, asked, max_new_tokens=max_new_tokens, num_beams=1)
+    given = asker.ask(images, put, max_new_tokens=max_new_tokens, num_beams=1)
     answers = []
-    for request, (text, meta) in zip(requests, told, strict=True):
+    for request, (text, meta) in zip(requests, given, strict=True):
         boxes = () if request is None else asker.codec.decode(text, meta).boxes_xyxy_px
         height, width = meta.size_hw
         answers += [

@@ -13,7 +13,7 @@ from vpp_plugins.evaluate import models
 from vpp_plugins.evaluate.kits.answers import answer
 
 
-class VPPModel(lmms):  # type: ignore[misc]
+class LmmsEvalModel(lmms):  # type: ignore[misc]
     """A host with its prompts, asked one image at a time."""
 
     is_simple = True
@@ -57,4 +57,4 @@ def manifest() -> Any:
     """Return what lmms-eval's registry asks of an entry point."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="vpp_plugins", simple_class_path=f"{__name__}.VPPModel")
+    return ModelManifest(model_id="vpp_plugins", simple_class_path=f"{__name__}.LmmsEvalModel")

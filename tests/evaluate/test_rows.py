@@ -7,8 +7,7 @@ import pytest
 
 from tests.evaluate.conftest import make_rows
 from vpp_plugins import VPPError
-from vpp_plugins.evaluate.batches import plan
-from vpp_plugins.evaluate.rows import Row
+from vpp_plugins.evaluate.rows import Row, plan
 
 
 def asking(per_image: list[int], *, seed: int = 0) -> list[Row]:

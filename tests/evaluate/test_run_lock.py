@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from vpp_plugins import VPPError
-from vpp_plugins.evaluate.lock import only_one
+from vpp_plugins.evaluate.run import only_one
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from vpp_plugins.evaluate.lock import only_one
+from vpp_plugins.evaluate.run import only_one
 with only_one(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -59,13 +59,6 @@ def test_a_file_system_without_locks_is_said_once_and_used(tmp_path: Path, monke
     monkeypatch.setattr(fcntl, "flock", refuse)
 
     with pytest.warns(UserWarning, match=r"has no locks \(.*\): start no second evaluation"), only_one(tmp_path):
-        pass
-
-
-def test_windows_has_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-
-    with pytest.warns(UserWarning, match=r"the folder '.*' has no locks \(.*fcntl.*\): start"), only_one(tmp_path):
         pass
 
 

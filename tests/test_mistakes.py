@@ -1,7 +1,7 @@
 import pytest
 
+from benchmarks.mistakes import Truth, ceiling, mistakes
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta
-from vpp_plugins.evaluate.mistakes import Truth, ceiling, mistakes
 
 TRUTHS: list[Truth] = [
     ((100.0, 120.0, 300.0, 300.0), ImageMeta((400, 800), (392, 812))),
