@@ -100,4 +100,4 @@ def test_an_evaluation_row_from_file_to_report(tmp_path: Path) -> None:
         )
 
     ran = files_that_run(way)
-    assert len(ran) <= 34, "\n".join(sorted(ran))
+    assert len(ran) <= 26, "\n".join(sorted(ran))

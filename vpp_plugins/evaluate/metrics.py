@@ -127,7 +127,8 @@ def interval(values: Sequence[float], groups: Sequence[Hashable], *, seed: int =
 def _mean_of_groups(
     sums: Float[np.ndarray, "*resamples groups"], counts: Int[np.ndarray, "*resamples groups"], axis: int
 ) -> Float[np.ndarray, "*resamples"]:
-    return sums.sum(axis) / counts.sum(axis)
+    means: np.ndarray = sums.sum(axis) / counts.sum(axis)
+    return means
 
 
 def share_interval(hits: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0) -> Interval:
