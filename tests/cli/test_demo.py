@@ -8,7 +8,7 @@ from rich.console import Console
 import vpp_plugins.evaluate.demo
 import vpp_plugins.ground
 from tests.cli.conftest import Run, is_one_sentence
-from tests.test_demo import Stub
+from tests.evaluate.test_demo import Stub
 from vpp_plugins import VPPError
 from vpp_plugins.cli.demo import Progress
 

@@ -13,17 +13,17 @@ from vpp_plugins.boxes import BoxStatus
 from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.evaluate import demo, shuffled
 from vpp_plugins.evaluate.demo import (
-    Answer,
     DemoResult,
-    Question,
+    TimedGrounding,
     answer_line,
     assets_or_none,
     box_text,
-    choose_questions,
+    choose_rows,
     demo_summary,
     run_demo,
+    write_demo_page,
 )
-from vpp_plugins.evaluate.demo_page import write_page
+from vpp_plugins.evaluate.rows import Row
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -35,13 +35,17 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SCENES", 2)
 
 
+def key(row: Row) -> str:
+    return row.id.rpartition("/")[0]
+
+
 class Stub(Grounder):
     """Answers without a model: the truth to every expression that is its image's own, or always the same."""
 
     def __init__(self, answer: str = "truth", batch_size: int = 4) -> None:
         self.answer, self.batch_size = answer, batch_size
         self.asked: list[tuple[bytes, str]] = []
-        self.truth = {(q.scene.image.tobytes(), q.expression): q.truth for q in choose_questions(None)[0]}
+        self.truth = {(row.image.tobytes(), row.expression): row.box for row in choose_rows(None)[0]}
 
     def __call__(self, images: Any, expressions: Any) -> Any:
         assert 0 < len(images) == len(expressions) <= self.batch_size
@@ -60,19 +64,20 @@ def result(**answers: str) -> DemoResult:
 
 
 def test_every_expression_is_asked_and_one_of_each_image_shown() -> None:
-    questions, shown = choose_questions(None)
+    rows, shown = choose_rows(None)
 
     assert len(shown) == 5
-    assert len({questions[index].scene.key for index in shown}) == 5
+    assert len({key(rows[index]) for index in shown}) == 5
     assert shown[0] == 0
     for index in shown:
-        assert questions[index].expression == questions[index].scene.expressions[0].text
-    assert len(questions) == sum(len(questions[index].scene.expressions) for index in shown)
-    assert all(len(question.truth) == 4 for question in questions)
+        assert rows[index].id.endswith("/0"), "the first expression of its image"
+    assert {key(row) for row in rows} == {key(rows[index]) for index in shown}
+    assert len({row.id for row in rows}) == len(rows) > len(shown)
+    assert all(len(row.box) == 4 for row in rows)
 
 
 def test_the_choice_is_the_same_every_time() -> None:
-    first, second = ([(q.scene.key, q.expression, q.truth) for q in choose_questions(None)[0]] for _ in range(2))
+    first, second = ([(row.id, row.expression, row.box) for row in choose_rows(None)[0]] for _ in range(2))
 
     assert first == second
 
@@ -81,7 +86,7 @@ def test_a_model_that_knows_scores_1_and_its_control_nearly_nothing() -> None:
     run = result()
 
     assert run.scores["VPP"].acc_90 == 1
-    assert run.scores["VPP"].count == len(run.questions)
+    assert run.scores["VPP"].count == len(run.rows)
     assert run.controls["VPP"].acc_50 < 0.3
     assert all(answer.seconds >= 0 for answer in run.answers["VPP"])
 
@@ -90,7 +95,7 @@ def test_a_model_without_boxes_scores_0_and_every_answer_counts() -> None:
     run = result(twin="no idea")
 
     assert run.scores["twin"].acc_50 == 0
-    assert run.scores["twin"].without_box == len(run.questions)
+    assert run.scores["twin"].without_box == len(run.rows)
     assert {answer.iou for answer in run.answers["twin"]} == {0.0}
 
 
@@ -105,9 +110,9 @@ def test_every_model_is_asked_the_same_and_then_the_shuffled_control() -> None:
     run = run_demo(grounders, None, track)
 
     first, second = (grounder.asked for grounder in grounders.values())
-    images = [question.scene.image.tobytes() for question in run.questions]
-    expressions = [question.expression for question in run.questions]
-    control = shuffled(expressions, [question.scene.key for question in run.questions])
+    images = [row.image.tobytes() for row in run.rows]
+    expressions = [row.expression for row in run.rows]
+    control = shuffled(expressions, [key(row) for row in run.rows])
     assert first == second == list(zip(images * 2, expressions + control, strict=True))
     batches = -(-len(expressions) // 3)
     assert [count for _, count in tracked] == [demo.SCENES, batches, batches]
@@ -119,27 +124,27 @@ def test_a_line_per_image_comes_as_it_is_answered_and_the_accuracies_at_the_end(
     asked_by_then: list[int] = []
     lines: list[str] = []
 
-    def show(question: Question, answers: Mapping[str, Answer]) -> None:
+    def show(row: Row, answers: Mapping[str, TimedGrounding]) -> None:
         asked_by_then.append(len(grounders["VPP"].asked))
-        lines.append(Text.from_markup(answer_line(question, answers)).plain)
+        lines.append(Text.from_markup(answer_line(row, answers)).plain)
 
     run = run_demo(grounders, None, show=show)
 
     assert len(lines) == 5
     assert asked_by_then == [4 * (index // 4 + 1) for index in run.shown[:-1]] + asked_by_then[-1:]
-    assert asked_by_then[-1] <= len(run.questions)
+    assert asked_by_then[-1] <= len(run.rows)
     for index, line in zip(run.shown, lines, strict=True):
-        assert line.startswith(run.questions[index].scene.key)
-        assert run.questions[index].expression in line
+        assert line.startswith(key(run.rows[index]))
+        assert run.rows[index].expression in line
         assert box_text(run.answers["VPP"][index].grounding) in line
         assert "VPP 1.00" in line
         assert "twin 0.00" in line
-    assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.questions)} expressions, shuffled-")
+    assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.rows)} expressions, shuffled-")
 
 
 def test_what_people_wrote_is_no_markup() -> None:
     run = result()
-    hostile = replace(run.questions[0], expression="[bold]x[/]")
+    hostile = replace(run.rows[0], expression="[bold]x[/]")
 
     assert "[bold]x[/]" in Text.from_markup(answer_line(hostile, {"VPP": run.answers["VPP"][0]})).plain
 
@@ -164,8 +169,9 @@ def test_without_the_scene_images_a_sentence_says_why_and_the_demo_goes_on(
     assert assets_or_none(tmp_path, told.append) is None
     assert told == ["Downloading", "There is no network. The demo goes on with these."]
 
-    scenes = [question.scene for question in choose_questions(None)[0] if question.scene.objects]
-    assert {thing.name for scene in scenes for thing in scene.objects} <= set(Shapes().names(heldout=False))
+    drawn = {row.category for row in choose_rows(None)[0] if row.category}
+    assert drawn
+    assert drawn <= set(Shapes().names(heldout=False))
 
 
 class Page(HTMLParser):
@@ -192,7 +198,7 @@ def test_the_page_holds_everything_itself(tmp_path: Path, left_out: str, inside:
     changes = {left_out: None} if left_out else {}
     vpp = attached(config=toy_config(**changes))[0].vpp
 
-    path = write_page(run, vpp, tmp_path / "deep" / "page")
+    path = write_demo_page(run, vpp, tmp_path / "deep" / "page")
 
     assert path == tmp_path / "deep" / "page" / "index.html"
     page = Page(path)
@@ -205,15 +211,15 @@ def test_the_page_holds_everything_itself(tmp_path: Path, left_out: str, inside:
     assert "url(" not in source
     assert "@import" not in source
     for index in run.shown:
-        assert run.questions[index].expression in page.text
+        assert run.rows[index].expression in page.text
     assert page.text.count("IoU 1.00") == page.text.count("IoU 0.00") == 5
 
 
 def test_the_page_escapes_what_models_and_people_wrote(tmp_path: Path) -> None:
     run = result(**{"<i>VPP</i>": "<script>alert(1)</script>"})
-    run.questions[0] = replace(run.questions[0], expression='the "<b>red</b>" & blue')
+    run.rows[0] = replace(run.rows[0], expression='the "<b>red</b>" & blue')
 
-    page = Page(write_page(run, attached()[0].vpp, tmp_path))
+    page = Page(write_demo_page(run, attached()[0].vpp, tmp_path))
 
     assert not {"script", "i"} & set(page.tags)
     assert page.tags.count("b") == 2 + 5  # the legend's and the answers'

@@ -19,7 +19,7 @@ def demo(
     from rich.console import Console
 
     from vpp_plugins.attach import active_vpp
-    from vpp_plugins.evaluate import answer_line, assets_or_none, demo_summary, run_demo, write_page
+    from vpp_plugins.evaluate import answer_line, assets_or_none, demo_summary, run_demo, write_demo_page
     from vpp_plugins.ground import Grounder
     from vpp_plugins.pocket import load_detection_heads, load_pocket
 
@@ -29,7 +29,7 @@ def demo(
     models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
     result = run_demo(grounders, found, progress.track, lambda *answer: progress.say(answer_line(*answer), markup=True))
-    page = write_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
+    page = write_demo_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
     for line in (*demo_summary(result), f"The images: {page}"):
         progress.say(line)
 

@@ -12,7 +12,7 @@
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
 from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled
-from vpp_plugins.evaluate.demo import assets_or_none, run_demo, show_table, write_demo_page
+from vpp_plugins.evaluate.demo import answer_line, assets_or_none, demo_summary, run_demo, write_demo_page
 from vpp_plugins.evaluate.metrics import Scores, score
 from vpp_plugins.evaluate.models import load_grounder
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
@@ -24,9 +24,11 @@ __all__ = [
     "Protocol",
     "Row",
     "Scores",
+    "answer_line",
     "assets_or_none",
     "check_rows",
     "compare",
+    "demo_summary",
     "full_image",
     "image_id",
     "interval_text",
@@ -44,7 +46,6 @@ __all__ = [
     "rows_of_scenes",
     "run_demo",
     "score",
-    "show_table",
     "shuffled",
     "write_comparison",
     "write_demo_page",
