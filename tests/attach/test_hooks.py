@@ -14,8 +14,8 @@ from tests.attach.reference_host import twin_of
 from tests.tiny import TOY_GLOBAL, attached, inputs_for, tiny_llava, toy_config
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
-from vpp_plugins.attach.session import SLOT, Slot, inject, install, overlay, remove
-from vpp_plugins.attach.windows import Views
+from vpp_plugins.attach.hooks import SLOT, Slot, close_session, inject, install, open_session, overlay, remove
+from vpp_plugins.attach.windows import EncoderWindows
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.prompts.global_vpp import GlobalVPP
 from vpp_plugins.prompts.vpp import Prompts
@@ -26,7 +26,7 @@ BACKBONE = Backbone(adapter="mine", hidden_size=3, vision_encoders=(), box_forma
 
 def hooked(features: torch.Tensor | None, rows: int) -> nn.Embedding:
     """A bare embedding with a slot of its own, filled as a session fills it."""
-    embedding, slot = nn.Embedding(12, 3), Slot(BACKBONE)
+    embedding, slot = nn.Embedding(12, 3), Slot(BACKBONE.pixel_layout, BACKBONE.pixel_argument)
     install(embedding, [], slot)
     slot.prompts, slot.token_id, slot.rows = Prompts(features, None), PLACEHOLDER, rows
     return embedding
@@ -213,7 +213,7 @@ class TestHooksMove:
     def test_remove_takes_no_other_hook(self) -> None:
         model, _ = attached()
         mine = model.lm_head.register_forward_hook(lambda *_: None)
-        others = [hook for hook in hooks_of(model) if hook not in (inject, overlay)]
+        others = [hook for hook in hooks_of(model) if hook not in (inject, overlay, open_session, close_session)]
 
         remove(model)
 
@@ -400,7 +400,7 @@ class Spy:
 def spied(*encoders: nn.Module, **filled: Any) -> tuple[Spy, Slot]:
     """Hook encoders to one slot, filled as a session fills it."""
     spy = Spy()
-    slot = Slot(replace(BACKBONE, pixel_layout=spy, pixel_argument="pixels"))
+    slot = Slot(spy, "pixels")
     install(nn.Embedding(2, 2), list(encoders), slot)
     slot.prompts = Prompts(None, GlobalVPP(32, border=4).overlay())
     for name, value in filled.items():
@@ -423,9 +423,18 @@ class TestLayoutIsCalled:
     def test_with_the_windows_of_each_of_its_calls(self) -> None:
         whole, near = [(0.0, 0.0, 1.0, 1.0)], [(0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
         encoder = Encoder()
-        spy, _ = spied(encoder, views=Views([whole, near]))
+        spy, _ = spied(encoder, windows=EncoderWindows([whole, near]))
 
         for _ in range(2):
             encoder(torch.zeros(2))
 
         assert spy.windows == [whole, near]
+
+    def test_without_windows_where_every_call_shows_whole_images(self) -> None:
+        encoder = Encoder()
+        spy, _ = spied(encoder, repeats=2)
+
+        for _ in range(2):
+            encoder(torch.zeros(2))
+
+        assert spy.windows == [None, None]

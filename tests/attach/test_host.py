@@ -17,7 +17,7 @@ from tests.attach.reference_host import twin_of
 from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
 from vpp_plugins.attach.host import attached_class
-from vpp_plugins.attach.never_tokens import NeverTokens
+from vpp_plugins.attach.vocabulary import NeverTokens
 from vpp_plugins.plugins.registry import describe
 
 pytestmark = pytest.mark.usefixtures("toy")

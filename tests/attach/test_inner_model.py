@@ -12,7 +12,7 @@ from tests.attach.reference_host import twin_of
 from tests.tiny import attached, inputs_for, tiny_llava, toy_config
 from vpp_plugins import VPPError, attach_vpp, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
-from vpp_plugins.attach.inner_model import HOST
+from vpp_plugins.attach.hooks import HOST
 
 pytestmark = pytest.mark.usefixtures("toy")
 

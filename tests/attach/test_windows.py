@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vpp_plugins import VPPError
-from vpp_plugins.attach.windows import Views, windows_of_calls
+from vpp_plugins.attach.windows import EncoderWindows, windows_of_calls
 from vpp_plugins.processor.tile_boxes import to_tile_boxes
 from vpp_plugins.prompts.resample import Window
 
@@ -17,25 +17,15 @@ def windows(count: int) -> list[Window]:
 
 
 def repeated(given: list[Window], images: torch.Tensor, times: int) -> list[Window]:
-    views = Views([given], [images])
-    views.repeats = times
-    return list(views.next(ENCODER) or [])
-
-
-def test_without_windows_every_call_shows_whole_images() -> None:
-    views = Views()
-    views.repeats = 2
-
-    assert views.next(ENCODER) is None
-    assert views.next(ENCODER) is None
+    return list(EncoderWindows([given], [images]).next(ENCODER, times))
 
 
 def test_each_encoder_goes_through_the_views_by_itself() -> None:
     """Some hosts encode the whole images first and then close-up tiles; generate may do so again."""
     whole, near = windows(1), windows(2)
-    views, low, high = Views([whole, near]), nn.Identity(), nn.Identity()
+    given, low, high = EncoderWindows([whole, near]), nn.Identity(), nn.Identity()
 
-    assert [views.next(encoder) for encoder in (low, low, high, low)] == [whole, near, whole, whole]
+    assert [given.next(encoder, 1) for encoder in (low, low, high, low)] == [whole, near, whole, whole]
 
 
 def test_windows_are_split_by_the_rows_of_the_image_arguments() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.tiny import FULL, attached, inputs_for, tiny_llava, tiny_processor
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp
-from vpp_plugins.attach import session
+from vpp_plugins.attach import hooks
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.plugins.registry import describe, manager
 from vpp_plugins.prompts.global_vpp import Overlay
@@ -202,8 +202,8 @@ class TestMistaken:
         assert list(broken(described(pixel_layout=layout), generate=False)) == ["copies"]
 
     def test_features_in_the_wrong_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = session._feature_index
-        monkeypatch.setattr(session, "_feature_index", lambda mask, rows, count: count - 1 - right(mask, rows, count))
+        right = hooks._feature_index
+        monkeypatch.setattr(hooks, "_feature_index", lambda mask, rows, count: count - 1 - right(mask, rows, count))
 
         found = broken()
 
@@ -211,7 +211,7 @@ class TestMistaken:
         assert "logits of the batch padded on the left differ at" in found["forward"]
 
     def test_axes_that_are_missing_in_the_attached_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(session, "overlay", lambda encoder, args, kwargs: None)
+        monkeypatch.setattr(hooks, "overlay", lambda encoder, args, kwargs: None)
 
         found = broken(generate=False)
 
@@ -225,13 +225,13 @@ class TestMistaken:
         assert list(broken(generate=False)) == ["gradients"]
 
     def test_a_host_that_is_not_restored(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = session.remove
+        right = hooks.remove
 
         def forgets(host: Any) -> None:
             right(host)
             host.get_input_embeddings().left_behind = 1
 
-        monkeypatch.setattr(session, "remove", forgets)
+        monkeypatch.setattr(hooks, "remove", forgets)
 
         assert "attributes" in broken(generate=False)["detached"]
 

@@ -14,9 +14,8 @@ from vpp_plugins.attach.attach import (
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
 from vpp_plugins.attach.deduplicate import encoded_once, prepared_once
 from vpp_plugins.attach.host import active_vpp, every_vpp
-from vpp_plugins.attach.never_tokens import NeverTokens
 from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
-from vpp_plugins.attach.vocabulary import rows_of
+from vpp_plugins.attach.vocabulary import NeverTokens, rows_of
 from vpp_plugins.attach.windows import PER_SIDE, to_windows
 
 __all__ = [

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from vpp_plugins import plugins
-from vpp_plugins.attach import inner_model, session, vocabulary
-from vpp_plugins.attach.build import build_prompts, framed
-from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config, read_into, resolve, write_vpp
-from vpp_plugins.attach.host import AttachedHost, active_vpp, attached_class
+from vpp_plugins.attach import hooks, vocabulary
+from vpp_plugins.attach.build import build_vpp, resolve_config
+from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
+from vpp_plugins.attach.hooks import Slot
+from vpp_plugins.attach.host import AttachedHost, active_vpp, attached_class, onloaded
 from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
+from vpp_plugins.attach.state import HostState
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone
@@ -44,19 +46,10 @@ def attach_vpp(
     host = unwrap(model)
     if is_attached(host):
         raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
-    refuse_dropped_prompts(host)
-    backbone = plugins.describe(host, adapter)
-    if config is None or isinstance(config, VPPConfig):
-        config = config or backbone.defaults
-        backbone = framed(backbone, config)
-        vpp = build_prompts(config, backbone, pretrained=True)
-    else:
-        folder = resolve(config)
-        config = read_config(folder)
-        backbone = framed(backbone, config)
-        vpp = build_prompts(config, backbone, pretrained=False)
-        read_into(vpp, folder)
-    _put_on(host, vpp, backbone)
+    if "peft_config" in host.__dict__:
+        refuse_dropped_prompts(host)
+    config, backbone, folder = resolve_config(config, plugins.describe(host, adapter))
+    _put_on(host, build_vpp(config, backbone, folder), backbone)
     return model
 
 
@@ -72,8 +65,7 @@ def detach_vpp(model: Model) -> Model:
             raise VPPError("VPP cannot be detached while a forward or generate of the model runs: wait for its end.")
         if state.host_rows is not None:
             vocabulary.shrink(host, state.host_rows)
-        session.remove(host)
-        inner_model.remove(host)
+        hooks.remove(host)
         state.attached = False
         _set_class(host, type(host)._vpp_host_class)
         del host.vpp
@@ -113,7 +105,7 @@ def save_vpp(
     With `push_to_hub` they are then uploaded to `repo_id` (default: the folder's name).
     """
     vpp = active_vpp(_attached_host(model))
-    with session.onloaded(vpp):
+    with onloaded(vpp):
         write_vpp(vpp, folder)
     if push_to_hub:
         from huggingface_hub import HfApi
@@ -145,9 +137,9 @@ def unwrap(model: nn.Module) -> Any:
             return model
 
 
-def host_state(model: nn.Module) -> session.HostState:
+def host_state(model: nn.Module) -> HostState:
     """Return what an attached host remembers; raises VPPError if VPP is not attached."""
-    state: session.HostState = _attached_host(model)._vpp_state
+    state: HostState = _attached_host(model)._vpp_state
     return state
 
 
@@ -174,13 +166,14 @@ def _check_types(model: Any, config: Any) -> None:
 
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     embedding = host.get_input_embeddings()
-    state = session.HostState(backbone, () if vpp.global_vpp is None else backbone.vision_encoders)
-    encoders = [_submodule(host, path, backbone) for path in state.encoders]
+    paths = () if vpp.global_vpp is None else backbone.vision_encoders
+    encoders = [_submodule(host, path, backbone) for path in paths]
+    state = HostState(backbone, paths, Slot(backbone.pixel_layout, backbone.pixel_argument))
     vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
     host.add_module("vpp", vpp)
     host._vpp_state = state
-    session.install(embedding, encoders, state.slot)
-    inner_model.install(host)
+    hooks.install(embedding, encoders, state.slot)
+    hooks.install_inner(host)
     kind: type = type(host)
     _set_class(host, attached_class(kind))
 
@@ -191,7 +184,7 @@ def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:
     except AttributeError:
         raise VPPError(
             f"the adapter '{backbone.adapter}' names the vision encoder '{path}', which this {type(host).__name__} "
-            "does not have: mend the adapter's vision_encoders."
+            "does not have: correct the adapter's vision_encoders."
         ) from None
 
 

@@ -1,44 +1,58 @@
 """The prompts that a configuration asks for, built for one host."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from vpp_plugins import plugins
+from vpp_plugins.attach.checkpoint import read_config, read_into, resolve
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone
 from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP
 
 
-def framed(backbone: Backbone, config: VPPConfig) -> Backbone:
-    """Return the host with its axes where the configuration wants them; each input's place must then be known."""
-    prompt = config.global_vpp
-    if prompt is None or prompt.frame == "boxes" or prompt.frame == backbone.frame:
-        return backbone
-    return replace(backbone, frame=prompt.frame, tiled=True)
+def resolve_config(
+    config: VPPConfig | str | os.PathLike[str] | None, backbone: Backbone
+) -> tuple[VPPConfig, Backbone, Path | None]:
+    """Return the configuration in full, the host with its axes where that wants them, and where weights are saved.
 
-
-def build_prompts(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> VPP:
-    """Build the prompts from the configuration's seed, leaving the global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
-        config = _with_normalisation(config, backbone)
-        return VPP(
-            config,
-            global_vpp=_build_global(config, backbone),
-            local_vpp=_build_local(config, backbone, pretrained=pretrained),
-            frame=backbone.frame,
-        )
-
-
-def _with_normalisation(config: VPPConfig, backbone: Backbone) -> VPPConfig:
+    Weights are saved where `config` is a folder or hub id; None is the family's defaults.
+    """
+    folder = None
+    if config is None:
+        config = backbone.defaults
+    elif not isinstance(config, VPPConfig):
+        folder = resolve(config)
+        config = read_config(folder)
     prompt = config.global_vpp
     if prompt is None:
-        return config
+        return config, backbone, folder
+    if prompt.frame != "boxes" and prompt.frame != backbone.frame:
+        backbone = replace(backbone, frame=prompt.frame, tiled=True)  # each input's place must then be known
     mean, std = prompt.image_mean or backbone.image_mean, prompt.image_std or backbone.image_std
-    return replace(config, global_vpp=replace(prompt, image_mean=mean, image_std=std))
+    return replace(config, global_vpp=replace(prompt, image_mean=mean, image_std=std)), backbone, folder
+
+
+def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None) -> VPP:
+    """Build the prompts, with the weights saved in `folder`, or else from the configuration's seed.
+
+    The global random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
+        vpp = VPP(
+            config,
+            global_vpp=_build_global(config, backbone),
+            local_vpp=_build_local(config, backbone, pretrained=folder is None),
+            frame=backbone.frame,
+        )
+    if folder is not None:
+        read_into(vpp, folder)
+    return vpp
 
 
 def _build_global(config: VPPConfig, backbone: Backbone) -> GlobalVPP | None:

@@ -66,38 +66,30 @@ def distinct_rows(rows: Float[Tensor, "rows ..."]) -> tuple[list[int], list[int]
     return first, index
 
 
-class _Sharing:
-    """Mixed into the class of an object while something stands in for one of its methods."""
-
-
 @contextmanager
 def _replaced(owner: Any, name: str, by: Callable[..., Any]) -> Iterator[None]:
-    """Let `by(method, ...)` stand in for a method of one object, unless something stands in for it already.
-
-    The object gets a class of its own for the while, always the same: torch.compile would compile anew for every other.
-    """
+    """Let `by(method, ...)` stand in for a method of one object, unless something stands in for it already."""
     own: type = type(owner)
-    if name in owner.__dict__ or isinstance(owner, _Sharing):
+    if name in owner.__dict__:
         yield
         return
-    owner.__class__ = _sharing_class(own, name, by)
+    owner.__dict__[name] = types.MethodType(_standing_in(own, name, by), owner)
     try:
         yield
     finally:
-        owner.__class__ = own
+        del owner.__dict__[name]
 
 
 @functools.cache
-def _sharing_class(own: type, name: str, by: Callable[..., Any]) -> type:
+def _standing_in(own: type, name: str, by: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what stands in, always the same for a class: torch.compile would compile anew for every other."""
     method = getattr(own, name)
 
     @functools.wraps(method)  # hosts look at signatures
-    def shared(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
         return by(functools.partial(method, self), *args, **kwargs)
 
-    # under the same name: transformers keys caches by it
-    body = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__, name: shared}
-    return types.new_class(own.__name__, (_Sharing, own), exec_body=lambda names: names.update(body))
+    return once
 
 
 def _run_once(forward: Forward, *args: Any, **kwargs: Any) -> Any:

@@ -5,29 +5,27 @@ import inspect
 import os
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpp_plugins.attach import notices, session, vocabulary
+from vpp_plugins.attach import hooks, vocabulary
 from vpp_plugins.attach.checkpoint import write_vpp
-from vpp_plugins.attach.never_tokens import with_never
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
-from vpp_plugins.attach.validation import check_call, embedded_ids, has_images, refuse_chunks, refuse_nested
-from vpp_plugins.attach.windows import Views, windows_of_calls
+from vpp_plugins.attach.state import HostState
+from vpp_plugins.attach.validation import check_call, embedded_ids, refuse_chunks, refuse_nested, warn_once
+from vpp_plugins.attach.windows import EncoderWindows, windows_of_calls
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts import TOKEN, VPP
-
-ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
 
 
 class AttachedHost:
     """Mixed into the host's class by `attached_class`; `self` is the host."""
 
     vpp: nn.Module
-    _vpp_state: session.HostState
+    _vpp_state: HostState
     _vpp_host_class: type
     _vpp_positional: Mapping[str, tuple[str, ...]]
 
@@ -43,10 +41,10 @@ class AttachedHost:
         self._vpp_state.abandon()
         if self._vpp_state.inside():
             refuse_nested(vpp_pixel_values)
-            session.follow(self._vpp_state, kwargs)
+            self._vpp_state.slot.follow(kwargs, self._vpp_state.backbone.image_arguments)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         call = dict(zip(type(self)._vpp_positional["forward"], args, strict=False)) | kwargs
-        with open_session(self, call, call.get("input_ids"), vpp_pixel_values, vpp_tile_boxes):
+        with self._vpp_session(call, call.get("input_ids"), vpp_pixel_values, vpp_tile_boxes):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
 
     def generate(
@@ -64,16 +62,46 @@ class AttachedHost:
         call, rest = dict(zip(names, args, strict=False)) | kwargs, args[len(names) :]
         if vpp_pixel_values is not None:
             refuse_chunks(self, call)
-        processors = with_never(call.get("logits_processor"), self._vpp_state, active_vpp(self))
+        processors = vocabulary.with_never(call.get("logits_processor"), self._vpp_never_ids())
         if processors is not None:
             call["logits_processor"] = processors
-        with torch.no_grad(), open_session(self, call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
+        with torch.no_grad(), self._vpp_session(call, embedded_ids(rest, call), vpp_pixel_values, vpp_tile_boxes):
             return super().generate(*rest, **call)  # type: ignore[misc]
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         """Add what `generate` gave to the host's own processors where the host loses it on the way, as Janus does."""
         processors = super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]
-        return with_never(processors, self._vpp_state, active_vpp(self))
+        return vocabulary.with_never(processors, self._vpp_never_ids())
+
+    def _vpp_never_ids(self) -> set[int]:
+        """Return the tokens that generate must never answer: the placeholder, and those that an adapter names."""
+        state, token_id = self._vpp_state, active_vpp(self).token_id
+        return set() if state.disabled else {*state.backbone.never_ids, *([] if token_id is None else [token_id])}
+
+    @contextmanager
+    def _vpp_session(
+        self, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
+    ) -> Iterator[None]:
+        """Check the call, compute its prompts, and let the hooks see them until it ends."""
+        state, vpp = self._vpp_state, active_vpp(self)
+        if pixels is not None and pixels.shape[0] == 0:
+            pixels = None
+        compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
+        if pixels is None and not state.has_images(call):
+            check_call(state, vpp, call, ids, pixels, tile_boxes)
+            with nullcontext() if compiling else state.entered():
+                yield
+            return
+        with nullcontext() if compiling else state.claimed():
+            # only now: another thread may have disabled VPP meanwhile
+            check_call(state, vpp, call, ids, pixels, tile_boxes)
+            try:
+                if not state.disabled:
+                    warn_once(state, vpp, trained=self.vpp.trained)  # type: ignore[arg-type]
+                    _fill(self, call, ids, pixels, tile_boxes)
+                yield
+            finally:
+                state.slot.clear()
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Resize the host's vocabulary; its rows are then the host's own, and stay when VPP is taken off.
@@ -84,10 +112,10 @@ class AttachedHost:
         if state.disabled:
             raise VPPError("the vocabulary cannot be resized inside a vpp_disabled block: leave the block first.")
         rows = vocabulary.rows_of(self)
-        asked = args[0] if args else kwargs.get("new_num_tokens")
-        if asked is not None and token_id is not None and asked <= token_id < rows:
+        wanted = args[0] if args else kwargs.get("new_num_tokens")
+        if wanted is not None and token_id is not None and wanted <= token_id < rows:
             raise VPPError(
-                f"a vocabulary of {asked} rows has none for {TOKEN}, whose id is {token_id}: resize to at least "
+                f"a vocabulary of {wanted} rows has none for {TOKEN}, whose id is {token_id}: resize to at least "
                 f"{token_id + 1}, the length of the VPPProcessor's tokenizer, or call detach_vpp first."
             )
         embedding = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
@@ -182,7 +210,7 @@ def _with_arguments(ours: Any, theirs: Any) -> Any:
     """Give our method the host's signature plus VPP's arguments: Trainer and generate choose inputs by signatures."""
     signature = inspect.signature(theirs)
     parameters = list(signature.parameters.values())
-    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ARGUMENTS]
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in hooks.ARGUMENTS]
     last = len(parameters)
     if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
         last -= 1
@@ -201,46 +229,33 @@ def _positional(method: Any) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
-@contextmanager
-def open_session(
-    host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
-) -> Iterator[None]:
-    """Check the call, compute its prompts, and let the hooks see them until it ends."""
-    state, vpp = host._vpp_state, active_vpp(host)
-    if pixels is not None and pixels.shape[0] == 0:
-        pixels = None
-    compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
-    if pixels is None and not has_images(state, call):
-        check_call(state, vpp, call, ids, pixels, tile_boxes)
-        with nullcontext() if compiling else state.entered():
-            yield
-        return
-    with nullcontext() if compiling else state.claimed():
-        # only now: another thread may have disabled VPP meanwhile
-        check_call(state, vpp, call, ids, pixels, tile_boxes)
-        try:
-            if not state.disabled:
-                notices.warn(state, vpp, trained=host.vpp.trained)
-                _fill(host, call, ids, pixels, tile_boxes)
-            yield
-        finally:
-            state.slot.clear()
-
-
 def _fill(
     host: Any, call: dict[str, Any], ids: Tensor | None, pixels: Tensor | None, tile_boxes: Tensor | None
 ) -> None:
+    """Compute the prompts of a call and put them where the hooks read them."""
     state, vpp = host._vpp_state, active_vpp(host)
-    session.heal(host, state)
-    with session.onloaded(vpp):
-        state.slot.prompts = host.vpp(pixels)
-    state.slot.token_id = -1 if vpp.token_id is None else vpp.token_id
-    state.slot.rows = 1 if ids is None else ids.shape[0]
-    state.slot.host_call = call
+    slot = state.slot
+    hooks.update(host, state.encoders, slot)
+    with onloaded(vpp):
+        slot.prompts = host.vpp(pixels)
+    slot.token_id = -1 if vpp.token_id is None else vpp.token_id
+    slot.rows = 1 if ids is None else ids.shape[0]
+    slot.host_call = call
     if tile_boxes is not None:
-        images = [call.get(name) for name in state.backbone.image_arguments]
-        given = [pixels for pixels in images if pixels is not None]
-        state.slot.views = Views(windows_of_calls(tile_boxes, [len(pixels) for pixels in given]), given)
+        given = [call[name] for name in state.backbone.image_arguments if call.get(name) is not None]
+        slot.windows = EncoderWindows(windows_of_calls(tile_boxes, [len(images) for images in given]), given)
+
+
+@contextmanager
+def onloaded(vpp: nn.Module) -> Iterator[None]:
+    """Have offloaded prompts at hand: accelerate brings each module's weights in for that module's own forward only."""
+    offloaded = [module for module in vpp.modules() if "_hf_hook" in module.__dict__]
+    with ExitStack() as stack:
+        for module in offloaded:
+            from accelerate.utils import align_module_device
+
+            stack.enter_context(align_module_device(module))
+        yield
 
 
 def _cut(host: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

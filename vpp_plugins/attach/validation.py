@@ -1,12 +1,13 @@
-"""Whether a call of an attached host can be served, and if not, what to do about it."""
+"""Whether a call of an attached host can be served, and if not, what to do about it; what there is to warn of."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpp_plugins.attach.session import HostState
-from vpp_plugins.errors import VPPError
+from vpp_plugins.attach.state import HostState
+from vpp_plugins.errors import HalfPrecisionVPPWarning, UntrainedVPPWarning, VPPError
 from vpp_plugins.prompts import TOKEN, VPP
 
 ENCODED = (
@@ -17,11 +18,6 @@ ENCODED = (
     "cross_attention_states",
 )
 """transformers' names, beside `mm_encoder_outputs`, for images that are encoded already."""
-
-
-def has_images(state: HostState, call: dict[str, Any]) -> bool:
-    """Return whether the call's arguments bring the host images."""
-    return any(call.get(name) is not None for name in state.backbone.image_arguments)
 
 
 def has_features(call: dict[str, Any]) -> bool:
@@ -69,9 +65,34 @@ def embedded_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
     given = (call.get("input_ids"), call.get("inputs"), *rest)
     ids = next((c for c in given if isinstance(c, Tensor) and c.ndim == 2 and not c.is_floating_point()), None)
     cache, mask = call.get("past_key_values"), call.get("attention_mask")
-    if ids is None or cache is None or (mask is not None and mask.shape[1] != ids.shape[1]):  # as generate tells them
+    if ids is None or cache is None or (mask is not None and mask.shape[1] != ids.shape[1]):  # as generate does
         return ids
     return ids[:, int(cache.get_seq_length()) :]
+
+
+def warn_once(state: HostState, vpp: VPP, *, trained: bool) -> None:
+    """Warn of untrained prompts, and, but under torch.compile, of training prompts whose steps are rounded away."""
+    found: dict[type[Warning], str] = {}
+    if not trained:
+        found[UntrainedVPPWarning] = (
+            "the attached VPP is untrained, so it cannot help yet: load weights with load_vpp(model, folder) or "
+            "attach_vpp(model, folder), or train it and set model.vpp.trained = True."
+        )
+    compiling = torch.compiler.is_compiling()  # a look at every parameter would be as many guards
+    if vpp.training and torch.is_grad_enabled() and not compiling and _learns_in_half(vpp):
+        found[HalfPrecisionVPPWarning] = (
+            "VPP is being trained in bfloat16 or float16, in which steps of usual learning rates are rounded away, so "
+            "that most of it would not learn: call model.vpp.float() before making the optimizer; the model itself may "
+            "stay as it is. Only an optimizer that keeps float32 copies, as DeepSpeed's does, needs no change."
+        )
+    for category, text in found.items():
+        if category not in state.warned:
+            state.warned.add(category)
+            warnings.warn(text, category, stacklevel=2)
+
+
+def _learns_in_half(vpp: VPP) -> bool:
+    return any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in vpp.parameters())
 
 
 def refuse_nested(pixels: Tensor | None) -> None:
@@ -118,7 +139,7 @@ def _check_pixels(state: HostState, vpp: VPP, pixels: Tensor) -> None:
 
 def _check_boxes(state: HostState, vpp: VPP, call: dict[str, Any], tile_boxes: Tensor | None) -> None:
     if tile_boxes is None:
-        if state.backbone.tiled and vpp.global_vpp is not None and has_images(state, call):
+        if state.backbone.tiled and vpp.global_vpp is not None and state.has_images(call):
             raise VPPError(
                 "images came without vpp_tile_boxes, which say what part of its image each tile shows: make the "
                 "inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
@@ -141,12 +162,12 @@ def _check_images(state: HostState, vpp: VPP, call: dict[str, Any], pixels: Tens
         raise VPPError(
             "precomputed image features bypass the vision encoder, where the global prompt acts: pass the pixels."
         )
-    if pixels is None and vpp.tokens_per_image and has_images(state, call):
+    if pixels is None and vpp.tokens_per_image and state.has_images(call):
         raise VPPError(
             f"images came without vpp_pixel_values, but this model has a local prompt of {vpp.tokens_per_image} tokens "
             "per image: make the inputs with VPPProcessor(processor, model), or call within vpp_disabled(model)."
         )
-    if pixels is not None and not has_images(state, call) and not has_features(call):
+    if pixels is not None and not state.has_images(call) and not has_features(call):
         raise VPPError(
             f"vpp_pixel_values came without {' or '.join(state.backbone.image_arguments)}, so the host would not see "
             "the images: pass everything that one VPPProcessor call made."

@@ -1,6 +1,6 @@
-"""Room for one more token in a host that has no spare row, and the way back."""
+"""Room for one more token in a host that has no spare row, and the way back; tokens that are never an answer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -124,3 +124,24 @@ def _record(host: Any, rows: int) -> None:
         elif isinstance(part, nn.Linear) and part.weight.shape[0] == rows:  # packed weights have other shapes
             part.out_features = rows
     host.config.get_text_config().vocab_size = rows
+
+
+class NeverTokens:
+    """A logits processor that makes tokens impossible; separate from `suppress_tokens`, which stays the user's."""
+
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self.token_ids = token_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[..., [i for i in self.token_ids if i < scores.shape[-1]]] = -torch.inf  # some hosts embed more than that
+        return scores
+
+
+def with_never(given: Any, token_ids: set[int]) -> Any:
+    """Return the given logits processors, None is none, with NeverTokens among them where there is need."""
+    if not token_ids or any(isinstance(one, NeverTokens) and token_ids <= {*one.token_ids} for one in given or ()):
+        return given
+    from transformers import LogitsProcessorList
+
+    return LogitsProcessorList([*(given or []), NeverTokens(sorted(token_ids))])

@@ -14,7 +14,7 @@ PER_SIDE = 1_000_000
 """Tile boxes count in millionths of the frame's side."""
 
 
-class Views:
+class EncoderWindows:
     """The windows of a session's images, given to the encoders call by call.
 
     Most hosts encode their images in one call. Some have several image arguments, such as whole images and close-up
@@ -22,27 +22,23 @@ class Views:
     sequence, whose rows generate repeats next to one another.
     """
 
-    def __init__(self, windows: Sequence[Sequence[Window] | None] = (None,), images: Sequence[Tensor] = ()) -> None:
-        """`windows` are those of each call, None is whole images; `images` are the image arguments of each call."""
+    def __init__(self, windows: Sequence[Sequence[Window]], images: Sequence[Tensor] = ()) -> None:
+        """`windows` are those of each call, `images` its image argument."""
         self.windows, self.images = windows, images
-        self.repeats = 1
-        """How often generate repeats each row of the images."""
         self.calls: Counter[int] = Counter()
         """How often each encoder was called."""
 
-    def next(self, encoder: nn.Module) -> Sequence[Window] | None:
-        """Return the windows of an encoder's next call.
+    def next(self, encoder: nn.Module, repeats: int) -> Sequence[Window]:
+        """Return the windows of an encoder's next call, in which generate repeats each row of the images.
 
         Raises VPPError where rows are repeated and it cannot be told which windows are whose.
         """
-        view = 0
+        index = 0
         if len(self.windows) > 1:
-            view = self.calls[id(encoder)] % len(self.windows)
+            index = self.calls[id(encoder)] % len(self.windows)
             self.calls[id(encoder)] += 1
-        windows = self.windows[view]
-        if windows is None or self.repeats == 1:
-            return windows
-        return _repeat(windows, self.images[view], self.repeats)
+        windows = self.windows[index]
+        return windows if repeats == 1 else _repeat(windows, self.images[index], repeats)
 
 
 @outside_graphs

@@ -1,7 +1,6 @@
 """The processor of an attached model: the host's own, plus the placeholders and the detector's images."""
 
 import copy
-import functools
 import os
 from collections.abc import Iterator
 from typing import Any, Self
@@ -15,8 +14,7 @@ from vpp_plugins.attach import active_vpp, every_vpp, host_state, unwrap, vocabu
 from vpp_plugins.boxes import ImageMeta, metas_of
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import flatten_images, letterboxes
-from vpp_plugins.processor.checks import check_pair, check_processor
-from vpp_plugins.processor.normalisation import match_normalisation
+from vpp_plugins.processor.checks import check_pair, check_processor, match_normalisation
 from vpp_plugins.processor.placeholders import Placement, check_marker, image_marker
 from vpp_plugins.processor.tile_boxes import tile_boxes
 from vpp_plugins.prompts import TOKEN
@@ -99,10 +97,9 @@ class VPPProcessor:
         """
         if not tokenize:
             return self.processor.apply_chat_template(conversation, tokenize=False, **kwargs)
-        host, kind = copy.copy(self.processor), self.__class__
-        host.__class__ = _calling_another(kind)
-        host.vpp_processor = self
-        return host.apply_chat_template(conversation, tokenize=True, **{**kwargs, "return_dict": True})
+        # the host's own method on this object, which it calls with the images that it has loaded
+        settings = {**kwargs, "return_dict": True}
+        return type(self.processor).apply_chat_template(self, conversation, tokenize=True, **settings)
 
     def image_metas(self, images: Any) -> list[ImageMeta]:
         """Return what the box codec of the model's family must know of each image, in reading order."""
@@ -215,17 +212,6 @@ def _like(images: Any, loaded: Iterator[Image.Image]) -> Any:
     if isinstance(images, list | tuple):
         return [_like(part, loaded) for part in images]
     return next(loaded)
-
-
-@functools.cache
-def _calling_another(processor_class: type) -> type:
-    """Return a class like the host processor's whose instances, where they call themselves, call `vpp_processor`."""
-
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - it is what the class gets
-        return self.vpp_processor(*args, **kwargs)
-
-    body = {"__module__": processor_class.__module__, "__call__": __call__}
-    return type(processor_class.__name__, (processor_class,), body)
 
 
 def _add_token(tokenizer: Any, host: Any, state: Any) -> int:

@@ -19,7 +19,7 @@ from vpp_adapters.generic.table import (
 )
 from vpp_adapters.llava import pad_to_square
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, hookimpl
-from vpp_plugins.boxes import codec
+from vpp_plugins.boxes import BOX_CODECS
 from vpp_plugins.plugins import Backbone, PixelLayout, keep_processor
 from vpp_plugins.plugins.layouts import planes
 
@@ -53,7 +53,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     refuse(type(model), kind)
     encoders = vision_encoders(model, kind)
     box_format = BOX_FORMATS.get(kind, DEFAULT_BOX_FORMAT)
-    family = codec(box_format)
+    family = BOX_CODECS[box_format]
     padded = family.frame == "padded"
     axes = GlobalVPPConfig(unit="0-1" if family.unit == "0-1" else "0-1000") if encoders else None
     local = LocalVPPConfig(mask_padding=not padded)  # on the padded square, positions must run over all of it

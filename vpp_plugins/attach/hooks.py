@@ -1,0 +1,199 @@
+"""The hooks of an attached host, and the slot in which they find the prompts of a running call.
+
+The hooks are module-level functions that read a slot kept with them on the hooked module, so an attached model pickles
+and deep-copies. A stale copy of a hooked module (PEFT makes some) holds a slot of its own that is always empty.
+"""
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from vpp_plugins.attach.peft_compat import keep_prompts_whole
+from vpp_plugins.attach.windows import EncoderWindows
+from vpp_plugins.plugins import PixelLayout
+from vpp_plugins.prompts import Prompts
+
+SLOT = "_vpp_slot"
+NAMES = "_vpp_argument_names"
+HOST = "_vpp_host"
+ARGUMENTS = ("vpp_pixel_values", "vpp_tile_boxes")
+"""What VPP adds to the arguments of a host's forward and generate."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """The prompts of the running forward or generate; empty between runs."""
+
+    layout: PixelLayout
+    pixel_argument: str
+
+    def __post_init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last run."""
+        self.prompts: Prompts = Prompts(None, None)
+        self.token_id = -1
+        self.rows = 1
+        self.repeats = 1
+        """How often generate repeats each row of the images, for beams and returned sequences."""
+        self.windows: EncoderWindows | None = None
+        """What the encoders' inputs show; None is whole images."""
+        self.host_call: Mapping[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layout": self.layout, "pixel_argument": self.pixel_argument}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.clear()  # a copy that is made in the middle of a run is in none
+
+    def in_use(self) -> bool:
+        """Whether prompts are there to be read."""
+        return self.prompts.features is not None or self.prompts.overlay is not None
+
+    def follow(self, call: Mapping[str, Any], image_arguments: Sequence[str]) -> None:
+        """Take over the arguments of a forward within generate, which may repeat the images' rows."""
+        given = {name: self.host_call[name] for name in image_arguments if name in self.host_call}
+        for name, pixels in given.items():
+            now = call.get(name)
+            if isinstance(pixels, Tensor) and isinstance(now, Tensor) and len(now) % len(pixels) == 0:
+                self.repeats = len(now) // len(pixels)
+        if self.repeats > 1:
+            self.host_call = {**self.host_call, **call, **given}
+
+
+def inject(
+    embedding: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Float[Tensor, "..."]
+) -> Float[Tensor, "..."] | None:
+    """Forward hook on the input embedding: put the local prompt's features where the placeholder ids stand."""
+    slot: Slot = embedding.__dict__[SLOT]
+    features = slot.prompts.features
+    if features is None:
+        return None
+    ids = args[0] if args else next(iter(kwargs.values()))
+    # other look-ups pass through the same table: scalar placeholders, codebook ids, the single ids of decoding
+    if ids.ndim != 2 or ids.is_floating_point() or ids.shape[0] % slot.rows or ids.shape[1] == 1:
+        return None
+    is_placeholder = ids == slot.token_id
+    rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
+    return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
+
+
+def _feature_index(
+    is_placeholder: Bool[Tensor, "batch length"], prompts: int, count: int
+) -> Int[Tensor, "batch length"]:
+    """Return which feature each placeholder takes, in reading order over the prompts.
+
+    Beams and several returned sequences repeat each of the `prompts` rows next to itself; the repeats share the
+    features of one.
+    """
+    repeats = is_placeholder.shape[0] // prompts
+    per_prompt = is_placeholder[::repeats].sum(1)
+    first = (per_prompt.cumsum(0) - per_prompt).repeat_interleave(repeats)
+    return (first[:, None] + is_placeholder.long().cumsum(1) - 1).clamp(0, count - 1)
+
+
+def overlay(
+    encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook on a vision encoder: lay the global prompt over its pixels."""
+    slot: Slot = encoder.__dict__[SLOT]
+    axes = slot.prompts.overlay
+    if axes is None:
+        return None
+    own = dict(zip(encoder.__dict__[NAMES], args, strict=False)) | kwargs
+    name = slot.pixel_argument if slot.pixel_argument in kwargs else next(iter(own))
+    windows = None if slot.windows is None else slot.windows.next(encoder, slot.repeats)
+    pixels = slot.layout(own.pop(name), axes, windows, {**slot.host_call, **own})
+    if name in kwargs:
+        return args, {**kwargs, name: pixels}
+    return (pixels, *args[1:]), kwargs
+
+
+def open_session(
+    inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Forward pre-hook on the host's inner model: open a session where the host's own forward was passed by.
+
+    TRL's SFTTrainer does so, to fuse the head. Our arguments only ever come so far then, because the forward takes them
+    out.
+    """
+    host = inner.__dict__[HOST]
+    state = host._vpp_state
+    state.abandon()
+    ours = [kwargs.get(name) for name in ARGUMENTS]
+    running = state.inside() or state.slot.in_use()  # a compiled forward does not enter
+    if all(value is None for value in ours) and (running or not state.has_images(kwargs)):
+        return None
+    call = {name: value for name, value in kwargs.items() if name not in ARGUMENTS}
+    stack = contextlib.ExitStack()
+    stack.enter_context(host._vpp_session(call, call.get("input_ids"), *ours))
+    state.late[_caller()] = stack
+    return args, call
+
+
+def close_session(inner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook on the inner model, called after an error too: end the session that it has opened."""
+    stack = inner.__dict__[HOST]._vpp_state.late.pop(_caller(), None)
+    if stack is not None:
+        stack.close()
+
+
+def _caller() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def install(embedding: nn.Module, encoders: Sequence[nn.Module], slot: Slot) -> None:
+    """Hook the embedding and the encoders to a slot."""
+    embedding.register_forward_hook(inject, with_kwargs=True)
+    for encoder in encoders:
+        encoder.register_forward_pre_hook(overlay, with_kwargs=True)
+        # now, because torch.compile cannot trace a look at a signature
+        encoder.__dict__[NAMES] = tuple(inspect.signature(type(encoder).forward).parameters)[1:]
+    for module in (embedding, *encoders):
+        module.__dict__[SLOT] = slot
+
+
+def install_inner(host: Any) -> None:
+    """Hook the inner model, where the host has one."""
+    inner = host.base_model
+    if inner is host:
+        return
+    inner.register_forward_pre_hook(open_session, with_kwargs=True)
+    inner.register_forward_hook(close_session, always_call=True)
+    inner.__dict__[HOST] = host
+
+
+def remove(host: nn.Module) -> None:
+    """Take the hooks of this file off every module of the host."""
+    for module in host.modules():
+        for hooks, settings in (
+            (module._forward_hooks, (module._forward_hooks_with_kwargs, module._forward_hooks_always_called)),
+            (module._forward_pre_hooks, (module._forward_pre_hooks_with_kwargs,)),
+        ):
+            for key in [key for key, hook in hooks.items() if hook in (inject, overlay, open_session, close_session)]:
+                for where in (hooks, *settings):
+                    where.pop(key, None)
+        for name in (SLOT, NAMES, HOST):
+            module.__dict__.pop(name, None)
+
+
+def update(host: Any, encoder_paths: Sequence[str], slot: Slot) -> None:
+    """Move the hooks to the modules that PEFT or a resize may have put over, or in place of, the hooked ones."""
+    if "peft_config" in host.__dict__ and not torch.compiler.is_compiling():
+        keep_prompts_whole(host)  # PEFT tells of its first adapter, but not of more that are added later
+    embedding, encoders = host.get_input_embeddings(), [host.get_submodule(path) for path in encoder_paths]
+    if all(module.__dict__.get(SLOT) is slot for module in (embedding, *encoders)):
+        return
+    remove(host)
+    install(embedding, encoders, slot)
+    install_inner(host)
