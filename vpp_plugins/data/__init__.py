@@ -6,20 +6,18 @@ Other people's data:
   (`read_samples("refcoco/", "refer", split="val")`), and `convert.py` turns one into another as a stream.
 - `record.py` makes samples of what files say: `image_sizes.py` finds sizes, units and codecs bring boxes to pixels,
   `dialogue.py` reads and writes boxes in text, and `tally.py` counts what is faulty.
-- `stream.py` reads JSON of any size and writes files whole or not at all; `refer.py` reads pickles, and runs nothing.
+- `json_stream.py` reads JSON of any size, and `vpp_sft.py` assembles VPP-SFT.
 - `dataset.py` converts the samples of a run once, leaves them on disk, gives each with its image, and mixes sets.
-- `vpp_sft.py` assembles VPP-SFT.
-- `doctor.py` examines a set (`findings.py`, `ward.py`, `box_columns.py`, `repeats.py`, `image_check.py`) and judges
-  frame and unit of its boxes (`frame_candidates.py`, `frame_evidence.py`); `doctor_page.py` shows it.
+- `doctor/` examines a set, judges frame and unit of its boxes, and shows them.
 
-Our own: every sample is a `scenes.Scene`: an image, its objects, and expressions with boxes in xyxy pixels of it.
+Our own, in `scenes/`: every sample is a `Scene`, an image, its objects, and expressions, boxes in xyxy pixels.
 
 - `assets.py` fetches the cut-outs and backgrounds (`fetch_assets`) and finds them again (`find_assets`). They are free
   but not ours to ship (GPL-2, GPL-2+, CC-BY, CC-BY-SA), so they lie in a folder that git ignores.
-- `sources.py` says what a scene is made from; `cutouts.py` makes it from photographs, `shapes.py` draws it in code.
-- `scenes.py` composes scenes: `SceneGenerator(find_assets("assets"), split="train", seed=0).scene(17)`.
-- `expressions.py` finds texts that are true of exactly one object.
-- `scene_folder.py` writes scenes to files (`write_scenes`) and reads them (`load_scenes`).
+- `source.py` says what a scene is made from; `cutouts.py` makes it from photographs, `shapes.py` draws it in code.
+- `generator.py` composes scenes: `SceneGenerator(find_assets(), split="train", seed=0).scene(17)`, with texts of
+  `expressions.py` that are true of exactly one object.
+- `folder.py` writes scenes to files (`write_scenes`) and reads them (`load_scenes`); `drawn.py` draws them in training.
 - `photos.py` loads 29 public-domain or CC0 photographs with 50 hand-drawn boxes (`load_real_photos`).
 
 The splits: train and val show seen nouns on training backgrounds, test shows seen nouns on held-out backgrounds, and

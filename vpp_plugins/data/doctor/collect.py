@@ -1,23 +1,24 @@
 """What the doctor keeps of the samples as they pass: columns of boxes, hashes of what was said, names of images."""
 
 import random
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vpp_plugins.boxes import BoxCodec
+from vpp_plugins.boxes import BoxCodec, box_iou
 from vpp_plugins.data.doctor.box_columns import BoxColumns
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_candidates import declared_candidate
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
-from vpp_plugins.data.doctor.repeats import Repeats
 from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import BoxUnit, Record, count_marks, fault
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk, Turn
 from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
 from vpp_plugins.errors import VPPError
 
-_SPECIMENS = 12
+_EXAMPLES = 12
 _SHOWN = 5
+_APART = 0.5
 
 _NAMED = {
     Issue.IMAGE_REPEATED: (Fault.IMAGE_REPEATED, "The image would be put in several times."),
@@ -30,7 +31,7 @@ _NAMED = {
 
 
 @dataclass(frozen=True)
-class Specimen:
+class Example:
     """A sample for the contact sheet, with its boxes as the file has them."""
 
     id: str
@@ -40,7 +41,7 @@ class Specimen:
     boxes: tuple[Numbers, ...]
 
 
-class Ward:
+class Collector:
     """Takes records one by one. `tally` is the reader's own: what it could not make a record of stands there."""
 
     def __init__(self, sizes: ImageSizes, tally: Tally) -> None:
@@ -51,14 +52,14 @@ class Ward:
         self.ids: list[str] = []
         self.images: dict[str, tuple[int, int] | None] = {}
         """Names of images with the sizes that the data state."""
-        self.specimens: list[Specimen] = []
+        self.examples: list[Example] = []
 
     @property
     def columns(self) -> Mapping[int, BoxColumns]:
         """The boxes of each declared unit."""
         return {key: columns for key, (_, columns) in self._columns.items()}
 
-    def admit(self, row: int, record: Record) -> None:
+    def add(self, row: int, record: Record) -> None:
         """Look at one record."""
         self.ids.append(record.id)
         self._repeats.add(row, record)
@@ -117,11 +118,11 @@ class Ward:
 
     def _keep_some(self, record: Record, boxes: list[Numbers], size_wh: tuple[int, int] | None) -> None:
         """Keep twelve samples with boxes, each as likely as any other."""
-        place = self._boxed if self._boxed < _SPECIMENS else self._rng.randrange(self._boxed + 1)
+        place = self._boxed if self._boxed < _EXAMPLES else self._rng.randrange(self._boxed + 1)
         self._boxed += 1
-        if place < _SPECIMENS:
-            specimen = Specimen(record.id, record.image, size_wh, _words(record), tuple(boxes))
-            self.specimens[place : place + 1] = [specimen]
+        if place < _EXAMPLES:
+            example = Example(record.id, record.image, size_wh, _words(record), tuple(boxes))
+            self.examples[place : place + 1] = [example]
 
 
 def _words(record: Record) -> str:
@@ -132,3 +133,72 @@ def _words(record: Record) -> str:
             return description
         case Talk(question):
             return question
+
+
+class Repeats:
+    """Remembers what was said of which image: hashes of texts and single boxes, 130 bytes a turn.
+
+    A sample is a duplicate where earlier ones have said all of its turns. It conflicts where an earlier one gave the
+    same expression of the same image another box (IoU below 0.5), so that one of the two must be wrong.
+    """
+
+    def __init__(self) -> None:
+        self._said: set[int] = set()
+        self._located: dict[int, int] = {}
+        self._boxes = array("d")
+        self._duplicates: list[int] = []
+        self._conflicts: list[int] = []
+
+    def add(self, row: int, record: Record) -> None:
+        """Compare a sample with those before it, and remember it."""
+        seen = [self._locate(turn, record) if _single(turn) else self._say(turn, record) for turn in record.turns]
+        if seen and all(found is Fault.DUPLICATE for found in seen):
+            self._duplicates.append(row)
+        if Fault.CONFLICT in seen:
+            self._conflicts.append(row)
+
+    def _say(self, turn: Turn, record: Record) -> Fault | None:
+        key = hash((record.image, turn))
+        if key in self._said:
+            return Fault.DUPLICATE
+        self._said.add(key)
+        return None
+
+    def _locate(self, turn: Turn, record: Record) -> Fault | None:
+        assert isinstance(turn, Locate)
+        place = len(self._boxes)
+        first = self._located.setdefault(hash((record.image, turn.expression.strip().lower())), place)
+        if first == place:
+            self._boxes.extend(turn.boxes[0])
+            return None
+        before = tuple(self._boxes[first : first + 4])
+        if before == turn.boxes[0]:
+            return Fault.DUPLICATE
+        return Fault.CONFLICT if _iou(before, turn.boxes[0], record) < _APART else None
+
+    def findings(self, ids: Sequence[str]) -> list[Finding]:
+        """Return the duplicates and the conflicts, if there are any."""
+        kinds = (
+            (Fault.DUPLICATE, self._duplicates, "Earlier samples say the same of the same images."),
+            (
+                Fault.CONFLICT,
+                self._conflicts,
+                "Earlier samples give the same expressions other boxes in the same images.",
+            ),
+        )
+        return [
+            Finding(fault, len(rows), len(ids), meaning, tuple(ids[row] for row in rows[:_SHOWN]))
+            for fault, rows, meaning in kinds
+            if rows
+        ]
+
+
+def _single(turn: Turn) -> bool:
+    return isinstance(turn, Locate) and len(turn.boxes) == 1 and fault(turn.boxes[0], 4) is None
+
+
+def _iou(one: Numbers, other: Numbers, record: Record) -> float:
+    """IoU does not depend on frame and unit, only on whether the last two numbers are a corner or lengths."""
+    if isinstance(record.unit, BoxUnit) and record.unit.order == "xywh":
+        one, other = ((x, y, x + width, y + height) for x, y, width, height in (one, other))
+    return box_iou(one, other)

@@ -1,21 +1,28 @@
 """Examine a data set before it costs a training run: which faults it has, and in which frame and unit its boxes are."""
 
-from dataclasses import dataclass
+import hashlib
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
 from vpp_plugins.data.convert import progress_bar
-from vpp_plugins.data.doctor.collect import Specimen, Ward
+from vpp_plugins.data.doctor.collect import Collector, Example
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
-from vpp_plugins.data.doctor.image_check import check_images, shared_images
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.data.image_sizes import ImageSizes
+from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, image_path, upright_size
 
 _SHOWN = 5
+_COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
 
 
 @dataclass(frozen=True)
-class Examination:
+class DoctorReport:
     """What the doctor found.
 
     `verdicts` holds one judgement per declared unit; none where there are no boxes, or no image's size is known.
@@ -29,7 +36,7 @@ class Examination:
     images: int
     findings: tuple[Finding, ...]
     verdicts: tuple[FrameVerdict, ...]
-    specimens: tuple[Specimen, ...]
+    examples: tuple[Example, ...]
     notes: tuple[str, ...]
 
     @property
@@ -50,7 +57,7 @@ def examine(
     against_images: str | Path | None = None,
     decode: int = 5000,
     progress: bool = True,
-) -> Examination:
+) -> DoctorReport:
     """Read a data set once and report its faults; nothing is changed.
 
     `images` is the folder of the images. Without it, or a file of their `sizes`, boxes of a format that stores no
@@ -59,39 +66,127 @@ def examine(
     where a file cannot be read at all.
     """
     path, folder, reading = Path(path), Path(images) if images is not None else None, Reading(family=family)
-    ward = Ward(ImageSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
+    collector = Collector(ImageSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
     with progress_bar(f"Reading {path.name}", shown=progress) as advance:
         for row, record in enumerate(data_format(format_name).read(path, reading)):
-            ward.admit(row, record)
+            collector.add(row, record)
             if row % 1000 == 999:
                 advance(1000)
-    verdicts = {columns: columns.judged() for columns in ward.columns.values()}
-    findings = ward.findings()
+    verdicts = {columns: columns.judged() for columns in collector.columns.values()}
+    found, notes = collector.findings(), collector.notes(verdicts)
     for columns, verdict in verdicts.items():
-        findings += columns.findings(verdict, ward.ids)
-    notes = ward.notes(verdicts)
+        found += columns.findings(verdict, collector.ids)
     if folder is not None:
         with progress_bar("Looking at the images", shown=progress) as advance:
-            checked = check_images(folder, ward.images, decode=decode, advance=advance)
-        findings += checked.findings(len(ward.images))
-        notes.append(f"{checked.decoded:,} of {len(ward.images):,} images were decoded whole.")
+            checked = check_images(folder, collector.images, decode=decode, advance=advance)
+        found += checked.findings(len(collector.images))
+        notes.append(f"{checked.decoded:,} of {len(collector.images):,} images were decoded whole.")
     else:
         notes.append("The images themselves were not looked at: no folder was given (--images).")
     if against is not None:
         other = data_format(against_format or format_name).read(Path(against), Reading(family=family))
         names = {record.image for record in other if record.image}
-        both = shared_images(list(ward.images), names, folder, Path(against_images) if against_images else None)
+        both = shared_images(list(collector.images), names, folder, Path(against_images) if against_images else None)
         meaning = f"What is learned on them, '{against}' no longer measures."
-        findings.append(Finding(Fault.LEAKAGE, len(both), len(ward.images), meaning, tuple(both[:_SHOWN])))
-    return Examination(
+        found.append(Finding(Fault.LEAKAGE, len(both), len(collector.images), meaning, tuple(both[:_SHOWN])))
+    return DoctorReport(
         path=path,
         format=format_name,
         folder=folder,
-        samples=len(ward.ids),
-        boxes=sum(map(len, ward.columns.values())),
-        images=len(ward.images),
-        findings=tuple(finding for finding in findings if finding.count),
+        samples=len(collector.ids),
+        boxes=sum(map(len, collector.columns.values())),
+        images=len(collector.images),
+        findings=tuple(finding for finding in found if finding.count),
         verdicts=tuple(verdict for verdict in verdicts.values() if verdict is not None),
-        specimens=tuple(ward.specimens),
+        examples=tuple(collector.examples),
         notes=tuple(notes),
     )
+
+
+@dataclass
+class ImageCheck:
+    """Names of images, by what is wrong with them, and how many were decoded whole."""
+
+    unsafe: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+    decoded: int = 0
+
+    def findings(self, total: int) -> list[Finding]:
+        """Return what was found, of so many images."""
+        kinds = (
+            (Fault.UNSAFE_PATH, self.unsafe, "Their names leave the folder of the images."),
+            (Fault.UNREADABLE, self.unreadable, "They are missing, or cannot be decoded."),
+            (Fault.SIZE_DIFFERS, self.differing, "The data state other sizes, so their boxes are in another frame."),
+        )
+        return [Finding(fault, len(names), total, meaning, tuple(names[:_SHOWN])) for fault, names, meaning in kinds]
+
+
+def check_images(
+    folder: Path, stated: Mapping[str, tuple[int, int] | None], *, decode: int, advance: Callable[[int], None]
+) -> ImageCheck:
+    """Check images by name, with the sizes that the data state; `advance` is told after each.
+
+    Headers are read of all, and up to `decode` of them, drawn at random beyond that number, are decoded whole: only
+    that finds a truncated file.
+    """
+    names = list(stated)
+    whole = set(names if len(names) <= decode else random.Random(0).sample(names, decode))
+    found = ImageCheck()
+    for name in names:
+        try:
+            path = image_path(folder, name)
+            size = upright_size(path)
+            if name in whole:
+                found.decoded += 1
+                _decode(path)
+            if stated[name] not in (None, size):
+                found.differing.append(name)
+        except UnsafePathError:
+            found.unsafe.append(name)
+        except ImageError:
+            found.unreadable.append(name)
+        advance(1)
+    return found
+
+
+def shared_images(
+    ours: Sequence[str], theirs: Iterable[str], our_folder: Path | None, their_folder: Path | None
+) -> list[str]:
+    """Return which of our images are in the other set too.
+
+    With both folders given the files' bytes decide; else the names do. COCO's images are known by their number, under
+    whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`.
+    """
+    others = set(theirs)
+    numbers = {number for name in others if (number := _coco_number(name))}
+    same = {name for name in ours if _coco_number(name) in numbers}
+    if our_folder is None or their_folder is None:
+        same |= others.intersection(ours)
+    else:
+        digests = {digest for name in others if (digest := _digest(their_folder, name))}
+        same |= {name for name in ours if _digest(our_folder, name) in digests}
+    return [name for name in ours if name in same]
+
+
+def _coco_number(name: str) -> str:
+    match = _COCO.search(name)
+    return match[1] if match else ""
+
+
+def _digest(folder: Path, name: str) -> bytes | None:
+    try:
+        with image_path(folder, name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (ImageError, OSError, ValueError):
+        return None
+
+
+def _decode(path: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what an image lacks is among the findings, or is an error
+            with Image.open(path) as image:
+                image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+        raise ImageError(f"'{path}' cannot be decoded ({error}).") from None

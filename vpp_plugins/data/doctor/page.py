@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from vpp_plugins.boxes import Box
-from vpp_plugins.data.doctor.collect import Specimen
-from vpp_plugins.data.doctor.doctor import Examination
+from vpp_plugins.data.doctor.collect import Example
+from vpp_plugins.data.doctor.doctor import DoctorReport
 from vpp_plugins.data.doctor.frame_candidates import Candidate
 from vpp_plugins.data.doctor.frame_evidence import ENOUGH, FrameVerdict
 from vpp_plugins.data.image_sizes import image_path
@@ -20,25 +20,25 @@ _COLUMNS = 3
 _SIDE = 480
 
 
-def write_doctor_page(examination: Examination, path: str | Path) -> Path:
+def write_doctor_page(report: DoctorReport, path: str | Path) -> Path:
     """Write the report, with up to twelve samples' boxes drawn under the declared and the likeliest candidates."""
     from vpp_plugins.report import write_page  # loads torch, which nothing else here needs
 
-    verdict = examination.verdicts[0] if examination.verdicts else None
+    verdict = report.verdicts[0] if report.verdicts else None
     return write_page(
         path,
         "doctor",
-        title=f"vpp doctor: {examination.path.name}",
-        name=examination.path.name,
-        summary=f"{examination.samples:,} samples, {examination.boxes:,} boxes, {examination.images:,} images; read as "
-        f"{examination.format}.",
-        findings=[(str(found.fault), str(found)[str(found).index(":") :]) for found in examination.findings],
-        notes=examination.notes,
-        evidence=[(str(each), _evidence(each)) for each in examination.verdicts],
+        title=f"vpp doctor: {report.path.name}",
+        name=report.path.name,
+        summary=f"{report.samples:,} samples, {report.boxes:,} boxes, {report.images:,} images; read as "
+        f"{report.format}.",
+        findings=[(str(found.fault), str(found)[str(found).index(":") :]) for found in report.findings],
+        notes=report.notes,
+        evidence=[(str(each), _evidence(each)) for each in report.verdicts],
         samples=[
-            (specimen.id, specimen.text[:200], cards)
-            for specimen in examination.specimens
-            if verdict is not None and (cards := _cards(specimen, examination.folder, verdict))
+            (example.id, example.text[:200], cards)
+            for example in report.examples
+            if verdict is not None and (cards := _cards(example, report.folder, verdict))
         ],
     )
 
@@ -63,26 +63,26 @@ def _odds(difference: float) -> str:
     return f"1 to {math.exp(-difference):,.0f}" if difference > -14 else "less than 1 to a million"
 
 
-def _cards(specimen: Specimen, folder: Path | None, verdict: FrameVerdict) -> list[dict[str, Any]]:
-    """Draw a specimen's boxes under each candidate; on grey where its image is not at hand, in whatever size it has."""
+def _cards(example: Example, folder: Path | None, verdict: FrameVerdict) -> list[dict[str, Any]]:
+    """Draw a example's boxes under each candidate; on grey where its image is not at hand, in whatever size it has."""
     from vpp_plugins.images import load_image
 
-    size, image = specimen.size_wh, None
+    size, image = example.size_wh, None
     with suppress(VPPError):  # it is named among the findings
-        image = load_image(image_path(folder, specimen.image)) if folder is not None else None
+        image = load_image(image_path(folder, example.image)) if folder is not None else None
     size = image.size if image is not None else size
     if size is None:
         return []
     if image is None:
         shrink = min(1.0, _SIDE / max(size))
         image = Image.new("RGB", (max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))), "#d0d4da")
-    return [_card(image, size, specimen, fit.candidate) for fit in verdict.shown()[:_COLUMNS]]
+    return [_card(image, size, example, fit.candidate) for fit in verdict.shown()[:_COLUMNS]]
 
 
-def _card(image: Image.Image, size_wh: tuple[int, int], specimen: Specimen, candidate: Candidate) -> dict[str, Any]:
+def _card(image: Image.Image, size_wh: tuple[int, int], example: Example, candidate: Candidate) -> dict[str, Any]:
     from vpp_plugins.report import image_url
 
-    numbers = np.array([box for box in specimen.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
+    numbers = np.array([box for box in example.boxes if len(box) == 4 and np.isfinite(box).all()], dtype=float)
     boxes: list[Box] = []
     if len(numbers):
         pixels = candidate.pixels(numbers, np.tile(np.array(size_wh, dtype=float), (len(numbers), 1)))

@@ -1,7 +1,7 @@
 import pytest
 
+from vpp_plugins.data.doctor.collect import Repeats
 from vpp_plugins.data.doctor.findings import Fault
-from vpp_plugins.data.doctor.repeats import Repeats
 from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, Record
 from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
 

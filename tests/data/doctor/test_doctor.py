@@ -15,7 +15,7 @@ from tests.data.formats.layouts import image, lines, whole
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import ImageMeta, codec
 from vpp_plugins.data.doctor import examine
-from vpp_plugins.data.doctor.doctor import Examination
+from vpp_plugins.data.doctor.doctor import DoctorReport
 from vpp_plugins.data.doctor.findings import Fault
 from vpp_plugins.data.doctor.page import write_doctor_page
 
@@ -69,15 +69,15 @@ def answers(write: Callable[[tuple[int, int], tuple[float, ...]], list[float]]) 
     return [dialogue(number, image, str(write(size, box))) for number, (image, size, box) in enumerate(boxes())]
 
 
-def named(examination: Examination) -> list[str]:
+def named(examination: DoctorReport) -> list[str]:
     return [str(finding.fault) for finding in examination.findings]
 
 
-def dialogues(tmp_path: Path, rows: Rows, folder: Path, **options: Any) -> Examination:
+def dialogues(tmp_path: Path, rows: Rows, folder: Path, **options: Any) -> DoctorReport:
     return examine(whole(tmp_path / "set.json", rows), "vpp-sft", images=folder, progress=False, **options)
 
 
-def eval_rows(tmp_path: Path, rows: Rows, folder: Path) -> Examination:
+def eval_rows(tmp_path: Path, rows: Rows, folder: Path) -> DoctorReport:
     return examine(lines(tmp_path / "set.jsonl", *rows), "eval-jsonl", images=folder, progress=False)
 
 
