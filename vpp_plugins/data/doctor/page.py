@@ -64,7 +64,7 @@ def _odds(difference: float) -> str:
 
 
 def _cards(example: Example, folder: Path | None, verdict: FrameVerdict) -> list[dict[str, Any]]:
-    """Draw a example's boxes under each candidate; on grey where its image is not at hand, in whatever size it has."""
+    """Draw an example's boxes under each candidate; on grey where its image is not at hand, in whatever size it has."""
     from vpp_plugins.images import load_image
 
     size, image = example.size_wh, None
