@@ -13,7 +13,8 @@ from transformers import LlavaForConditionalGeneration
 from tests.reference import FOLDER, reference
 from tests.tiny import image, tiny_llava, tiny_processor
 from vpp_adapters import llava
-from vpp_adapters.vpp_llava.adapter import REFERENCE, load_vpp_llava, process_as_trained, vpp_adapter, vpp_converter
+from vpp_adapters.vpp_llava.adapter import load_vpp_llava, process_as_trained, vpp_adapter, vpp_converter
+from vpp_adapters.vpp_llava.reference import REFERENCE
 from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, detach_vpp, is_attached, vpp_disabled
 from vpp_plugins.attach.checkpoint import read_config
 from vpp_plugins.plugins.registry import converter, describe

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.reference import FOLDER, published_settings, reference_keys
-from vpp_adapters.vpp_llava.config import host_config, is_reference, prompt_config, read_settings
+from vpp_adapters.vpp_llava.config import host_config, prompt_config
+from vpp_adapters.vpp_llava.reference import is_reference, read_settings
 from vpp_plugins import VPPError
 
 DETR = "model.detr_vision_tower.vision_tower."

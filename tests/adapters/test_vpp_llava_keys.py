@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.reference import published_settings, reference_keys
-from vpp_adapters.vpp_llava.adapter import REFERENCE
 from vpp_adapters.vpp_llava.config import expected_shapes, host_config, prompt_config
 from vpp_adapters.vpp_llava.keys import Shape, check_parts, is_computed, match, new_name
+from vpp_adapters.vpp_llava.reference import REFERENCE
 from vpp_plugins import VPPError
 
 SIZES = {"7b": (1396, 7_128_222_144), "13b": (1468, 13_417_208_256)}

@@ -5,7 +5,8 @@ from typing import Any
 
 from PIL import Image
 
-from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.boxes.codecs import BoxCodec
+from vpp_plugins.boxes.frames import ImageMeta
 from vpp_plugins.errors import VPPError
 
 

@@ -9,30 +9,10 @@ import torch
 from torch import nn
 
 from vpp_adapters.llava import VPP_LLAVA
-from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, VPPProcessor, attach_vpp, hookimpl
+from vpp_adapters.vpp_llava.reference import REFERENCE, is_reference, read_settings
+from vpp_plugins import VPPError, VPPProcessor, attach_vpp, hookimpl
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE, resolve
 from vpp_plugins.plugins import Backbone, Converter
-from vpp_plugins.prompts import CLIP_MEAN, CLIP_STD
-
-REFERENCE = VPPConfig(
-    global_vpp=GlobalVPPConfig(interior="scaled", resample="nearest", image_mean=CLIP_MEAN, image_std=CLIP_STD),
-    local_vpp=LocalVPPConfig(
-        overlay_units="host",
-        mask_padding=False,
-        generator_options={
-            "backbone": "resnet101",
-            "width": 256,
-            "feedforward": 2048,
-            "encoder_layers": 6,
-            "decoder_layers": 6,
-        },
-    ),
-)
-"""The settings of VPP-LLaVA's code; its checkpoints store none of them.
-
-Unlike a new model's, the image inside the axes is dimmed by alpha too (`interior`), the axes reach the detector's
-size by nearest index (`resample`) in the CLIP encoder's units (`overlay_units`), and the detector attends to padding.
-"""
 
 
 @hookimpl
@@ -59,7 +39,6 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 @hookimpl
 def vpp_converter(folder: Path) -> Converter | None:
     """Convert what VPP-LLaVA's own code saved."""
-    from vpp_adapters.vpp_llava.config import is_reference, read_settings
     from vpp_adapters.vpp_llava.convert import convert
 
     known = (folder / "config.json").is_file() and is_reference(read_settings(folder))
@@ -108,7 +87,6 @@ def _converted(folder: Path) -> Path:
     from filelock import FileLock
     from huggingface_hub.constants import HF_HOME
 
-    from vpp_adapters.vpp_llava.config import is_reference, read_settings
     from vpp_adapters.vpp_llava.convert import convert
 
     settings = read_settings(folder)
@@ -132,8 +110,8 @@ def _converted(folder: Path) -> Path:
 def _fingerprint(folder: Path) -> str:
     """Return a name for the present contents of a folder, by its files' sizes and times."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    told = [str(folder.resolve()), *(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+    contents = [str(folder.resolve()), *(f"{p.name} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in files)]
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()[:12]
 
 
 def _fetched(source: str | os.PathLike[str]) -> Path:

@@ -1,6 +1,5 @@
-"""The sizes of a VPP-LLaVA checkpoint, as its config.json and its tensors tell them."""
+"""The sizes of a VPP-LLaVA checkpoint, as its config.json and its tensors show them."""
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,8 +11,8 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vpp_adapters.llava import VPP_LLAVA
-from vpp_adapters.vpp_llava.adapter import REFERENCE
 from vpp_adapters.vpp_llava.keys import CLIP_PREFIX, DETR_PREFIX
+from vpp_adapters.vpp_llava.reference import REFERENCE, read_settings
 from vpp_plugins import GlobalVPP, LocalVPP, VPPConfig, VPPError
 from vpp_plugins.files import Shape
 from vpp_plugins.plugins import build_generator
@@ -27,7 +26,6 @@ _LLAMA_FIELDS = (
     "max_position_embeddings initializer_range attention_bias attention_dropout tie_word_embeddings bos_token_id "
     "eos_token_id pad_token_id use_cache"
 ).split()
-_CLIP_FIELDS = ("num_attention_heads", "hidden_act", "layer_norm_eps")
 # LlavaForConditionalGeneration is so, and no other way; what VPP-LLaVA trained is so too.
 _SETTINGS = {
     "image_aspect_ratio": "pad",
@@ -37,25 +35,6 @@ _SETTINGS = {
     "mm_use_im_start_end": False,
     "mm_vision_select_feature": "patch",
 }
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """Return the folder's config.json; raises VPPError where there is none that can be read."""
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise VPPError(f"no config.json in '{folder}': give the folder of a whole checkpoint.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise VPPError(f"'{path}' is not valid JSON ({error}): download it again.") from None
-    if not isinstance(values, dict):
-        raise VPPError(f"'{path}' must hold a JSON object, but holds a {type(values).__name__}.")
-    return values
-
-
-def is_reference(settings: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of the LLaVA code that VPP-LLaVA was written in."""
-    return "LlavaLlamaForCausalLM" in (settings.get("architectures") or ())
 
 
 def host_config(settings: Mapping[str, Any], shapes: Mapping[str, Shape], folder: Path) -> Any:
@@ -121,7 +100,7 @@ def expected_shapes(host: Any, prompts: VPPConfig) -> dict[str, Shape]:
 
 
 def _clip_config(settings: Mapping[str, Any], shapes: Mapping[str, Shape], folder: Path) -> Any:
-    """Return the vision tower's configuration: sizes by its tensors, what they cannot tell by its own config.json.
+    """Return the vision tower's configuration: sizes by its tensors, what they do not show by its own config.json.
 
     Without that file it is one of OpenAI's, whose heads are 64 wide.
     """
@@ -129,13 +108,12 @@ def _clip_config(settings: Mapping[str, Any], shapes: Mapping[str, Shape], folde
     width, patch = patches[0], patches[-1]
     name = str(settings.get("mm_vision_tower", ""))
     own = folder / name / "config.json"
-    told: dict[str, Any] = {"num_attention_heads": width // 64}
+    details: dict[str, Any] = {"num_attention_heads": width // 64}
     if name and own.is_file():
         values = read_settings(own.parent)
         values = values.get("vision_config", values)
-        told = {
-            part: values[part] for part in ("num_attention_heads", "hidden_act", "layer_norm_eps") if part in values
-        }
+        names = ("num_attention_heads", "hidden_act", "layer_norm_eps")
+        details = {part: values[part] for part in names if part in values}
     elif "clip-vit" not in name.lower() or "laion" in name.lower():
         raise VPPError(
             f"config.json names the vision tower '{name}', which is none of OpenAI's CLIPs: put its config.json into "
@@ -147,7 +125,7 @@ def _clip_config(settings: Mapping[str, Any], shapes: Mapping[str, Shape], folde
         num_hidden_layers=_count(shapes, rf"{re.escape(CLIP_PREFIX)}encoder\.layers\.(\d+)\."),
         patch_size=patch,
         image_size=math.isqrt(_shape(shapes, f"{CLIP_PREFIX}embeddings.position_embedding.weight")[0] - 1) * patch,
-        **told,
+        **details,
     )
 
 
