@@ -231,7 +231,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.undo()
     assert last_checkpoint(tmp_path / "run") is not None
-    assert not list((tmp_path / "run").glob(".*"))
+    assert not list((tmp_path / "run").glob(".*.part"))
     run("whole", data, tmp_path / "run")
     run("whole", data, tmp_path / "other")
     expected = weights(tmp_path / "other/final")
