@@ -7,7 +7,6 @@ one that ends, so that the walk through the tar files is our own.
 import io
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -21,7 +20,7 @@ from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.tally import Issue
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import whole_file
+from vpp_plugins.files import whole_file, whole_folder
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 """Extensions of images."""
@@ -195,13 +194,8 @@ def write_webdataset(samples: Iterable[Sample], writing: Writing) -> None:
         )
     if not target.parent.is_dir():
         raise VPPError(f"the folder '{target.parent}' does not exist: make it first.")
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".partial", dir=target.parent) as made:
-        folder = Path(made) / "written"
-        folder.mkdir()
+    with whole_folder(target) as folder:
         _write_shards(_members(samples, writing), folder, writing.shard_bytes)
-        if target.exists():
-            target.rename(Path(made) / "replaced")
-        folder.rename(target)
 
 
 def _write_shards(members: Iterable[dict[str, bytes]], folder: Path, most: int) -> None:
