@@ -26,7 +26,7 @@ def test_a_perfect_predictor_reaches_the_ceiling(tmp_path: Path) -> None:
     assert figures["acc_50"]["mean"] == 1
     assert figures["mean_iou"]["mean"] > 0.9
     assert figures["statuses"]["ok"] == 20
-    assert (figures["rows"], figures["images"]) == (20, 10)
+    assert (figures["rows"], figures["pictures"]) == (20, 10)
 
 
 def test_an_accuracy_of_nothing_or_all_is_not_said_to_be_certain(tmp_path: Path) -> None:

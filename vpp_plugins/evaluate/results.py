@@ -117,7 +117,7 @@ def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
     statuses = Counter("unreadable" if one.answer.error else str(one.parsed.status) for one in judged)
     return {
         "rows": len(judged),
-        "images": len(set(images)),
+        "pictures": len(set(images)),  # the key of 0.1.0: results.json is read by others
         **accuracies,
         "mean_iou": asdict(interval([one.iou for one in judged], images)),
         "statuses": {name: statuses.get(name, 0) for name in [*map(str, BoxStatus), "unreadable"]},
