@@ -16,6 +16,7 @@ from vpp_plugins.cli import bake, convert, data, demo, doctor, eval, ground, plu
 app = typer.Typer(
     help="Visual Position Prompts for multimodal LLMs: ground expressions, make and check data, train, measure.",
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )

@@ -15,9 +15,9 @@ def bake(
     global_only: Annotated[bool, typer.Option(help="Leave a local prompt out.")] = False,
     score: Annotated[bool, typer.Option(help="Ask about the photographs, with the prompt and with it baked.")] = True,
 ) -> None:
-    """Bake a trained global prompt into a small script, for vLLM, SGLang or llama.cpp without this library.
+    """Bake a trained global prompt into a small script.
 
-    The script lays the axes over 8-bit images before the host's image processor. Printed is what that changes on the
+    It is for vLLM, SGLang or llama.cpp, and needs no part of this library. The script lays the axes over 8-bit images before the host's image processor. Printed is what that changes on the
     committed photographs: how far the colours are off, and the answers.
 
     Example: vpp bake --model models/llava-with-axes --out out/baked

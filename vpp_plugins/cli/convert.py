@@ -21,9 +21,9 @@ def convert(
     target: Annotated[Path, typer.Argument(help="Folder to write; must be new or empty.")],
     dtype: Annotated[DtypeName, typer.Option(help="Dtype to write; keep is the checkpoint's.")] = DtypeName.keep,
 ) -> None:
-    """Bring a checkpoint that was trained with VPP in other code into transformers' layout, with the prompts beside it.
+    """Bring other code's checkpoint into transformers' layout.
 
-    Known is VPP-LLaVA's own, of which nothing but the checkpoint is needed. It takes a gigabyte or two of memory; when
+    The prompts that were trained with it come to lie beside it. Known is VPP-LLaVA's own, of which nothing but the checkpoint is needed. It takes a gigabyte or two of memory; when
     interrupted, simply run it again.
 
     Example: vpp convert downloads/VPP-LLaVA-7b models/vpp-llava-7b

@@ -36,9 +36,13 @@ def scenes(
     assets: Annotated[Path, typer.Option(help="Folder of the scene images; fetched if missing.")] = Path("assets"),
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 1,
 ) -> None:
-    """Compose photo scenes with referring expressions that are true of exactly one object each.
+    """Compose scenes with referring expressions.
 
-    A killed run continues when it is called again. Example: vpp data scenes --out scenes/val --count 500 --split val
+    Each expression is true of exactly one object of photographs cut out and put together.
+
+    A killed run continues when it is called again.
+
+    Example: vpp data scenes --out scenes/val --count 500 --split val
     """
     from vpp_plugins.data.scenes import Shapes, fetch_assets, write_scenes
 
@@ -56,7 +60,7 @@ Family = Annotated[str, typer.Option(help="Whose boxes stand in the text of dial
 
 @data.command()
 def formats() -> None:
-    """List the formats that `vpp data convert` and `vpp doctor` know."""
+    """List the formats to convert from and to."""
     from vpp_plugins.data.formats import FORMATS
 
     for name, about in FORMATS.items():
@@ -80,9 +84,12 @@ def convert(
     shard_mb: Annotated[int, typer.Option(help="How large a shard of webdataset gets, about.", min=1)] = 1000,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing target.")] = False,
 ) -> None:
-    """Convert a data set; what is faulty is left out, counted, and named.
+    """Convert a data set from one format to another.
+
+    What is faulty is left out, counted, and named.
 
     Example: vpp data convert refcoco/ val.jsonl --from refer --to eval-jsonl --split val
+
     Shards: vpp data convert train.json shards --from vpp-sft --to webdataset --images images
     """
     from vpp_plugins.data import convert as run
@@ -120,7 +127,9 @@ def build(
     strict_counts: Annotated[bool, typer.Option(help="Fail where a count is not the published one.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing target.")] = False,
 ) -> None:
-    """Assemble VPP-SFT from its four public sources, and compare the counts with the published ones.
+    """Assemble VPP-SFT from its four public sources.
+
+    The counts are compared with the published ones.
 
     Example: vpp data build-vpp-sft vpp_sft.json --llava llava_v1_5_mix665k.json --cb-grd CB_GND.json
     --cb-ref CB_REF.json --genixer syn_lcs_filtered60.jsonl --images playground/data
@@ -152,7 +161,9 @@ def preview(
     changes: Changes = None,
     index: Annotated[int, typer.Option(help="Which sample, counted from 0.", min=0)] = 0,
 ) -> None:
-    """Show a training sample's exact tokens, what is learned between ⟦ and ⟧; loads the processor, but no weights.
+    """Show a training sample's exact tokens.
+
+    What is learned stands between ⟦ and ⟧. Loads the processor, but no weights.
 
     Example: vpp data preview examples/recipes/llava-1.5-lora.toml --index 3
     """

@@ -14,7 +14,10 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("out/demo"),
     assets: Annotated[Path, typer.Option(help="Folder of the scene images; fetched if missing.")] = Path("assets"),
 ) -> None:
-    """Ground 24 images with the pocket model and its twin without VPP; print the answers and write a page."""
+    """Ground 24 images, with and without VPP.
+
+    Asked are the pocket model and its twin that was trained without VPP; the answers are printed and shown on a page.
+    """
     out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once
     from rich.console import Console
 

@@ -20,9 +20,11 @@ def doctor(
     against_images: Annotated[Path | None, typer.Option(help="Its images; then their bytes are compared.")] = None,
     decode: Annotated[int, typer.Option(help="Decode up to so many images whole.", min=0)] = 5000,
 ) -> None:
-    """Say what is wrong with a data set, and in which frame and unit its boxes most likely are.
+    """Say what is wrong with a data set.
 
-    Ends with exit code 1 where something was found. Example: vpp doctor train.json --format vpp-sft --images images
+    And in which frame and unit its boxes most likely are. Ends with exit code 1 where something was found.
+
+    Example: vpp doctor train.json --format vpp-sft --images images
     --out doctor.html
     """
     from vpp_plugins.data.doctor import examine

@@ -20,7 +20,8 @@ class RunByDefault(typer.core.TyperGroup):
 evaluation = typer.Typer(
     cls=RunByDefault,
     no_args_is_help=True,
-    help="Measure grounding: `vpp eval --model pocket --data photos`. Its options: vpp eval run --help.",
+    short_help="Measure grounding, and compare.",
+    help="Measure grounding: vpp eval --model pocket --data photos. Its options: vpp eval run --help.",
 )
 
 Meteor = Annotated[bool, typer.Option("--meteor", help="Score region captions by METEOR too; needs Java.")]
@@ -43,9 +44,11 @@ def run(
     meteor: Meteor = False,
     out: Annotated[Path, typer.Option(help="Folder of answers, results and report.")] = Path("out/eval"),
 ) -> None:
-    """Measure how well a model grounds: Acc@0.5, 0.75 and 0.9, mean IoU, intervals, and a page of the worst answers.
+    """Measure how well a model grounds.
 
+    Acc@0.5, 0.75 and 0.9, mean IoU, intervals, and a page of the worst answers.
     Killed at any point, the same command continues. Several GPUs: accelerate launch -m vpp_plugins.cli eval ...
+
     Example: vpp eval --model pocket --data photos --out out/eval/photos
     """
     from vpp_plugins.data import Tally
@@ -81,7 +84,9 @@ def rescore(
     box_format: Annotated[str | None, typer.Option(help="Read the answers as another family's.")] = None,
     meteor: Meteor = False,
 ) -> None:
-    """Judge the answers of an evaluation under another protocol, without the model.
+    """Judge answers again under another protocol.
+
+    No model is loaded.
 
     Example: vpp eval rescore out/eval/photos --protocol lmms-eval --out out/eval/photos-lmms
     """
@@ -96,7 +101,9 @@ def compare(
     b: Annotated[Path, typer.Argument(help="Folder of another one, of the same rows.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("out/eval/compare.html"),
 ) -> None:
-    """Say how far two evaluations of the same rows lie apart, whether that is chance, and what explains it.
+    """Say why two evaluations of the same rows differ.
+
+    How far they lie apart, whether that is chance, and what explains it.
 
     Example: vpp eval compare out/eval/photos out/eval/photos-without --out out/eval/compare.html
     """
@@ -119,7 +126,7 @@ def compare(
 
 @evaluation.command()
 def protocols() -> None:
-    """List the protocols and where their rules come from."""
+    """List the protocols and the sources of their rules."""
     from vpp_plugins.evaluate import protocols as all_protocols
 
     for name, one in all_protocols().items():

@@ -16,7 +16,9 @@ def ground(
     out: Annotated[Path | None, typer.Option(help="Also write the image with the box drawn on it.")] = None,
     without_vpp: Annotated[bool, typer.Option(help="Ask the twin that was trained without VPP.")] = False,
 ) -> None:
-    """Find what an expression names in an image, with the pocket model; prints JSON.
+    """Find what an expression names in an image.
+
+    Asked is the pocket model; the answer is printed as JSON.
 
     Example: vpp ground --image photo.jpg --expr "the dog" --out boxed.png
     """

@@ -10,7 +10,9 @@ def plugins(
         bool, typer.Option("--models", help="List what VPP can on each of transformers' models.")
     ] = False,
 ) -> None:
-    """List the installed adapters and where each comes from; or, with --models, which of transformers' models take VPP.
+    """List the adapters, or which models take VPP.
+
+    The installed adapters and where each comes from; or, with --models, transformers' models.
 
     Example: vpp plugins --models
     """

@@ -20,7 +20,9 @@ def train(
         typer.Option(help="auto: go on from the last checkpoint, if there is one. Or a checkpoint's folder."),
     ] = None,
 ) -> None:
-    """Train prompts, with or without their host, as a recipe says; examples/recipes holds some to begin with.
+    """Train prompts as a recipe says.
+
+    With or without their host; examples/recipes holds recipes to begin with.
 
     A recipe is flat TOML. Ours: model, processor, chat_template, family, dtype, attn_implementation, load_in_4bit;
     vpp, global_vpp.alpha (and all its settings; global_vpp = false leaves it out), local_vpp.num_queries (likewise);
@@ -32,9 +34,11 @@ def train(
     names: output_dir, max_steps, save_steps, learning_rate, bf16, ...; optim = "muon" is one more optimizer.
 
     A killed run goes on with --resume auto, and ends with the same weights.
+
     Several GPUs: torchrun --nproc_per_node 8 -m vpp_plugins.cli train RECIPE.toml
 
     Example: vpp train examples/recipes/llava-1.5-lora.toml --set max_steps=100 --set output_dir=out/try
+
     On a CPU: vpp train examples/recipes/pocket.toml
     """
     from vpp_plugins.train import Recipe

@@ -34,9 +34,12 @@ def train_detector(
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     resume: Annotated[bool, typer.Option(help="Go on with an earlier run in the folder.")] = False,
 ) -> None:
-    """Pretrain the local prompt's DETR on boxes; its folder then goes into local_vpp.weights. Prints recall at IoU 0.5.
+    """Pretrain the local prompt's detector on boxes.
+
+    The folder then goes into local_vpp.weights. Prints recall at IoU 0.5.
 
     Several GPUs: torchrun --nproc-per-node 8 -m vpp_plugins.cli train-detector ...
+
     Example: vpp train-detector instances_train2017.json --images train2017 --out runs/detector --steps 50000
     """
     from vpp_plugins.train.detector import train_detector as train
