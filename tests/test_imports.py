@@ -1,9 +1,18 @@
 """`import vpp_plugins` is light and silent: checked in processes of their own, where nothing is imported yet."""
 
+import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from vpp_plugins.errors import EXTRAS
+
+ROOT = Path(__file__).parent.parent
 
 HOST_LIBRARIES = ["accelerate", "datasets", "peft", "timm", "torchvision", "transformers", "xformers"]
 REPORT_LOADED = f"""
@@ -12,9 +21,10 @@ print(*[name for name in {[*HOST_LIBRARIES, "vpp_adapters"]} if name in sys.modu
 """
 
 
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
+def run_python(code: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run `code` in a new interpreter in which a warning is an error."""
-    return subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    words = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=cwd)
 
 
 def test_import_pulls_in_no_host_library_and_no_adapter() -> None:
@@ -61,10 +71,80 @@ assert before[1:] == after[1:], f"{before[1:]} became {after[1:]}"
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    """Its help must come at once; torch alone takes seconds."""
-    finished = run_python("import vpp_plugins.cli, sys; print('torch' in sys.modules)")
+    """Its help must come at once, within 0.2 s; torch alone takes seconds, and rich as long as all the rest."""
+    help_text = "import vpp_plugins.cli, sys; vpp_plugins.cli.app(['--help'], standalone_mode=False)"
+    finished = run_python(f"{help_text}; print([name for name in ('torch', 'rich', 'numpy') if name in sys.modules])")
 
-    assert (finished.returncode, finished.stdout.strip()) == (0, "False"), finished.stderr
+    assert (finished.returncode, finished.stdout.splitlines()[-1]) == (0, "[]"), finished.stderr
+
+
+DOORS = [
+    ("from vpp_plugins import attach_vpp; attach_vpp(Host())", "transformers", "demo"),
+    ("from vpp_plugins import attach_vpp; attach_vpp(Host(), adapter='llava')", "transformers", "demo"),
+    ("from vpp_plugins import VPPProcessor; VPPProcessor(object(), Host())", "transformers", "demo"),
+    ("from vpp_plugins import Grounder; Grounder(Host(), object())", "transformers", "demo"),
+    ("from vpp_plugins.plugins import build_generator; build_generator('detr', 2, {})", "timm", "demo"),
+    ("from vpp_plugins.pocket import load_pocket", "transformers", "demo"),
+    ("from vpp_plugins.train import train", "trl", "train"),
+    ("from vpp_plugins.evaluate import load_grounder; load_grounder('model')", "accelerate", "eval"),
+    ("vpp('ground', '--image', 'photo.png', '--expr', 'cup')", "transformers", "demo"),
+    ("vpp('demo')", "rich", "demo"),
+    ("vpp('eval', 'run')", "accelerate", "eval"),
+    ("vpp('train', 'recipe.toml')", "trl", "train"),
+]
+WITHOUT_EXTRAS = f"""
+import json, sys, warnings
+warnings.simplefilter("error")
+
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {[*HOST_LIBRARIES, "huggingface_hub", "rich", "safetensors", "tokenizers", "trl"]}:
+            raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
+
+sys.meta_path.insert(0, Gone())
+
+import torch
+from vpp_plugins.cli import app
+from vpp_plugins.errors import MissingExtraError, named_extras
+
+class Host(torch.nn.Module):
+    pass
+
+def vpp(*words):
+    with named_extras():
+        app(words, standalone_mode=False)
+
+said = []
+for door in {[door for door, _, _ in DOORS]}:
+    try:
+        exec(door)
+    except BaseException as error:
+        said.append(f"{{type(error).__name__}}: {{error}}")
+print(json.dumps(said))
+"""
+
+
+def test_without_an_extra_every_public_door_and_command_names_it(tmp_path: Path) -> None:
+    """Six warnings and a bare ModuleNotFoundError came instead."""
+    Image.new("RGB", (50, 50)).save(tmp_path / "photo.png")
+
+    finished = run_python(WITHOUT_EXTRAS, cwd=tmp_path)
+
+    assert finished.returncode == 0, finished.stderr
+    expected = [
+        f"MissingExtraError: this needs {name}, which the extra '{extra}' installs: pip install 'vpp-plugins[{extra}]'."
+        for _, name, extra in DOORS
+    ]
+    assert json.loads(finished.stdout.splitlines()[-1]) == expected
+
+
+def test_what_an_extra_installs_is_known_to_the_sentence_about_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    known: set[str] = set()
+    for extra in ("demo", "train", "eval", "all"):
+        known |= set(EXTRAS[extra].split())
+        packages = {re.split(r"[\[><=;]", line)[0].replace("-", "_") for line in extras[extra]} - {"vpp_plugins"}
+        assert packages <= known, f"errors.EXTRAS[{extra!r}] lacks {packages - known}"
 
 
 def test_every_public_name_is_found_and_listed() -> None:

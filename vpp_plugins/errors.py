@@ -1,11 +1,16 @@
 """The one error type that this library raises for a mistake its user can mend."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class VPPError(ValueError):
     """Says what was expected, what came, and what to do."""
+
+
+class MissingExtraError(VPPError, ImportError):
+    """A package is missing which one of this library's extras installs."""
 
 
 class UntrainedVPPWarning(UserWarning):
@@ -14,6 +19,36 @@ class UntrainedVPPWarning(UserWarning):
 
 class HalfPrecisionVPPWarning(UserWarning):
     """The attached prompts are trained in bfloat16 or float16, in which most of their steps are rounded away."""
+
+
+EXTRAS = {
+    "demo": (
+        "filelock huggingface_hub jinja2 rich safetensors sentencepiece timm tokenizers torchvision transformers typer"
+    ),
+    "train": "accelerate datasets gguf ijson peft pyarrow scipy tensorboard trl",
+    "eval": "pycocoevalcap",
+    "all": "xformers",
+}
+"""The packages of each extra, by the names under which they are imported; of several extras, the first."""
+
+
+@contextmanager
+def named_extras(extra: str = "") -> Iterator[None]:
+    """Raise MissingExtraError where the block, or the function that this decorates, imports what an extra installs.
+
+    Named is the first extra that has the package, unless `extra` says which one all of this needs.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        having = [one for one, packages in EXTRAS.items() if name in packages.split()]
+        if not having:
+            raise
+        extra = extra or having[0]
+        raise MissingExtraError(
+            f"this needs {name}, which the extra '{extra}' installs: pip install 'vpp-plugins[{extra}]'."
+        ) from None
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -27,6 +27,8 @@ def test_every_command_explains_itself(vpp: Run, command: Sequence[str]) -> None
 
     assert code == 0
     assert "Usage: vpp" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert not [line for line in out.splitlines() if line.endswith("...") and line.startswith("  ")], "cut off"
 
 
 @pytest.mark.parametrize(

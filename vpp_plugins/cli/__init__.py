@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Never
 
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, named_extras
 
 try:
     import typer
@@ -40,7 +40,8 @@ def main() -> None:
     # OpenMP's threads spin while they wait, which on a busy machine takes the core from the thread they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     try:
-        app(prog_name="vpp")
+        with named_extras():
+            app(prog_name="vpp")
     except VPPError as error:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder without permission

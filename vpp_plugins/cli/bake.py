@@ -17,8 +17,9 @@ def bake(
 ) -> None:
     """Bake a trained global prompt into a small script.
 
-    It is for vLLM, SGLang or llama.cpp, and needs no part of this library. The script lays the axes over 8-bit images before the host's image processor. Printed is what that changes on the
-    committed photographs: how far the colours are off, and the answers.
+    It is for vLLM, SGLang or llama.cpp, needs no part of this library, and lays the axes over 8-bit images before the
+    host's image processor. Printed is what that changes on the committed photographs: how far the colours are off, and
+    the answers.
 
     Example: vpp bake --model models/llava-with-axes --out out/baked
     """

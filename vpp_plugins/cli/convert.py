@@ -23,8 +23,8 @@ def convert(
 ) -> None:
     """Bring other code's checkpoint into transformers' layout.
 
-    The prompts that were trained with it come to lie beside it. Known is VPP-LLaVA's own, of which nothing but the checkpoint is needed. It takes a gigabyte or two of memory; when
-    interrupted, simply run it again.
+    The prompts that were trained with it come to lie beside it. Known is VPP-LLaVA's own, of which nothing but the
+    checkpoint is needed. It takes a gigabyte or two of memory; when interrupted, simply run it again.
 
     Example: vpp convert downloads/VPP-LLaVA-7b models/vpp-llava-7b
     """
@@ -32,11 +32,5 @@ def convert(
 
     from vpp_plugins.plugins import converter
 
-    dtypes = {
-        DtypeName.keep: None,
-        DtypeName.bfloat16: torch.bfloat16,
-        DtypeName.float16: torch.float16,
-        DtypeName.float32: torch.float32,
-    }
-    converter(source)(source, target, dtypes[dtype])
+    converter(source)(source, target, None if dtype is DtypeName.keep else getattr(torch, dtype.value))
     typer.echo(f"written to {target}: load it with from_pretrained, and then attach_vpp(model, '{target}')")

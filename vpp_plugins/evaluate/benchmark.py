@@ -9,7 +9,7 @@ from typing import Any
 
 from vpp_plugins.data import Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
 from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions, write_caption_report
 from vpp_plugins.evaluate.models import fingerprint_of_model
@@ -67,6 +67,7 @@ def load_rows(
     return rows_of_samples(samples, root, reading.tally, task=task)
 
 
+@named_extras("eval")
 def measure(
     asker: Asker,
     rows: Sequence[Row],

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vpp_plugins.attach import attach_vpp
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.run import processes
 from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor
@@ -19,6 +19,7 @@ _PROBED = 64
 """Values of each tensor that a model's fingerprint reads."""
 
 
+@named_extras("eval")
 def load_grounder(
     model: str, *, vpp: str | None = None, box_format: str | None = None, dtype: str = "auto", device: str | None = None
 ) -> Grounder:

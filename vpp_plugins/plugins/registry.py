@@ -11,7 +11,7 @@ import pluggy
 from torch import nn
 
 from vpp_plugins.boxes import BOX_CODECS, BoxCodec, codec
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, named_extras, nearest
 from vpp_plugins.plugins import hookspecs
 from vpp_plugins.plugins.backbone import Backbone
 from vpp_plugins.plugins.hookspecs import PROJECT, Converter, hookimpl
@@ -119,7 +119,8 @@ def box_codec(name: str) -> BoxCodec:
 
 def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module:
     """Build a query generator by name; raises VPPError when no plugin knows it."""
-    generator = manager().hook.vpp_generator(name=name, num_queries=num_queries, options=options)
+    with named_extras():
+        generator = manager().hook.vpp_generator(name=name, num_queries=num_queries, options=options)
     if generator is None:
         raise VPPError(
             f"no plugin builds the generator '{name}'.{nearest(name, GENERATORS)} Built in: {', '.join(GENERATORS)}; "
@@ -151,7 +152,8 @@ def converter(folder: Path) -> Converter:
 
 def _ask(plugin: Any, model: nn.Module) -> Backbone | None:
     others = [other for other in manager().get_plugins() if other is not plugin]
-    found: list[Backbone] = manager().subset_hook_caller("vpp_adapter", others)(model=model)
+    with named_extras():
+        found: list[Backbone] = manager().subset_hook_caller("vpp_adapter", others)(model=model)
     return found[0] if found else None
 
 

@@ -10,26 +10,30 @@
 It was trained by the scripts in `examples/pocket`.
 """
 
-from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
-from vpp_plugins.pocket.packing import IGNORE, Packed, Segment, forward_packed, pack
-from vpp_plugins.pocket.tokenizer import (
-    AXES_SENTENCE,
-    COORDINATES,
-    GROUNDING_QUESTION,
-    IMAGE_TOKEN,
-    REGION_QUESTION,
-    build_tokenizer,
-)
-from vpp_plugins.pocket.untrained import pocket_config, untrained_pocket
-from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
-from vpp_plugins.pocket.weights import (
-    BACKBONE_PREFIXES,
-    FOLDER,
-    load_detection_heads,
-    load_pocket,
-    save_detection_heads,
-    save_pocket,
-)
+from vpp_plugins.errors import named_extras
+
+with named_extras():
+    from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
+    from vpp_plugins.pocket.packing import IGNORE, Packed, Segment, forward_packed, pack
+    from vpp_plugins.pocket.tokenizer import (
+        AXES_SENTENCE,
+        COORDINATES,
+        GROUNDING_QUESTION,
+        IMAGE_TOKEN,
+        REGION_QUESTION,
+        build_tokenizer,
+    )
+    from vpp_plugins.pocket.untrained import pocket_config, untrained_pocket
+    from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
+    from vpp_plugins.pocket.weights import (
+        BACKBONE_PREFIXES,
+        FOLDER,
+        load_detection_heads,
+        load_pocket,
+        save_detection_heads,
+        save_pocket,
+    )
+
 
 __all__ = [
     "AXES_SENTENCE",

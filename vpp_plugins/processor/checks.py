@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 
 from vpp_plugins.attach import vocabulary
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.prompts import RGB, TOKEN
 
 
 def check_processor(processor: Any) -> None:
     """Raise VPPError for a part of a processor, or for none."""
-    from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
+    with named_extras():
+        from transformers import ImageProcessingMixin, PreTrainedTokenizerBase
 
     if processor is None or isinstance(processor, ImageProcessingMixin | PreTrainedTokenizerBase):
         raise VPPError(

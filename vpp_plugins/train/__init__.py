@@ -16,14 +16,18 @@ image's tokens with words, and `muon` is an optimizer for matrices.
 named groups and holds the learning rates of VPP-LLaVA, and `schedules` how they change; `lora` names LoRA's targets.
 """
 
-from vpp_plugins.data import Mixture
-from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, parameter_groups
-from vpp_plugins.train.grpo import VPPGRPOTrainer
-from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
-from vpp_plugins.train.lora import lora_targets
-from vpp_plugins.train.recipe import Recipe
-from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
-from vpp_plugins.train.run import Trained, preview_sample, train
+from vpp_plugins.errors import named_extras
+
+with named_extras("train"):
+    from vpp_plugins.data import Mixture
+    from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, parameter_groups
+    from vpp_plugins.train.grpo import VPPGRPOTrainer
+    from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
+    from vpp_plugins.train.lora import lora_targets
+    from vpp_plugins.train.recipe import Recipe
+    from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
+    from vpp_plugins.train.run import Trained, preview_sample, train
+
 
 __all__ = [
     "PARTS",

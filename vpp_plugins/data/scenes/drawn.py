@@ -6,8 +6,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from rich.console import Console
-
 from vpp_plugins.data.dataset import LoadedSample, TrainingData
 from vpp_plugins.data.sample import Describe, Locate, Sample, Turn
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets
@@ -77,6 +75,8 @@ def draw_scenes(folder: str | Path, count: int, *, split: str, seed: int) -> Dra
 
     Where they cannot be had, the scenes are of shapes drawn in code, and one line says so.
     """
+    from rich.console import Console
+
     console = Console(stderr=True)
     source: Any
     try:
