@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta, codec
 from vpp_plugins.data.dialogue import Phrases
+from vpp_plugins.data.record import Issue, Tally
 from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
-from vpp_plugins.data.tally import Issue, Tally
 
 PADBOX = json.loads((Path(__file__).parents[1] / "reference" / "padbox.json").read_text())
 LLAVA = Phrases(codec("llava"))

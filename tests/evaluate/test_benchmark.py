@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -12,13 +14,12 @@ from tests.evaluate.conftest import Stub, make_rows, truthful
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import BoxCodec, codec
 from vpp_plugins.cli import main
-from vpp_plugins.data.formats.lmms import write_lmms
 from vpp_plugins.data.formats.neutral import write_neutral
 from vpp_plugins.data.formats.reading import Writing
+from vpp_plugins.data.record import Issue, Tally
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
 from vpp_plugins.data.scenes.folder import load_scenes, write_scenes
 from vpp_plugins.data.scenes.shapes import Shapes
-from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.evaluate import captions, models
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore
 from vpp_plugins.evaluate.captions import regions
@@ -116,9 +117,10 @@ class TestRows:
 
     def test_images_inside_parquet_are_written_beside(self, tmp_path: Path) -> None:
         Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
-        sample = Sample("7", "a.png", 40, 20, (Locate("the cup", ((1, 2, 30, 15),)),))
+        image = {"bytes": (tmp_path / "a.png").read_bytes(), "path": "a.png"}
+        row = {"question_id": "7", "image": image, "answer": ["the cup"], "bbox": [1, 2, 29, 13], "file_name": "a.png"}
         (tmp_path / "rows").mkdir()
-        write_lmms([sample], Writing(tmp_path / "rows" / "testA-0.parquet", images=tmp_path))
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows" / "testA-0.parquet")
 
         with pytest.raises(VPPError, match="holds its images inside: name a folder"):
             load_rows(str(tmp_path / "rows"), data_format="lmms-parquet")

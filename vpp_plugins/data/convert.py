@@ -8,9 +8,8 @@ from typing import TypeVar
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
 from vpp_plugins.data.image_sizes import ImageSizes
-from vpp_plugins.data.record import samples
+from vpp_plugins.data.record import Tally, samples
 from vpp_plugins.data.sample import Sample
-from vpp_plugins.data.tally import Tally
 from vpp_plugins.errors import VPPError
 
 Item = TypeVar("Item")
@@ -46,7 +45,7 @@ def convert(
     `images` is the folder of the images, and `sizes` a file of their sizes, read first and added to: an interrupted
     run need not open the images again. `family` names whose boxes stand in the source's text, `target_family` whose
     are written (the same unless named). `shard_bytes` is about how large each of several files is. Faults are counted
-    in the result; see `data.tally.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
+    in the result; see `data.record.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
     or the target exists and `overwrite` is not set.
     """
     source, target = Path(source), Path(target)

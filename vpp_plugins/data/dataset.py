@@ -30,9 +30,8 @@ from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.formats.arrow import map_rows, row_image
 from vpp_plugins.data.formats.webdataset import CONVERTED
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, image_path
-from vpp_plugins.data.record import ROW, to_sample
+from vpp_plugins.data.record import CHOSEN, KEPT, ROW, Issue, Tally, to_sample
 from vpp_plugins.data.sample import Sample
-from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.files import whole_file
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.data.record import Issue, Tally
 from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Talk, Turn
-from vpp_plugins.data.tally import Issue, Tally
 from vpp_plugins.errors import VPPError
 
 IMAGE = "<image>"

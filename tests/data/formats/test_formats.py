@@ -1,6 +1,5 @@
 """Every format on a small file in its public layout, there and back, and on noise."""
 
-import dataclasses
 import json
 import random
 from collections.abc import Iterator
@@ -15,10 +14,10 @@ from tests.data.formats import layouts
 from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, image, lines, lmms_parquet, refer_folder, whole
 from vpp_plugins import VPPError
 from vpp_plugins.data.formats import FORMATS, Reading, Writing, data_format, read_samples
+from vpp_plugins.data.record import Issue
 from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
 from vpp_plugins.data.scenes.folder import write_scenes
 from vpp_plugins.data.scenes.shapes import Shapes
-from vpp_plugins.data.tally import Issue
 
 CUP = Locate("the white cup", (BOX,))
 
@@ -180,10 +179,8 @@ ANY_TURN = ("neutral", "ms-swift", "webdataset")
 def test_what_is_written_reads_back(name: str, tmp_path: Path) -> None:
     for sample in MORE[:4]:
         image(tmp_path / sample.image, (sample.width, sample.height))
-    path = tmp_path / ("refs(unc).p" if name == "refer" else "data")
+    path = tmp_path / "data"
     given_, writing = MORE if name in ANY_TURN else LOCATED, Writing(path, images=tmp_path)
-    if name == "cb-ref":
-        given_ = [dataclasses.replace(LOCATED[0], turns=(Describe((BOX,), "a cup"),))]
     data_format(name).write(given_, writing)
     samples, reading = read(path, name)
 
@@ -202,15 +199,15 @@ def test_turns_that_a_format_cannot_hold_are_counted(name: str, tmp_path: Path) 
     if name in ("vpp-sft", "llava-665k"):
         pytest.skip("holds every turn")
     image(tmp_path / "a" / "2.png", (100, 200))
-    writing = Writing(tmp_path / "refs(unc).p", images=tmp_path)
+    writing = Writing(tmp_path / "data", images=tmp_path)
     data_format(name).write([MORE[3]], writing)
     assert writing.tally.counts == {Issue.NOT_WRITABLE: 1}
 
 
 @pytest.mark.parametrize("name", [name for name, found in FORMATS.items() if found.write])
 def test_an_empty_stream_writes_an_empty_file(name: str, tmp_path: Path) -> None:
-    data_format(name).write([], Writing(tmp_path / "refs(unc).p", images=tmp_path))
-    assert (tmp_path / "refs(unc).p").exists()
+    data_format(name).write([], Writing(tmp_path / "data", images=tmp_path))
+    assert (tmp_path / "data").exists()
 
 
 def test_an_unknown_format_names_the_nearest() -> None:

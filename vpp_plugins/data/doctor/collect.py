@@ -11,9 +11,8 @@ from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_candidates import declared_candidate
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.image_sizes import ImageSizes
-from vpp_plugins.data.record import BoxUnit, Record, count_marks, fault
+from vpp_plugins.data.record import CHOSEN, KEPT, BoxUnit, Issue, Record, Tally, count_marks, fault
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk, Turn
-from vpp_plugins.data.tally import CHOSEN, KEPT, Issue, Tally
 from vpp_plugins.errors import VPPError
 
 _EXAMPLES = 12

@@ -12,16 +12,14 @@ from vpp_plugins.data.formats.chatterbox import (
     read_grounding,
     read_grounding_cut,
     read_referring,
-    write_grounding,
-    write_referring,
 )
 from vpp_plugins.data.formats.coco import read_coco, write_coco
 from vpp_plugins.data.formats.conversations import read_conversations, read_llava_grounding, write_conversations
-from vpp_plugins.data.formats.lmms import read_lmms, write_lmms
+from vpp_plugins.data.formats.lmms import read_lmms
 from vpp_plugins.data.formats.neutral import read_neutral, write_neutral
 from vpp_plugins.data.formats.odvg import read_odvg, write_odvg
 from vpp_plugins.data.formats.reading import Reading, Writing
-from vpp_plugins.data.formats.refer import read_refer, write_refer
+from vpp_plugins.data.formats.refer import read_refer
 from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.scenes import read_scenes
 from vpp_plugins.data.formats.swift import read_swift, write_swift
@@ -61,13 +59,13 @@ FORMATS: Mapping[str, Format] = {
     "neutral": Format("our own JSON lines", "xyxy pixels", read_neutral, write_neutral),
     "vpp-sft": Format("VPP-SFT and other LLaVA-style dialogues", _FAMILY, read_conversations, write_conversations),
     "llava-665k": Format("LLaVA-665K's grounding subset", _FAMILY, read_llava_grounding, write_conversations),
-    "cb-grd": Format("ChatterBox CB-GRD", "xyxy pixels in text", read_grounding, write_grounding),
+    "cb-grd": Format("ChatterBox CB-GRD", "xyxy pixels in text", read_grounding),
     "cb-grd-like-reference": Format("CB-GRD, cut as the reference does", "xyxy pixels in text", read_grounding_cut),
-    "cb-ref": Format("ChatterBox CB-REF", "xyxy pixels in text", read_referring, write_referring),
+    "cb-ref": Format("ChatterBox CB-REF", "xyxy pixels in text", read_referring),
     "genixer": Format("Genixer lines", "xyxy pixels", GENIXER.read, GENIXER.write),
-    "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer, write_refer),
+    "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer),
     "eval-jsonl": Format("lines of Qwen, InternVL and VPP", "xyxy pixels", EVALUATION.read, EVALUATION.write),
-    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms, write_lmms),
+    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms),
     "gseval": Format("GroundingSuite-Eval.jsonl", "xyxy pixels", GSEVAL.read, GSEVAL.write),
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
     "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),

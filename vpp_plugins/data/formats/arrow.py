@@ -15,8 +15,7 @@ from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.image_sizes import ImageError, upright_size
 from vpp_plugins.data.json_stream import json_value
-from vpp_plugins.data.record import ROW, Record
-from vpp_plugins.data.tally import Issue
+from vpp_plugins.data.record import ROW, Issue, Record
 from vpp_plugins.errors import VPPError
 
 _OPEN = 64

@@ -5,17 +5,15 @@ In CB-GRD the answer names the object and gives its box; in CB-REF the question 
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vpp_plugins.data.formats.conversations import paired, without_marks
-from vpp_plugins.data.formats.reading import Reading, Writing, array_into, positive_size, row_id
+from vpp_plugins.data.formats.reading import Reading, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn, numbers_of
-from vpp_plugins.data.tally import Issue
-from vpp_plugins.files import whole_file
+from vpp_plugins.data.record import Issue, Record
+from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk, Turn, numbers_of
 
 _LEAD = "I have provided the box of "
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
@@ -107,46 +105,3 @@ def _boxes(text: str) -> list[tuple[int, Numbers]]:
         if numbers:
             found.append((match.start(), numbers))
     return found
-
-
-def write_grounding(samples: Iterable[Sample], writing: Writing) -> None:
-    """Write each expression of a single box as CB-GRD does."""
-    _write(samples, writing, _as_grounding)
-
-
-def write_referring(samples: Iterable[Sample], writing: Writing) -> None:
-    """Write each description of a single box as CB-REF does."""
-    _write(samples, writing, _as_referring)
-
-
-def _write(samples: Iterable[Sample], writing: Writing, as_pair: Any) -> None:
-    def rows() -> Iterator[dict[str, Any]]:
-        for sample in samples:
-            pairs = [as_pair(turn) for turn in sample.turns if len(turn.boxes) == 1]
-            messages = [message for pair in pairs for message in pair]
-            if messages:
-                yield {"id": sample.id, "image": sample.image, "conversation": messages}
-            if len(messages) < 2 * len(sample.turns):
-                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
-
-    with whole_file(writing.path) as file:
-        file.write(b'{"data": ')
-        array_into(file, rows())
-        file.write(b"}\n")
-
-
-def _as_grounding(turn: Turn) -> list[dict[str, str]]:
-    if not isinstance(turn, Locate):
-        return []
-    answer = f"{_LEAD}{turn.expression}. <{turn.expression}:{list(turn.boxes[0])}>"
-    return _messages(f"Where is {turn.expression}?", answer)
-
-
-def _as_referring(turn: Turn) -> list[dict[str, str]]:
-    if not isinstance(turn, Describe):
-        return []
-    return _messages(f"What is in this region? <region:{list(turn.boxes[0])}>", turn.description)
-
-
-def _messages(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]

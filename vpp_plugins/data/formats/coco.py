@@ -5,13 +5,12 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from vpp_plugins.data.formats.reading import Reading, Writing, array_into, json_bytes, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import PIXELS_XYWH, Record
+from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record
 from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
-from vpp_plugins.data.tally import Issue
 from vpp_plugins.files import whole_file
 
 
@@ -64,57 +63,37 @@ def _grouped(
 
 
 def write_coco(samples: Iterable[Sample], writing: Writing) -> None:
-    """Write each located box as an annotation; every expression is a category of its own."""
-    coco = CocoWriter()
-    with whole_file(writing.path) as file:
-        coco.write(_annotated(samples, coco, writing), file)
+    """Write each located box as an annotation; every expression is a category of its own.
+
+    The annotations wait in a temporary file, since the images stand before them.
+    """
+    images: dict[str, dict[str, Any]] = {}
+    categories: dict[str, int] = {}
+    with whole_file(writing.path) as file, tempfile.TemporaryFile() as waiting:
+        array_into(waiting, _annotations(samples, images, categories, writing))
+        waiting.seek(0)
+        file.write(b'{"images": ')
+        array_into(file, images.values())
+        file.write(b', "annotations": ')
+        shutil.copyfileobj(waiting, file)
+        named = [{"id": number, "name": name} for name, number in categories.items()]
+        file.write(b', "categories": ' + json_bytes(named) + b"}\n")
 
 
-def _annotated(samples: Iterable[Sample], coco: "CocoWriter", writing: Writing) -> Iterator[tuple[int, str, Numbers]]:
+def _annotations(
+    samples: Iterable[Sample], images: dict[str, dict[str, Any]], categories: dict[str, int], writing: Writing
+) -> Iterator[dict[str, Any]]:
+    """Yield the annotations, numbered from 1, and note the images and categories as they come."""
+    number = 0
     for sample in samples:
-        image_id = coco.image_id(sample)
-        for turn in sample.turns:
-            if isinstance(turn, Locate):
-                yield from ((image_id, turn.expression, box) for box in turn.boxes)
-            else:
-                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
-
-
-class CocoWriter:
-    """Writes the three lists of a COCO file in one pass; the annotations wait in a temporary file."""
-
-    def __init__(self) -> None:
-        self._images: dict[str, tuple[int, int, int]] = {}
-        self._categories: dict[str, int] = {}
-
-    def image_id(self, sample: Sample) -> int:
-        """Return the number of a sample's image, a new one for a new name."""
-        number, _, _ = self._images.setdefault(sample.image, (len(self._images) + 1, sample.width, sample.height))
-        return number
-
-    def write(self, boxes: Iterable[tuple[int, str, Numbers]], file: IO[bytes]) -> None:
-        """Write the whole file from (number of the image, category, xyxy box)."""
-        with tempfile.TemporaryFile() as waiting:
-            array_into(waiting, self._annotations(boxes))
-            waiting.seek(0)
-            file.write(b'{"images": ')
-            array_into(file, self._image_rows())
-            file.write(b', "annotations": ')
-            shutil.copyfileobj(waiting, file)
-        categories = [{"id": number, "name": name} for name, number in self._categories.items()]
-        file.write(b', "categories": ' + json_bytes(categories) + b"}\n")
-
-    def _annotations(self, boxes: Iterable[tuple[int, str, Numbers]]) -> Iterator[dict[str, Any]]:
-        for number, (image_id, name, (x1, y1, x2, y2)) in enumerate(boxes, start=1):
-            yield {
-                "id": number,
-                "image_id": image_id,
-                "category_id": self._categories.setdefault(name, len(self._categories) + 1),
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
-                "iscrowd": 0,
-            }
-
-    def _image_rows(self) -> Iterator[dict[str, Any]]:
-        for name, (number, width, height) in self._images.items():
-            yield {"id": number, "file_name": name, "width": width, "height": height}
+        about = {"file_name": sample.image, "width": sample.width, "height": sample.height}
+        image = images.setdefault(sample.image, {"id": len(images) + 1, **about})
+        if len(list(sample.located())) < len(sample.turns):
+            writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+        for turn in sample.located():
+            category = categories.setdefault(turn.expression, len(categories) + 1)
+            for x1, y1, x2, y2 in turn.boxes:
+                number += 1
+                box, area = [x1, y1, x2 - x1, y2 - y1], (x2 - x1) * (y2 - y1)
+                row = {"id": number, "image_id": image["id"], "category_id": category}
+                yield {**row, "bbox": box, "area": area, "iscrowd": 0}

@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
-from vpp_plugins.data.tally import Tally
+from vpp_plugins.data.record import Tally
 from vpp_plugins.files import whole_file
 
 

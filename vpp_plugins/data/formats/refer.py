@@ -1,20 +1,16 @@
 """RefCOCO, RefCOCO+, RefCOCOg and RefClef as the REFER toolkit stores them: `refs(unc).p` beside `instances.json`."""
 
-import pickle
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.coco import CocoWriter, coco_images
+from vpp_plugins.data.formats.coco import coco_images
 from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
-from vpp_plugins.data.formats.reading import Reading, Writing, text_of
+from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import PIXELS_XYWH, Record
-from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
-from vpp_plugins.data.tally import Issue
+from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record
+from vpp_plugins.data.sample import Locate, Numbers, numbers_of
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import whole_file
 
 SENTENCES = {
     ("refcoco", "train"): 120_624,
@@ -104,53 +100,3 @@ def _records(
             unit=PIXELS_XYWH,
             split=text_of(ref.get("split")),
         )
-
-
-@dataclass
-class _Refs:
-    """The pickle's list while samples pass by: sentences of one image and box share a ref."""
-
-    refs: dict[tuple[int, Numbers, str], dict[str, Any]]
-    sentences: int = 0
-
-
-def write_refer(samples: Iterable[Sample], writing: Writing) -> None:
-    """Write `path`, a name such as `refs(unc).p`, and `instances.json` beside it.
-
-    Expressions of the same image and box become one ref with several sentences.
-    """
-    kept = _Refs({})
-    coco = CocoWriter()
-    with whole_file(writing.path.parent / "instances.json") as file:
-        coco.write(_annotated(samples, coco, kept, writing), file)
-        with whole_file(writing.path) as pickled:
-            pickled.write(pickle.dumps(list(kept.refs.values()), protocol=2))
-
-
-def _annotated(
-    samples: Iterable[Sample], coco: CocoWriter, kept: _Refs, writing: Writing
-) -> Iterator[tuple[int, str, Numbers]]:
-    for sample in samples:
-        image_id = coco.image_id(sample)
-        for turn in sample.turns:
-            if not isinstance(turn, Locate) or len(turn.boxes) != 1:
-                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
-                continue
-            key = (image_id, turn.boxes[0], sample.split)
-            if key not in kept.refs:
-                number = len(kept.refs)
-                kept.refs[key] = {
-                    "ref_id": number,
-                    "ann_id": number + 1,
-                    "image_id": image_id,
-                    "file_name": sample.image,
-                    "split": sample.split or "train",
-                    "category_id": 1,
-                    "sentences": [],
-                    "sent_ids": [],
-                }
-                yield image_id, sample.category or "object", turn.boxes[0]
-            entry = {"sent_id": kept.sentences, "sent": turn.expression, "raw": turn.expression}
-            kept.refs[key]["sentences"].append(entry | {"tokens": turn.expression.split()})
-            kept.refs[key]["sent_ids"].append(kept.sentences)
-            kept.sentences += 1
