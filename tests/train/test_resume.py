@@ -20,9 +20,9 @@ import torch
 from tests.families import attached_family
 from tests.tiny import FULL, ToyPlugin, attached, tiny_llava
 from tests.train.runs import recipe, samples, write_data, write_shards
-from vpp_plugins import VPPError
+from vpp_plugins import VPPError, files
 from vpp_plugins.plugins.registry import manager
-from vpp_plugins.train import checkpoints, trainer
+from vpp_plugins.train import trainer
 from vpp_plugins.train.checkpoints import last_checkpoint
 from vpp_plugins.train.run import train
 
@@ -68,8 +68,8 @@ class Killer:
             (trainer, "save_vpp"),
             (trainer.VPPTrainer, "training_step"),
             (trainer.VPPTrainer, "_save_checkpoint"),
-            (checkpoints, "_to_disk"),
-            (checkpoints.shutil, "rmtree"),
+            (files, "_to_disk"),
+            (files.shutil, "rmtree"),
         ):
             setattr(module, name, self.counting(getattr(module, name)))
 
