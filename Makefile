@@ -26,7 +26,7 @@ test: .venv/.ready ## the tests, under 8 minutes on 2 cores (one file: make test
 test-all: .venv/.ready ## every test, the slow ones too, and the GPU ones where there is one
 	@$(PYTEST) $(ARGS)
 
-check: .venv/.ready ## lint, format, types, and which layer imports which
+check: .venv/.ready ## lint, format, types, and which room imports which
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
@@ -38,7 +38,7 @@ bench: .venv/.ready ## measure again what the docs claim
 docs: .venv/.ready ## build the pages into site/; they open from the disk, without a network
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-fix: .venv/.ready ## format, and mend what the linter can
+fix: .venv/.ready ## format, and fix what the linter can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
