@@ -73,6 +73,7 @@ _MOVED = {
     "hookspecs": "plugins",
     "prompts.generators.detection_heads": "prompts.generators",
     "prompts.generators.weight_files": "files",
+    "pocket.packing": "train.packing",
     "train.auxiliary_detection": "train.losses",
     "train.mixing": "train",
 }

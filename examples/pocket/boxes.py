@@ -12,7 +12,7 @@ from student import Student
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from vpp_plugins.pocket import pack
+from vpp_plugins.train.packing import pack
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from vpp_plugins.attach import is_attached
 from vpp_plugins.data.scenes import find_assets
 from vpp_plugins.images import letterbox
-from vpp_plugins.pocket import BACKBONE_PREFIXES, IGNORE, pack
+from vpp_plugins.pocket import BACKBONE_PREFIXES
+from vpp_plugins.train.packing import IGNORE, pack
 
 LOCAL = "vpp.local_prompt."
 FIRST_SCENE = 1_000_000  # beyond those that stage 1 saw

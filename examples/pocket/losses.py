@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from questions import Questions
 from torch import Tensor, nn
 
-from vpp_plugins.pocket import IGNORE
+from vpp_plugins.train.packing import IGNORE
 
 BLUR = 1.5  # hundredths: a coordinate's neighbours count as nearly right
 PUNCTUATION_WEIGHT, WORD_WEIGHT = 0.1, 0.5  # beside a coordinate's 1

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from vpp_plugins.pocket import AXES_SENTENCE, COORDINATES, GROUNDING_QUESTION, IMAGE_TOKEN, REGION_QUESTION, Segment
+from vpp_plugins.pocket import AXES_SENTENCE, COORDINATES, GROUNDING_QUESTION, IMAGE_TOKEN, REGION_QUESTION
+from vpp_plugins.train.packing import Segment
 
 VPP_TOKEN = "<|vpp|>"
 Box = Sequence[float]

@@ -6,9 +6,10 @@ import torch
 from questions import VPP_TOKEN, Questions
 from torch import Tensor, nn
 
-from vpp_plugins.pocket import Packed, build_pocket, forward_packed, pocket_config
+from vpp_plugins.pocket import build_pocket, pocket_config
 from vpp_plugins.prompts import LocalVPP
 from vpp_plugins.prompts.generators import DetectionHeads, build_detr
+from vpp_plugins.train.packing import Packed, forward_packed
 
 
 class Student(nn.Module):

@@ -24,8 +24,8 @@ from schedule import rate
 from student import Student, build_student
 from torch import Tensor, nn
 
-from vpp_plugins.pocket import IGNORE, pack
 from vpp_plugins.prompts.generators import Detections
+from vpp_plugins.train.packing import IGNORE, pack
 
 
 def query_loss(

@@ -12,7 +12,7 @@ from torch import nn
 from tests.families import attached_family
 from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError
-from vpp_plugins.train.averaging import AVERAGE_FILE, WeightAverage
+from vpp_plugins.train.optim import AVERAGE_FILE, WeightAverage
 from vpp_plugins.train.run import train
 from vpp_plugins.train.trainer import VPPTrainer
 

@@ -12,7 +12,7 @@ from tests.families import FAMILIES, attached_family, family_inputs
 from tests.tiny import tiny_config, toy_config
 from vpp_plugins import VPPError, attach_vpp
 from vpp_plugins.plugins.backbone import Backbone
-from vpp_plugins.train.lora import lora_targets, part_of
+from vpp_plugins.train.groups import lora_targets, part_of
 
 every_family = pytest.mark.parametrize("name", list(FAMILIES))
 SCOPES = ("llm", "vision", "projector")

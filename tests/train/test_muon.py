@@ -12,7 +12,7 @@ from tests.tiny import attached, tiny_config, tiny_llava
 from tests.train.runs import recipe, samples, toy_prompts, write_data
 from vpp_plugins.attach.attach import attach_vpp
 from vpp_plugins.train.groups import choose_parts, parameter_groups
-from vpp_plugins.train.muon import ADAMW_SHARE, build_muon, muon_groups
+from vpp_plugins.train.optim import ADAMW_SHARE, build_muon, muon_groups
 from vpp_plugins.train.run import train
 
 pytestmark = pytest.mark.usefixtures("toy")

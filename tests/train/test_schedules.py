@@ -10,9 +10,9 @@ from transformers import TrainingArguments, get_scheduler
 from tests.families import attached_family
 from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError
+from vpp_plugins.train.optim import schedule_names, scheduled
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
-from vpp_plugins.train.schedules import schedule_names, scheduled
 
 STEPS = 10
 

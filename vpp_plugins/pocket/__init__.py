@@ -4,7 +4,6 @@
 - `tokenizer.py`: byte-level BPE whose coordinates are single tokens.
 - `build.py`: an untrained model and its processor.
 - `untrained.py`: that model with its prompts and ImageNet's backbone, as training begins.
-- `packing.py`: many questions about one image in one training sequence.
 - `weights.py`: saving and loading the shipped weights.
 
 It was trained by the scripts in `examples/pocket`.
@@ -14,7 +13,6 @@ from vpp_plugins.errors import named_extras
 
 with named_extras():
     from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
-    from vpp_plugins.pocket.packing import IGNORE, Packed, Segment, forward_packed, pack
     from vpp_plugins.pocket.tokenizer import (
         AXES_SENTENCE,
         COORDINATES,
@@ -42,21 +40,16 @@ __all__ = [
     "COORDINATES",
     "FOLDER",
     "GROUNDING_QUESTION",
-    "IGNORE",
     "IMAGE_TOKEN",
     "REGION_QUESTION",
     "TOKEN_WIDTH",
-    "Packed",
-    "Segment",
     "build_pocket",
     "build_tokenizer",
     "create_backbone",
-    "forward_packed",
     "load_detection_heads",
     "load_imagenet_backbone",
     "load_pocket",
     "merge_maps",
-    "pack",
     "pocket_config",
     "register_pocket",
     "save_detection_heads",

@@ -1,29 +1,25 @@
 """Training: `train(Recipe.load("recipe.toml"))`.
 
-`recipe` reads what a run is; `run` goes from it to trained weights: `data`, `chat` and `collate` make the batches,
-`build` the model, `trainer` is transformers' Trainer, `preflight` checks that gradients arrive, `checkpoints` keeps
-folders whole, and `watch` writes the page of a run.
+`recipe` reads what a run is, and `run` goes from it to trained weights: `model` loads the host and its prompts; the
+samples of its `data` become a chat (`chat`), ids with the answers' labels (`labels`) and a batch (`collate`, or
+`packing` for all questions about an image in one sequence); `trainer` is transformers' Trainer, and `losses` are added
+to the answer's own.
 
-`detector` pretrains the local prompt's DETR on boxes (`boxed_images`); `detection_loss` is its loss, and
-`auxiliary_detection` the same beside the language model's, in a run by `detection_trainer`. `data` is
-a recipe's. `rewards` are for TRL's GRPO, and `grpo` is its trainer for attached models.
+`groups` sorts a model's parameters into named parts and holds the learning rates of VPP-LLaVA; `optim` has Muon, the
+parts' schedules and an average of the weights; `preflight` checks that gradients arrive; `checkpoints` keeps the run's
+folder; `distributed` is for FSDP and DeepSpeed; `evaluation` asks the model while it learns, `forgetting` whether it
+still answers chats, and `report` writes the page of a run.
 
-For small models from scratch: `turns_apart` asks all questions about
-an image in one sequence, `coordinates` softens the numbers of boxes and hides them, `word_alignment` aligns the
-image's tokens with words, and `muon` is an optimizer for matrices.
-
-`labels` marks the answers of a chat among the ids that a processor made of it; `groups` sorts a model's parameters into
-named groups and holds the learning rates of VPP-LLaVA, and `schedules` how they change; `lora` names LoRA's targets.
+`detector` pretrains the local prompt's DETR on boxes. `rewards` are for TRL's GRPO, and `grpo` is its trainer.
 """
 
 from vpp_plugins.errors import named_extras
 
 with named_extras("train"):
     from vpp_plugins.data import Mixture
-    from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, parameter_groups
+    from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, lora_targets, parameter_groups
     from vpp_plugins.train.grpo import VPPGRPOTrainer
     from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
-    from vpp_plugins.train.lora import lora_targets
     from vpp_plugins.train.recipe import Recipe
     from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
     from vpp_plugins.train.run import Trained, preview_sample, train

@@ -13,7 +13,7 @@ from vpp_plugins.attach import unwrap
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts import VPP
 from vpp_plugins.train.losses import ANSWERS
-from vpp_plugins.train.muon import MUON
+from vpp_plugins.train.optim import MUON
 from vpp_plugins.train.recipe import Recipe
 
 

@@ -13,7 +13,7 @@ from vpp_plugins.train.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Examination:
+class TrainingEvaluation:
     """Rows and rules; answers, results and pages of each time go to a folder of its step."""
 
     rows: list[Row]
@@ -37,12 +37,12 @@ class Examination:
         return {f"eval_{name}": float(figures[name]["mean"]) for name in ("acc_50", "mean_iou")}
 
 
-def examination(recipe: Recipe, batch_size: int) -> Examination | None:
-    """Return the recipe's examination, or None; raises VPPError for data that are not there."""
+def evaluation_of(recipe: Recipe, batch_size: int) -> TrainingEvaluation | None:
+    """Return the recipe's evaluation, or None; raises VPPError for data that are not there."""
     if recipe.eval_data is None:
         return None
     rows = load_rows(recipe.eval_data, data_format=recipe.eval_format, images=recipe.eval_images)[: recipe.eval_limit]
     check_rows(rows)
     folder = Path(recipe.output_dir) / "eval"
     rules = protocol(recipe.eval_protocol)
-    return Examination(rows, rules, recipe.eval_data, folder, recipe.box_format, batch_size)
+    return TrainingEvaluation(rows, rules, recipe.eval_data, folder, recipe.box_format, batch_size)

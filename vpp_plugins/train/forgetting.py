@@ -14,7 +14,7 @@ BATCH = 8
 KEPT_LOSS = "kept_loss"
 
 
-class BeforeAndAfter(TrainerCallback):
+class Forgetting(TrainerCallback):
     """Logs `kept_loss`, the mean loss of a held-out answer's token, before the first step and after the last.
 
     Every process works out all of it, so those that share a model stay in step.

@@ -131,22 +131,22 @@ def _added(own: Any, messages: list[dict[str, Any]], number: int, text: str) -> 
 
 
 @dataclass(frozen=True)
-class Segment:
+class TextSegment:
     """The ids between two images, and which of them are an answer's."""
 
     ids: list[int]
     learned: list[bool]
 
 
-def chat_segments(chat: RenderedChat, tokenizer: Any, image_token: str | None) -> list[Segment]:
+def chat_segments(chat: RenderedChat, tokenizer: Any, image_token: str | None) -> list[TextSegment]:
     """Return the ids of a chat's text, before, between and after its images; empty ones are left out."""
     encoded = tokenizer(chat.text, add_special_tokens=False, return_offsets_mapping=True)
     images = [] if image_token is None else [found.span() for found in re.finditer(re.escape(image_token), chat.text)]
-    segments, current = [], Segment([], [])
+    segments, current = [], TextSegment([], [])
     for token_id, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
         if any(start < image_end and end > image_start for image_start, image_end in images):
             segments.append(current)
-            current = Segment([], [])
+            current = TextSegment([], [])
         else:
             current.ids.append(token_id)
             current.learned.append(any(first < end <= last for first, last in chat.answers))

@@ -13,8 +13,7 @@ from vpp_plugins.attach import attach_vpp, every_vpp, host_state, is_attached, u
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.groups import PARTS, Part, choose_parts, parameter_groups
-from vpp_plugins.train.lora import lora_targets
+from vpp_plugins.train.groups import PARTS, Part, choose_parts, lora_targets, parameter_groups
 from vpp_plugins.train.recipe import Recipe
 
 POCKET = "pocket"

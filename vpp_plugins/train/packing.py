@@ -1,7 +1,10 @@
-"""Turns apart: all turns of a dialogue in one sequence behind its image, none of which sees another.
+"""Packing: all questions about an image in one sequence behind it, none of which sees another.
 
 The image's tokens are computed once for all its questions, and each question is learned as if it were the only one,
 which is how grounding is asked for. A turn's positions go on from the image: every logit is that of the turn alone.
+
+`PackingCollator` packs the turns of a run's dialogues; `pack` and `forward_packed` are for loops of one's own over
+projected image tokens (examples/pocket).
 """
 
 from collections.abc import Sequence
@@ -9,16 +12,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from vpp_plugins.data import LoadedSample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, RenderedSample
-from vpp_plugins.train.labels import IGNORED, RenderedChat, Segment, chat_segments, render_chat
+from vpp_plugins.train.labels import IGNORED, RenderedChat, TextSegment, chat_segments, render_chat
 
 PREFIX, PADDING = 0, -1
 """Numbers of what is no turn; turns are counted from 1."""
+IGNORE = IGNORED
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class RenderedDialogue(RenderedSample):
     others: tuple[RenderedChat, ...] = ()
 
 
-class TurnsApart(Collator):
+class PackingCollator(Collator):
     """A Collator that asks each turn by itself. The host must take a mask [batch, 1, length, length] and positions.
 
     That is so for LLaVA and its like with `sdpa` attention, not for hosts with positions of several axes. A dialogue
@@ -57,7 +61,7 @@ class TurnsApart(Collator):
             name: torch.nn.utils.rnn.pad_sequence([parts[name] for parts in packed], True, pad)
             for name, pad in zip(names, pads, strict=True)
         }
-        return {**first, **padded, "attention_mask": who_sees_whom(padded.pop("turns"))}
+        return {**first, **padded, "attention_mask": packed_mask(padded.pop("turns"))}
 
     def _packed(self, ids: Tensor, labels: Tensor, row: RenderedSample | None) -> dict[str, Tensor]:
         """Put the other turns behind the first one of a row."""
@@ -72,7 +76,7 @@ class TurnsApart(Collator):
             "turns": torch.repeat_interleave(torch.tensor([begins, *lengths])),
         }
 
-    def _segment(self, chat: RenderedChat) -> Segment:
+    def _segment(self, chat: RenderedChat) -> TextSegment:
         """Return what stands behind the image."""
         return chat_segments(chat, self.processor.tokenizer, self.marker)[-1]
 
@@ -82,7 +86,7 @@ class TurnsApart(Collator):
         return 0 if pad is None else pad
 
 
-def check_host(host: Any) -> None:
+def check_packing(host: Any) -> None:
     """Raise VPPError where a host would take the mask, or the positions, for something else."""
     text = host.config.get_text_config()
     if text._attn_implementation != "sdpa":
@@ -96,8 +100,84 @@ def check_host(host: Any) -> None:
         )
 
 
-def who_sees_whom(turns: Int64[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 length length"]:
+def packed_mask(turns: Int64[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 length length"]:
     """Return True where a token may look: back, at the prefix and at its own turn. Nobody sees padding, not even it."""
     of_query, of_key = turns[:, :, None], turns[:, None, :]
     back = torch.ones(turns.shape[1], turns.shape[1], dtype=torch.bool).tril()
     return (back & (of_key != PADDING) & ((of_key == PREFIX) | (of_key == of_query)))[:, None]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One question and its answer as token ids; `answer` is where the answer starts."""
+
+    ids: tuple[int, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of packed sequences, padded on the right. `labels[t]` is the id that follows t, in answers only."""
+
+    input_ids: Int[Tensor, "batch length"]
+    position_ids: Int[Tensor, "batch length"]
+    labels: Int[Tensor, "batch length"]
+    segments: Int[Tensor, "batch length"]
+    """0 in the prefix, then the number of the segment from 1, and -1 on padding."""
+
+    def mask(self) -> Bool[Tensor, "batch 1 length length"]:
+        """True where a token may look: back, at the prefix and its own segment."""
+        return packed_mask(self.segments)
+
+
+def pack(prefix: Sequence[int], questions: Sequence[Sequence[Segment]], pad_id: int) -> Packed:
+    """Pack each image's questions behind the prefix, whose image and prompt placeholders every image shares."""
+    start = len(prefix)
+    length = max(start + sum(len(segment.ids) for segment in per_image) for per_image in questions)
+    ids = torch.full((len(questions), length), pad_id)
+    positions = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORE)
+    segments = torch.full_like(ids, -1)
+    ids[:, :start] = torch.tensor(prefix)
+    positions[:, :start] = torch.arange(start)
+    segments[:, :start] = 0
+    for row, per_image in enumerate(questions):
+        at = start
+        for number, segment in enumerate(per_image, start=1):
+            end = at + len(segment.ids)
+            content = torch.tensor(segment.ids)
+            ids[row, at:end] = content
+            positions[row, at:end] = torch.arange(start, start + len(segment.ids))
+            segments[row, at:end] = number
+            labels[row, at + segment.answer - 1 : end - 1] = content[segment.answer :]
+            at = end
+    return Packed(ids, positions, labels, segments)
+
+
+def forward_packed(
+    model: Any,
+    packed: Packed,
+    image_tokens: Float[Tensor, "batch tokens hidden"],
+    prompt_tokens: Float[Tensor, "batch queries hidden"] | None = None,
+    *,
+    prompt_id: int = -1,
+) -> Float[Tensor, "batch length hidden"]:
+    """Run the language model of `model`, a LLaVA, over packed sequences, up to its output head.
+
+    `image_tokens` are projected features. `prompt_tokens` go where `prompt_id` stands, like the local prompt of an
+    attached model.
+    """
+    llava = model.model
+    embeddings = llava.get_input_embeddings()(packed.input_ids)
+    embeddings = _place(embeddings, packed.input_ids == model.config.image_token_id, image_tokens)
+    if prompt_tokens is not None:
+        embeddings = _place(embeddings, packed.input_ids == prompt_id, prompt_tokens)
+    output = llava.language_model(
+        inputs_embeds=embeddings, attention_mask=packed.mask(), position_ids=packed.position_ids, use_cache=False
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _place(embeddings: Tensor, where: Tensor, tokens: Tensor) -> Tensor:
+    return embeddings.masked_scatter(where[..., None], tokens.to(embeddings.dtype))

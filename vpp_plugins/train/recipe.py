@@ -154,16 +154,17 @@ class Recipe:
                 raise VPPError(f"a recipe has no key '{key}'.{nearest(key, kinds)} `vpp train --help` lists them.")
             if not fits(value, kinds[key]):
                 raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {value!r}.")
-            (ours if key in own else trainer)[key] = value
+            if key in own:
+                ours[key] = tuple(value) if isinstance(value, list) else value
+            else:
+                trainer[key] = value
         for key in ("model", "data", "output_dir"):
             if not ours.get(key):
                 raise VPPError(f'the recipe names no {key}: add the line {key} = "...", or --set {key}=...')
-        for key in ("freeze", "mix", "losses"):
-            ours[key] = tuple(ours.get(key, ()))
-        ours["losses"] = _with_old_losses(ours["losses"], trainer)
+        ours["losses"] = _with_old_losses(ours.get("losses", ()), trainer)
         ours["lr"] = {part: _rate(part, rate) for part, rate in _flat(ours.get("lr", {})).items()}
         ours["schedule"] = {part: _schedule(part, name) for part, name in _flat(ours.get("schedule", {})).items()}
-        for part in (*ours["lr"], *ours["schedule"], *ours["freeze"]):
+        for part in (*ours["lr"], *ours["schedule"], *ours.get("freeze", ())):
             if part not in PARTS:
                 raise VPPError(
                     f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}."
@@ -235,14 +236,9 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
 
 
 def _deep(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    both = {
-        key: _deep(values[key], changes[key]) for key in values.keys() & changes.keys() if _tables(values, changes, key)
-    }
-    return {**values, **changes, **both}
-
-
-def _tables(values: Mapping[str, Any], changes: Mapping[str, Any], key: str) -> bool:
-    return isinstance(values[key], Mapping) and isinstance(changes[key], Mapping)
+    tables = {key for key in values.keys() & changes.keys() if isinstance(values[key], Mapping)}
+    deeper = {key: _deep(values[key], changes[key]) for key in tables if isinstance(changes[key], Mapping)}
+    return {**values, **changes, **deeper}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -286,7 +282,7 @@ def _rate(part: str, value: Any) -> float:
 
 
 def _schedule(part: str, value: Any) -> str:
-    from vpp_plugins.train.schedules import check_schedule
+    from vpp_plugins.train.optim import check_schedule
 
     if not isinstance(value, str):
         raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")

@@ -17,18 +17,17 @@ from vpp_plugins.data import TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file, whole_folder
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.averaging import WeightAverage
 from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, open_run
 from vpp_plugins.train.collate import Collator
 from vpp_plugins.train.data import load_kept, load_mixture
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
-from vpp_plugins.train.evaluation import examination
-from vpp_plugins.train.forgetting import BeforeAndAfter
+from vpp_plugins.train.evaluation import evaluation_of
+from vpp_plugins.train.forgetting import Forgetting
 from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, coordinate_ids
 from vpp_plugins.train.model import attach, check_family, empty_host, load_host, prepare_for_training
-from vpp_plugins.train.muon import MUON, muon_groups
-from vpp_plugins.train.packing import TurnsApart, check_host
+from vpp_plugins.train.optim import MUON, WeightAverage, muon_groups
+from vpp_plugins.train.packing import PackingCollator, check_packing
 from vpp_plugins.train.preflight import preview, show
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.report import write_training_page
@@ -65,53 +64,22 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     resume = open_run(recipe.output_dir, recipe.trainer.get("resume_from_checkpoint"))
     with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
         data = load_mixture(recipe)
-    if model is None or processor is None:
-        model, processor = load_host(recipe)
-    check_family(model, recipe)
-    model, wrapped = attach(model, processor, recipe)
-    model, groups = prepare_for_training(model, recipe)
-    muon = recipe.trainer.get("optim") == MUON
-    groups = muon_groups(groups, model) if muon else groups
     _check_images(data)
-    collator = _collator(recipe, data, model, wrapped)
-    exam = examination(recipe, arguments.per_device_eval_batch_size)
-    losses = build_losses(recipe.loss_weights(), model, wrapped)
+    model, processor, groups = _prepared(recipe, model, processor)
     shard_by_units(arguments, model)
-    trainer = VPPTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        eval_dataset=None if exam is None else exam.rows,
-        exam=exam,
-        data_collator=collator,
-        processing_class=wrapped,
-        groups=groups,
-        max_skipped=recipe.max_skipped,
-        losses=losses,
-        muon=muon,
-        average=_average(recipe, groups),
-        compute_loss_func=answer_loss(recipe.loss_weights(), wrapped.tokenizer),
-    )
-    if recipe.keep:
-        as_answered = replace(recipe, turns_apart=False, hide_boxes=0.0)
-        trainer.add_callback(BeforeAndAfter(trainer, _collator(as_answered, load_kept(recipe), model, wrapped)))
-    run = Path(recipe.output_dir)
+    collator = _collator(recipe, data, model, processor)
+    trainer = _trainer(recipe, arguments, collator, model, groups)
     if arguments.should_save:
-        check_room(run, _checkpoint_bytes(trainer))
-        _record(run, recipe, data, resumed=resume is not None)
+        check_room(Path(recipe.output_dir), _checkpoint_bytes(trainer))
+        _record(recipe, data, resumed=resume is not None)
         show(data, collator, groups)
     trainer.accelerator.wait_for_everyone()
-    _run(trainer, resume)
-    for loss in losses:
-        loss.remove()
-    skipped = tuple(trainer.skipped)
-    with trainer.averaged(), whole_folder(run / FINAL, renames=arguments.should_save) as written:
-        trainer.save_model(str(written))
-        trainer.accelerator.wait_for_everyone()
-    if arguments.should_save:
-        about = json.loads((run / RUN).read_text())
-        write_training_page(run / "report.html", about, trainer.state.log_history, skipped)
-    return Trained(run / FINAL, trainer.state.global_step, trainer.state.log_history, skipped)
+    try:
+        _run(trainer, resume)
+    finally:
+        for loss in trainer.losses:
+            loss.remove()
+    return _finished(trainer, Path(recipe.output_dir))
 
 
 def training_arguments(recipe: Recipe) -> Any:
@@ -134,6 +102,11 @@ def training_arguments(recipe: Recipe) -> Any:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise VPPError(f"transformers does not take the recipe: {error}") from None
+    _check_arguments(arguments, recipe)
+    return arguments
+
+
+def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:
     check_sharding(arguments)
     check_whole(arguments, recipe)
     if recipe.eval_data is not None and is_deepspeed_zero3_enabled():
@@ -141,7 +114,6 @@ def training_arguments(recipe: Recipe) -> Any:
             "eval_data cannot be asked while ZeRO-3 shards the model: leave it out and run `vpp eval` on the final "
             "weights, or take ZeRO-2 or fsdp."
         )
-    return arguments
 
 
 def preview_sample(recipe: Recipe, index: int) -> Text:
@@ -158,14 +130,50 @@ def preview_sample(recipe: Recipe, index: int) -> Text:
     return preview(_collator(recipe, data, model, wrapped), index)
 
 
+def _prepared(recipe: Recipe, model: Any, processor: Any) -> tuple[Any, VPPProcessor, list[dict[str, Any]]]:
+    """Return the attached model, ready to be trained, its processor, and the groups of what is trained."""
+    if model is None or processor is None:
+        model, processor = load_host(recipe)
+    check_family(model, recipe)
+    model, wrapped = attach(model, processor, recipe)
+    model, groups = prepare_for_training(model, recipe)
+    return model, wrapped, muon_groups(groups, model) if recipe.trainer.get("optim") == MUON else groups
+
+
+def _trainer(
+    recipe: Recipe, arguments: TrainingArguments, collator: Collator, model: Any, groups: list[dict[str, Any]]
+) -> VPPTrainer:
+    processor, weights = collator.processor, recipe.loss_weights()
+    evaluation = evaluation_of(recipe, arguments.per_device_eval_batch_size)
+    trainer = VPPTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=collator.data,
+        eval_dataset=None if evaluation is None else evaluation.rows,
+        evaluation=evaluation,
+        data_collator=collator,
+        processing_class=processor,
+        groups=groups,
+        max_skipped=recipe.max_skipped,
+        losses=build_losses(weights, model, processor),
+        compute_loss_func=answer_loss(weights, processor.tokenizer),
+        muon=recipe.trainer.get("optim") == MUON,
+        average=_average(recipe, groups),
+    )
+    if recipe.keep:
+        as_answered = replace(recipe, turns_apart=False, hide_boxes=0.0)
+        trainer.add_callback(Forgetting(trainer, _collator(as_answered, load_kept(recipe), model, processor)))
+    return trainer
+
+
 def _collator(recipe: Recipe, data: TrainingData, model: Any, processor: VPPProcessor) -> Collator:
     backbone = host_state(model).backbone
     write = ChatWriter(recipe.box_format or backbone.box_format)
     ids = coordinate_ids(processor.tokenizer) if recipe.hide_boxes else None
     hide = None if ids is None else HiddenBoxes(ids, recipe.hide_boxes, len(data))
     if recipe.turns_apart:
-        check_host(unwrap(model))
-    kind = TurnsApart if recipe.turns_apart else Collator
+        check_packing(unwrap(model))
+    kind = PackingCollator if recipe.turns_apart else Collator
     limits = {"max_length": recipe.max_length, "max_turns": recipe.max_turns}
     return kind(data, processor, write, image_token=backbone.image_token, hide=hide, **limits)
 
@@ -191,6 +199,17 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
         trainer.state.global_step, trainer.state.log_history = state["global_step"], state["log_history"]
 
 
+def _finished(trainer: VPPTrainer, run: Path) -> Trained:
+    """Write the final weights and the page of the run."""
+    skipped, history = tuple(trainer.skipped), trainer.state.log_history
+    with trainer.averaged(), whole_folder(run / FINAL, renames=trainer.args.should_save) as written:
+        trainer.save_model(str(written))
+        trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        write_training_page(run / "report.html", json.loads((run / RUN).read_text()), history, skipped)
+    return Trained(run / FINAL, trainer.state.global_step, history, skipped)
+
+
 def _check_images(data: TrainingData) -> None:
     if not data.has_images:
         raise VPPError(
@@ -209,8 +228,9 @@ def _checkpoint_bytes(trainer: VPPTrainer) -> int:
     return weights + 2 * trained
 
 
-def _record(run: Path, recipe: Recipe, data: TrainingData, *, resumed: bool) -> None:
+def _record(recipe: Recipe, data: TrainingData, *, resumed: bool) -> None:
     """Write what the run is; a run that goes on must have the same data, in the same order."""
+    run = Path(recipe.output_dir)
     path, digest = run / RUN, data.fingerprint()
     if resumed and path.is_file() and json.loads(path.read_text())["data_sha256"] != digest:
         raise VPPError(

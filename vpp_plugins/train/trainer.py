@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from transformers.trainer_utils import rotate_checkpoints
 from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, save_vpp, unwrap, vocabulary, write_vpp
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_folder
-from vpp_plugins.train.averaging import EveryStep, WeightAverage
-from vpp_plugins.train.checkpoints import check_checkpoint
+from vpp_plugins.train.checkpoints import (
+    added_rows,
+    check_checkpoint,
+    check_weights,
+    gathered_prompts,
+    put_rows,
+    read_host,
+)
 from vpp_plugins.train.collate import ABOUT, About
 from vpp_plugins.train.distributed import whole_weights
-from vpp_plugins.train.evaluation import Examination
+from vpp_plugins.train.evaluation import TrainingEvaluation
 from vpp_plugins.train.losses import AuxiliaryLoss
-from vpp_plugins.train.muon import build_muon
+from vpp_plugins.train.optim import EveryStep, WeightAverage, build_muon, scheduled
 from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
-from vpp_plugins.train.saved_weights import added_rows, check_weights, gathered_prompts, put_rows, read_host
-from vpp_plugins.train.schedules import scheduled
 
 ROWS_FILE = "vpp_rows.safetensors"
 """In a checkpoint, the rows that `<|vpp|>` added to the vocabulary: the host's own files are without them."""
@@ -34,7 +39,7 @@ ROWS_FILE = "vpp_rows.safetensors"
 class VPPTrainer(Trainer):
     """Trainer for an attached model.
 
-    `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `exam` is what `evaluate` asks;
+    `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `evaluation` is what `evaluate` asks;
     `losses` are added to the answer's own.
     """
 
@@ -43,20 +48,20 @@ class VPPTrainer(Trainer):
         *args: Any,
         groups: list[dict[str, Any]],
         max_skipped: int = 100,
-        exam: Examination | None = None,
+        evaluation: TrainingEvaluation | None = None,
         losses: Sequence[AuxiliaryLoss] = (),
         muon: bool = False,
         average: WeightAverage | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.groups, self.max_skipped, self.exam = groups, max_skipped, exam
+        self.groups, self.max_skipped, self.evaluation = groups, max_skipped, evaluation
         self.losses = [loss.to(self.args.device) for loss in losses]
         self._muon, self.average = muon, average
         if average is not None:
             self.add_callback(EveryStep(average.update))
         for loss in losses:  # Trainer empties the gradients of the model alone
-            self.add_callback(EveryStep(lambda _, loss=loss: loss.zero_grad()))
+            self.add_callback(EveryStep(partial(_empty_gradients, loss)))
         self._about = About((), (), (), ())
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
@@ -77,16 +82,11 @@ class VPPTrainer(Trainer):
             kind, options = (build_muon, {}) if self._muon else self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self.groups, **options)
             for loss in self.losses:
-                self._add_group(loss)
+                own = {"params": list(loss.parameters()), "lr": loss.learning_rate(self.groups), "weight_decay": 0.0}
+                if own["params"]:
+                    self.optimizer.add_param_group(own | ({"use_fallback": True} if self._muon else {}))
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
-
-    def _add_group(self, loss: AuxiliaryLoss) -> None:
-        """Have the optimizer learn the loss's own parameters too."""
-        parameters = list(loss.parameters())
-        if parameters:
-            group = {"params": parameters, "lr": loss.learning_rate(self.groups), "weight_decay": 0.0}
-            self.optimizer.add_param_group(group | ({"use_fallback": True} if self._muon else {}))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Give every group its part's schedule, where one has its own."""
@@ -156,14 +156,14 @@ class VPPTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Ask the examination's rows; without one, as Trainer does."""
-        if self.exam is None:
+        """Ask the evaluation's rows; without one, as Trainer does."""
+        if self.evaluation is None:
             return dict(super().evaluate(*args, **kwargs))
         model: Any = self.model
         plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
         resharded = plugin is not None and bool(plugin.reshard_after_forward)
         with self.accelerator.autocast(), self.averaged(), whole_weights(model, reshard_after_forward=resharded):
-            metrics = self.exam(self.model, self.processing_class, self.state.global_step)
+            metrics = self.evaluation(self.model, self.processing_class, self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -286,3 +286,7 @@ class VPPTrainer(Trainer):
     @property
     def _has_lora(self) -> bool:
         return isinstance(self.model, PeftModel)
+
+
+def _empty_gradients(loss: AuxiliaryLoss, step: int) -> None:
+    loss.zero_grad()

@@ -125,20 +125,14 @@ def train_detector(
     train_set, eval_set = _load(
         Path(data), eval_data, data_format, images=images, split=split, one_class=one_class, side=image_size
     )
-    options = dict(generator_options or {})
     about = {
         "classes": list(train_set.classes),
         "num_queries": num_queries,
-        "generator_options": options,
+        "generator_options": dict(generator_options or {}),
         "image_size": image_size,
         "mask_padding": mask_padding,
     }
-    detector = build_detr(num_queries=num_queries, **options)
-    if weights is not None:
-        load_detr_weights(detector, weights)
-    task = DetectorTask(
-        detector, DetectionHeads(detector.width, len(train_set.classes)), mask_padding=mask_padding, flip=flip
-    )
+    task = _task(about, weights, flip=flip)
     runner = DetectorTrainer(
         model=task,
         args=arguments,
@@ -148,15 +142,28 @@ def train_detector(
         compute_metrics=_score,
         backbone_lr=backbone_lr,
     )
-    if last is not None and _steps(last) >= arguments.max_steps > 0:  # Trainer would take one more
+    score = _trained(runner, last)
+    if arguments.should_save:
+        save_detector(task, out, {**about, "recall": score.recall, "recall_named": score.recall_named})
+    return score
+
+
+def _task(about: Mapping[str, Any], weights: str | Path | None, *, flip: bool) -> DetectorTask:
+    detector = build_detr(num_queries=about["num_queries"], **about["generator_options"])
+    if weights is not None:
+        load_detr_weights(detector, weights)
+    heads = DetectionHeads(detector.width, len(about["classes"]))
+    return DetectorTask(detector, heads, mask_padding=about["mask_padding"], flip=flip)
+
+
+def _trained(runner: DetectorTrainer, last: Path | None) -> DetectorScore:
+    """Train from the last checkpoint on, or from the beginning, and return the score."""
+    if last is not None and _steps(last) >= runner.args.max_steps > 0:  # Trainer would take one more
         runner._load_from_checkpoint(str(last))
     else:
         runner.train(resume_from_checkpoint=None if last is None else str(last))
     metrics = runner.evaluate()
-    score = DetectorScore(metrics["eval_recall"], metrics["eval_recall_named"])
-    if arguments.should_save:
-        save_detector(task, out, {**about, "recall": score.recall, "recall_named": score.recall_named})
-    return score
+    return DetectorScore(metrics["eval_recall"], metrics["eval_recall_named"])
 
 
 def save_detector(task: DetectorTask, folder: Path, about: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class AuxiliaryDetection(AuxiliaryLoss):
 
     def learning_rate(self, groups: Sequence[Mapping[str, Any]]) -> float:
         """Return at least the rate of the queries that the heads read."""
-        queries = [group["lr"] for group in groups if str(group["name"]).split()[0] == "vpp.local"]
+        queries = [float(group["lr"]) for group in groups if str(group["name"]).split()[0] == "vpp.local"]
         return max([super().learning_rate(groups), *queries])
 
     def _loss(self, objects: Objects) -> Float[Tensor, ""]:

@@ -133,7 +133,7 @@ class TestObjects:
 @pytest.mark.timeout(300)
 def test_beside_a_sharded_model() -> None:
     """FSDP2 frees the prompts' weights after their forward: the loss must reach the generator all the same."""
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     result = subprocess.run(
         [sys.executable, "-m", "tests.train.detection_shards"],
         cwd=root,

@@ -1,11 +1,21 @@
+"""Packed sequences for loops of one's own: labels, positions, who sees whom."""
+
+import pytest
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from vpp_plugins.pocket.packing import IGNORE, Segment, forward_packed, pack
+from vpp_plugins.pocket import build_pocket
+from vpp_plugins.train.packing import IGNORE, Segment, forward_packed, pack
 
 Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 PREFIX = [5, 6, 7]
 FIRST, SECOND = Segment((10, 11, 12, 13), 2), Segment((20, 21, 22), 1)
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Pocket:
+    """Untrained; images of 64 pixels, so four image tokens."""
+    return build_pocket(image_size=64, hidden_size=32, layers=2, heads=2, intermediate_size=48)
 
 
 def test_labels_are_the_next_ids_of_answers_only() -> None:

@@ -20,7 +20,7 @@ from vpp_plugins.processor.processor import VPPProcessor
 from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.collate import ABOUT, Collator, real_tokens
 from vpp_plugins.train.labels import IGNORED
-from vpp_plugins.train.packing import PADDING, TurnsApart, check_host, who_sees_whom
+from vpp_plugins.train.packing import PADDING, PackingCollator, check_packing, packed_mask
 
 SIDE = 64
 BOX = (4.0, 8.0, 30.0, 60.0)
@@ -73,7 +73,7 @@ def pocket() -> tuple[Any, VPPProcessor]:
 
 
 def collator(
-    processor: VPPProcessor, samples: Sequence[Sample], kind: type[Collator] = TurnsApart, **options: Any
+    processor: VPPProcessor, samples: Sequence[Sample], kind: type[Collator] = PackingCollator, **options: Any
 ) -> Any:
     return kind(Images(samples), processor, ChatWriter("llava"), image_token="<image>", **options)
 
@@ -140,16 +140,16 @@ def test_a_text_alone_keeps_its_first_turn(pocket: tuple[Any, VPPProcessor]) -> 
 def test_hosts_that_would_take_the_mask_for_something_else_are_refused() -> None:
     """Eager attention adds the mask to its scores, so that every token would see every other."""
     llava = FAMILIES["llava"].model()
-    check_host(llava)
+    check_packing(llava)
     llava.set_attn_implementation("eager")
     with pytest.raises(VPPError, match="the host's is 'eager': set attn_implementation"):
-        check_host(llava)
+        check_packing(llava)
     with pytest.raises(VPPError, match="a 'qwen2_5_vl' has several"):
-        check_host(FAMILIES["qwen2_5_vl"].model())
+        check_packing(FAMILIES["qwen2_5_vl"].model())
 
 
 def test_nobody_sees_padding_and_no_row_is_blind() -> None:
-    sees = who_sees_whom(torch.tensor([[0, 0, 1, 2, 2, PADDING]]))[0, 0]
+    sees = packed_mask(torch.tensor([[0, 0, 1, 2, 2, PADDING]]))[0, 0]
 
     assert sees.any(-1).all()
     assert sees[3].tolist() == [True, True, False, True, False, False]
@@ -175,7 +175,7 @@ def test_a_box_outside_gives_its_place_to_the_next_sample(pocket: tuple[Any, VPP
         collator(processor, [wrong]).row(Images([wrong])[0])
 
 
-@pytest.mark.parametrize("kind", [Collator, TurnsApart])
+@pytest.mark.parametrize("kind", [Collator, PackingCollator])
 def test_only_the_first_turns_are_asked_but_all_are_told_of(
     pocket: tuple[Any, VPPProcessor], kind: type[Collator]
 ) -> None:
