@@ -51,10 +51,10 @@ def ceiling(family: str, truths: Sequence[Truth]) -> Scores:
 def mistakes() -> dict[str, Callable[[Sequence[Truth]], Scores]]:
     """Return, by name, how each mistake is made; each maps true boxes to the scores of a perfect predictor."""
     llava, pixels, paligemma, qwen = codec("llava"), codec("qwen2.5-vl"), codec("paligemma"), codec("qwen-vl")
-    thousand = replace(pixels, frame="original", scale=Rounded(1000))
+    thousand = replace(pixels, frame="image", scale=Rounded(1000))
     x_first = replace(paligemma, scale=Rounded(1023))
     return {
-        "padded output scored in the original frame": lambda t: _misread(llava, replace(llava, frame="original"), t),
+        "padded output scored in the original frame": lambda t: _misread(llava, replace(llava, frame="image"), t),
         "pixels of the resized image read as 0-1000": lambda t: _misread(pixels, thousand, t),
         "pixels of the resized image, resize ignored": lambda t: _misread(pixels, pixels, t, resized=False),
         "xywh read as xyxy": _as_corners,

@@ -2,7 +2,9 @@ import json
 import math
 import pickle
 import time
+from dataclasses import replace
 
+import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,6 +59,17 @@ def test_the_table_holds_every_family_of_the_conventions() -> None:
     named = "llava vpp-llava shikra ferret kosmos-2 minigpt-v2 qwen-vl qwen2-vl qwen2.5-vl qwen3-vl qwen3.5 internvl"
     assert set(BOX_CODECS) >= {*named.split(), "florence-2", "paligemma", "deepseek-vl2", "cogvlm", "molmo"}
     assert all(codec(family).family == family for family in BOX_CODECS)
+
+
+@pytest.mark.parametrize(("old", "new"), [("padded", "square"), ("original", "image"), ("resized", "image")])
+def test_frames_of_0_1_0_are_understood_in_a_plugin_s_codec(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.warns(DeprecationWarning, match=f"the frame '{old}' of the box format 'mine' is called '{new}' now"):
+        mine = replace(codec("llava"), family="mine", frame=old)  # type: ignore[arg-type]
+
+    assert mine == replace(codec("llava"), family="mine", frame=new)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("family", "twin"), TWINS.items())

@@ -67,7 +67,7 @@ def test_frame_and_ticks_are_those_of_the_boxes(name: str) -> None:
 
     boxes = codec(backbone.box_format)
 
-    assert backbone.frame == {"padded": "square"}.get(boxes.frame, "image")
+    assert backbone.frame == boxes.frame
     assert backbone.defaults.global_vpp.unit == {"pixels": "0-1000"}.get(boxes.unit, boxes.unit)
 
 
@@ -85,7 +85,7 @@ def with_ramp(name: str) -> tuple[Any, Any]:
 def painted(model: Any, image: Image.Image) -> Image.Image:
     """Return the image with the axes painted on it, in the frame of the family's boxes."""
     vpp, (width, height) = active_vpp(model), image.size
-    if codec(host_state(model).backbone.box_format).frame == "padded":
+    if codec(host_state(model).backbone.box_format).frame == "square":
         side, left, top = padded_square((height, width))
         window = (left / side, top / side, (left + width) / side, (top + height) / side)
     else:

@@ -14,7 +14,7 @@ PADBOX = json.loads((Path(__file__).parents[1] / "reference" / "padbox.json").re
 LLAVA = Phrases(codec("llava"))
 META = ImageMeta((480, 640))
 ONE, TWO = (64.0, 96.0, 320.0, 384.0), (128.0, 96.0, 192.0, 384.0)
-WRITING_BOXES = sorted(name for name, found in BOX_CODECS.items() if found.text and found.frame != "resized")
+WRITING_BOXES = sorted(name for name, found in BOX_CODECS.items() if found.text and found.scale.full is not None)
 
 
 @pytest.mark.parametrize("row", PADBOX, ids=lambda row: row["text"])

@@ -16,8 +16,8 @@ META = ImageMeta((480, 640))
         (BoxUnit(order="yxyx"), (96, 64, 384, 320)),
         (BoxUnit(order="cxcywh"), (192, 240, 256, 288)),
         (RELATIVE, (0.1, 0.2, 0.5, 0.8)),
-        (BoxUnit("padded"), (64, 176, 320, 464)),
-        (BoxUnit("padded", 100.0), (10, 27.5, 50, 72.5)),
+        (BoxUnit("square"), (64, 176, 320, 464)),
+        (BoxUnit("square", 100.0), (10, 27.5, 50, 72.5)),
     ],
     ids=str,
 )
@@ -27,7 +27,7 @@ def test_one_box_in_every_unit(unit: BoxUnit, numbers: tuple[float, ...]) -> Non
 
 @given(numbers=st.tuples(*[st.floats(-0.5, 1.5)] * 4))
 def test_the_padded_square_is_the_codecs(numbers: tuple[float, ...]) -> None:
-    ours, theirs = BoxUnit("padded", 1.0).to_pixels(numbers, META), codec("llava").to_pixels(numbers, META)
+    ours, theirs = BoxUnit("square", 1.0).to_pixels(numbers, META), codec("llava").to_pixels(numbers, META)
     if BoxStatus.OK not in (ours[1], theirs[1]):  # how far beyond the edge is still rounding differs
         assert ours == (pytest.approx(theirs[0]), theirs[1])
 

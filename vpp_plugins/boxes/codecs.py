@@ -2,11 +2,12 @@
 
 import math
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle
+from vpp_plugins.boxes.frames import FRAMES_OF_0_1_0, Box, BoxLike, Frame, ImageMeta, frame_rectangle
 from vpp_plugins.boxes.scales import Scale
 from vpp_plugins.boxes.text import BoxText
 from vpp_plugins.errors import VPPError
@@ -59,6 +60,13 @@ class BoxCodec:
     scale: Scale
     text: BoxText | None
     question: str
+
+    def __post_init__(self) -> None:
+        if self.frame in FRAMES_OF_0_1_0:
+            new = FRAMES_OF_0_1_0[self.frame]
+            text = f"the frame '{self.frame}' of the box format '{self.family}' is called '{new}' now."
+            warnings.warn(text, DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, "frame", new)
 
     def prompt(self, expression: str) -> str:
         """Return the family's request for the box of what the expression describes, without image placeholders."""

@@ -119,23 +119,23 @@ _QUESTIONS = {
 
 # fmt: off
 _ROWS: tuple[tuple[str, Frame, str, Scale, BoxText | None], ...] = (
-    # family         frame       unit        numbers                       text
-    ("llava",        "padded",   "0-1",      Rounded(1, decimals=2),       _LIST),
-    ("vpp-llava",    "padded",   "0-1",      Rounded(1, decimals=2),       _LIST),
-    ("shikra",       "padded",   "0-1",      Rounded(1, decimals=3),       _SHIKRA),
-    ("ferret",       "original", "0-1000",   Rounded(1000),                _LIST),
-    ("kosmos-2",     "original", "32 cells", Cells(32),                    _KOSMOS),
-    ("minigpt-v2",   "original", "0-100",    Rounded(100),                 _MINIGPT),
-    ("qwen-vl",      "original", "0-999",    Rounded(999),                 _QWEN),
-    ("qwen2-vl",     "original", "0-1000",   Rounded(1000),                _QWEN2),
-    ("qwen2.5-vl",   "resized",  "pixels",   Rounded(None),                _JSON),
-    ("qwen3-vl",     "original", "0-1000",   Rounded(1000),                _JSON),
-    ("internvl",     "original", "0-1000",   Rounded(1000),                _INTERNVL),
-    ("florence-2",   "original", "0-999",    Binned(1000),                 _FLORENCE),
-    ("paligemma",    "original", "0-1023",   Rounded(1023, y_first=True),  _PALIGEMMA),
-    ("deepseek-vl2", "original", "0-999",    Rounded(999),                 _DEEPSEEK),
-    ("cogvlm",       "original", "0-999",    Rounded(999),                 _COGVLM),
-    ("molmo",        "original", "0-100",    Rounded(100, decimals=1),     None),
+    # family         frame     unit        numbers                       text
+    ("llava",        "square", "0-1",      Rounded(1, decimals=2),       _LIST),
+    ("vpp-llava",    "square", "0-1",      Rounded(1, decimals=2),       _LIST),
+    ("shikra",       "square", "0-1",      Rounded(1, decimals=3),       _SHIKRA),
+    ("ferret",       "image",  "0-1000",   Rounded(1000),                _LIST),
+    ("kosmos-2",     "image",  "32 cells", Cells(32),                    _KOSMOS),
+    ("minigpt-v2",   "image",  "0-100",    Rounded(100),                 _MINIGPT),
+    ("qwen-vl",      "image",  "0-999",    Rounded(999),                 _QWEN),
+    ("qwen2-vl",     "image",  "0-1000",   Rounded(1000),                _QWEN2),
+    ("qwen2.5-vl",   "image",  "pixels",   Rounded(None),                _JSON),
+    ("qwen3-vl",     "image",  "0-1000",   Rounded(1000),                _JSON),
+    ("internvl",     "image",  "0-1000",   Rounded(1000),                _INTERNVL),
+    ("florence-2",   "image",  "0-999",    Binned(1000),                 _FLORENCE),
+    ("paligemma",    "image",  "0-1023",   Rounded(1023, y_first=True),  _PALIGEMMA),
+    ("deepseek-vl2", "image",  "0-999",    Rounded(999),                 _DEEPSEEK),
+    ("cogvlm",       "image",  "0-999",    Rounded(999),                 _COGVLM),
+    ("molmo",        "image",  "0-100",    Rounded(100, decimals=1),     None),
 )
 # fmt: on
 

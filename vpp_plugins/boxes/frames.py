@@ -12,18 +12,20 @@ Box: TypeAlias = tuple[float, float, float, float]
 BoxLike: TypeAlias = Iterable[SupportsFloat]
 """What is taken for a box: a Box, or four numbers in a list, array or tensor."""
 
-Frame: TypeAlias = Literal["padded", "original", "resized"]
-"""padded: the square that LLaVA pads to. original: the whole image. resized: the whole image, counted in the pixels
-of the image that the host's processor made of it."""
+Frame: TypeAlias = Literal["square", "image"]
+"""What boxes are measured on, and so what axes span: the image padded to a square, as LLaVA does, or the image."""
+
+FRAMES_OF_0_1_0: dict[str, Frame] = {"padded": "square", "original": "image", "resized": "image"}
+"""What codecs of plugins may still say until 0.2."""
 
 
 @dataclass(frozen=True)
 class ImageMeta:
     """What a codec has to know of an image.
 
-    `size_hw` is the original size and `processed_size_hw` the size after the host's processor resized it (only the
-    resized frame needs it), both in pixels. `image_index` says which image of the prompt it is, from 0. No family of
-    the table writes it into the box text, so codecs carry it and do not use it.
+    `size_hw` is the original size and `processed_size_hw` the size after the host's processor resized it (only families
+    that count its pixels need it), both in pixels. `image_index` says which image of the prompt it is, from 0. No
+    family of the table writes it into the box text, so codecs carry it and do not use it.
     """
 
     size_hw: tuple[int, int]
@@ -49,7 +51,7 @@ def padded_square(size_hw: tuple[int, int]) -> tuple[int, int, int]:
 def frame_rectangle(frame: Frame, size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
     """Return (left, top, width, height) of the frame in pixels of the original image; padding begins below 0."""
     height, width = size_hw
-    if frame == "padded":
+    if frame == "square":
         side, offset_x, offset_y = padded_square(size_hw)
         return -offset_x, -offset_y, side, side
     return 0, 0, width, height

@@ -13,7 +13,7 @@ from vpp_plugins.errors import VPPError
 def metas_of(images: Sequence[Image.Image], codec: BoxCodec, image_processor: Any) -> list[ImageMeta]:
     """Return one ImageMeta per image; `image_processor` is asked only where the codec counts its pixels."""
     sizes = [(image.height, image.width) for image in images]
-    resized = codec.frame == "resized"
+    resized = codec.scale.full is None
     return [
         ImageMeta(
             size_hw=size_hw,

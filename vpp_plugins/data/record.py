@@ -26,15 +26,14 @@ Order: TypeAlias = Literal["xyxy", "xywh", "yxyx", "cxcywh"]
 class BoxUnit:
     """How a file means the numbers of a box: the frame, the number of its far edge (None: pixels), and their order."""
 
-    frame: Frame = "original"
+    frame: Frame = "image"
     full: float | None = None
     order: Order = "xyxy"
     per_box: ClassVar[int] = 4
 
     def __str__(self) -> str:
         unit = "pixels" if self.full is None else f"0-{self.full:g}"
-        where = {"padded": " of the padded square", "original": "", "resized": " of the resized image"}[self.frame]
-        return f"{self.order} in {unit}{where}"
+        return f"{self.order} in {unit}{' of the padded square' if self.frame == 'square' else ''}"
 
     def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
         """Turn one box's numbers into xyxy pixels of the original image, and say what became of it.
@@ -48,7 +47,7 @@ class BoxUnit:
             x1, y1, x2, y2 = y1, x1, y2, x2
         elif self.order == "cxcywh":
             x1, y1, x2, y2 = x1 - x2 / 2, y1 - y2 / 2, x1 + x2 / 2, y1 + y2 / 2
-        if self.frame != "original" or self.full is not None:
+        if self.frame != "image" or self.full is not None:
             left, top, width, height = frame_rectangle(self.frame, meta.size_hw)
             across, down = (1.0, 1.0) if self.full is None else (width / self.full, height / self.full)
             x1, y1, x2, y2 = x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from vpp_plugins.boxes import BoxCodec, BoxStatus, Rounded
+from vpp_plugins.boxes import BoxCodec, BoxStatus, Frame, Rounded
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.metrics import Paired, paired
@@ -82,16 +82,16 @@ def other_readings(answers: Sequence[Answer], protocol: Protocol, codec: BoxCode
     if codec.text is None or not isinstance(codec.scale, Rounded):
         return {}
     found = {}
-    for frame in ("original", "padded", "resized"):
-        for full in (1, 100, 999, 1000, None):
-            if (full is None) != (frame == "resized"):
-                continue
-            if frame == "resized" and any(answer.processed_size_hw is None for answer in answers):
-                continue
-            unit = "pixels" if full is None else f"0-{full}"
-            changed = replace(codec, frame=frame, unit=unit, scale=replace(codec.scale, full=full))
-            by_codec = replace(protocol, reader="codec", truth="pixels")
-            found[f"{unit} on the {frame} image"] = fmean(one.correct for one in judge(answers, by_codec, changed))
+    readings: list[tuple[str, Frame, int | None]] = [
+        *((f"0-{full} on the original image", "image", full) for full in (1, 100, 999, 1000)),
+        *((f"0-{full} on the padded image", "square", full) for full in (1, 100, 999, 1000)),
+        ("pixels on the resized image", "image", None),
+    ]
+    by_codec = replace(protocol, reader="codec", truth="pixels")
+    for name, frame, full in readings:
+        if full is not None or all(answer.processed_size_hw is not None for answer in answers):
+            changed = replace(codec, frame=frame, unit=name.split()[0], scale=replace(codec.scale, full=full))
+            found[name] = fmean(one.correct for one in judge(answers, by_codec, changed))
     return found
 
 

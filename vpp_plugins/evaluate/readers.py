@@ -65,7 +65,7 @@ def like_shikra(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     found = _SHIKRA.findall(answer)
     if len(found) != 1 or ";" in found[0]:
         return UNPARSABLE
-    left, top, width, height = frame_rectangle("padded", meta.size_hw)
+    left, top, width, height = frame_rectangle("square", meta.size_hw)
     x1, y1, x2, y2 = (float(number) for number in found[0].split(","))
     return _judged((x1 * width + left, y1 * height + top, x2 * width + left, y2 * height + top), meta)
 

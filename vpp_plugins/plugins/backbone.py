@@ -6,9 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vpp_plugins.boxes import Frame
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.plugins.layouts import planes
-from vpp_plugins.prompts import CLIP_MEAN, CLIP_STD, RGB, Frame, Overlay, Window
+from vpp_plugins.prompts import CLIP_MEAN, CLIP_STD, RGB, Overlay, Window
 
 
 @runtime_checkable

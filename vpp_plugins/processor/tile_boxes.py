@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vpp_plugins.attach import PER_SIDE
+from vpp_plugins.boxes import Frame
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone
 from vpp_plugins.plugins.layouts import Patches
@@ -155,7 +156,7 @@ def _reach(coordinates: Float[Tensor, " length"], content: Bool[Tensor, " length
     return round(float(start), 6), round(float(start + step * length), 6)
 
 
-def _in_frame(window: Window, size_hw: tuple[int, int], frame: str) -> Window:
+def _in_frame(window: Window, size_hw: tuple[int, int], frame: Frame) -> Window:
     """Bring a window from units of the image to those of the frame that carries the axes."""
     if frame == "image":
         return window

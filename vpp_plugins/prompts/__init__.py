@@ -6,7 +6,7 @@ from vpp_plugins.prompts.draw import draw_overlay, draw_prompt, draw_queries, dr
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.resample import Window, outside_graphs
-from vpp_plugins.prompts.vpp import TOKEN, VPP, Frame, Prompts
+from vpp_plugins.prompts.vpp import TOKEN, VPP, Prompts
 
 __all__ = [
     "CLIP_MEAN",
@@ -14,7 +14,6 @@ __all__ = [
     "RGB",
     "TOKEN",
     "VPP",
-    "Frame",
     "GlobalVPP",
     "LocalVPP",
     "Overlay",

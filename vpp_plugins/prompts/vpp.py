@@ -1,11 +1,12 @@
 """Both prompts of one host in one module: what `model.vpp` is."""
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from vpp_plugins.boxes import Frame
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
@@ -15,9 +16,6 @@ from vpp_plugins.prompts.local_vpp import LocalVPP
 
 TOKEN = "<|vpp|>"
 """The placeholder in the text; every image gets `num_queries` of them after its own tokens."""
-
-Frame = Literal["square", "image"]
-"""Where the axes lie: on the image padded to a square, or on the image itself; the frame of the family's boxes."""
 
 
 class Prompts(NamedTuple):

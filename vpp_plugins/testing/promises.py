@@ -38,10 +38,9 @@ def description(bench: Bench) -> None:
     for path in backbone.projectors:
         expect(path in paths, f"projectors names '{path}', which the host does not have")
     codec = plugins.box_codec(backbone.box_format)
-    frame = "square" if codec.frame == "padded" else "image"
     expect(
-        frame == backbone.frame,
-        f"frame is '{backbone.frame}', but the format '{codec.family}' measures boxes on the {codec.frame} image",
+        codec.frame == backbone.frame,
+        f"frame is '{backbone.frame}', but the format '{codec.family}' measures boxes on the '{codec.frame}'",
     )
     axes = backbone.defaults.global_vpp
     expect(

@@ -54,7 +54,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     encoders = vision_encoders(model, kind)
     box_format = BOX_FORMATS.get(kind, DEFAULT_BOX_FORMAT)
     family = BOX_CODECS[box_format]
-    padded = family.frame == "padded"
+    padded = family.frame == "square"
     axes = GlobalVPPConfig(unit="0-1" if family.unit == "0-1" else "0-1000") if encoders else None
     local = LocalVPPConfig(mask_padding=not padded)  # on the padded square, positions must run over all of it
     layout, tiled = pixel_layout(model, kind, encoders)
@@ -64,7 +64,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
         vision_encoders=encoders,
         projectors=projectors(model, encoders),
         box_format=box_format,
-        frame="square" if padded else "image",
+        frame=family.frame,
         image_arguments=image_arguments(type(model)),
         pixel_layout=layout,
         tiled=tiled,

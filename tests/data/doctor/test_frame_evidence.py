@@ -7,7 +7,7 @@ from vpp_plugins.data.doctor.frame_evidence import agreement, judge
 from vpp_plugins.data.record import BoxUnit
 
 SIZES = np.array([(640, 480), (480, 640), (500, 375), (427, 640), (1024, 683)], float)
-LLAVA = Candidate(BoxUnit("padded", 1.0))
+LLAVA = Candidate(BoxUnit("square", 1.0))
 PIXELS = Candidate(BoxUnit())
 DECIMALS = {1.0: 2, 100.0: 0, 1000.0: 0, None: 1}
 
@@ -35,9 +35,9 @@ def written(candidate: Candidate, pixels: np.ndarray, sizes: np.ndarray) -> np.n
 
 
 TRUTHS = [candidate for candidate in all_candidates() if candidate.unit.order != "yxyx" and candidate.resize is None]
-TRUTHS += [Candidate(BoxUnit(order="yxyx")), Candidate(BoxUnit("padded", 1.0, "yxyx"))]
-TRUTHS += [Candidate(BoxUnit("resized"), Resize(to, 336)) for to in ("square", "long side")]
-TRUTHS += [Candidate(BoxUnit("resized"), Resize("patches", 256))]
+TRUTHS += [Candidate(BoxUnit(order="yxyx")), Candidate(BoxUnit("square", 1.0, "yxyx"))]
+TRUTHS += [Candidate(BoxUnit(), Resize(to, 336)) for to in ("square", "long side")]
+TRUTHS += [Candidate(BoxUnit(), Resize("patches", 256))]
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
@@ -72,7 +72,7 @@ def test_a_few_broken_boxes_do_not_turn_the_verdict() -> None:
 def test_square_images_do_not_tell_padded_from_whole() -> None:
     pixels, _ = boxes(100, 0)
     sizes = np.full((100, 2), 1024.0)
-    whole = Candidate(BoxUnit("original", 1.0))
+    whole = Candidate(BoxUnit("image", 1.0))
     numbers = written(whole, pixels, sizes)
     for declared in (LLAVA, whole):
         verdict = judge(numbers, sizes, declared)
@@ -94,7 +94,7 @@ def test_things_in_the_middle_are_no_evidence_of_a_smaller_frame() -> None:
 def test_where_only_the_frame_is_open_the_unit_still_is_wrong() -> None:
     pixels, _ = boxes(12, 5)
     sizes = np.full((12, 2), (640.0, 600.0))  # hardly padded
-    numbers = written(Candidate(BoxUnit("padded", 1000.0)), pixels * sizes[0].min() / 1024, sizes)
+    numbers = written(Candidate(BoxUnit("square", 1000.0)), pixels * sizes[0].min() / 1024, sizes)
     verdict = judge(numbers, sizes, LLAVA)
 
     assert not verdict.decided
@@ -104,7 +104,7 @@ def test_where_only_the_frame_is_open_the_unit_still_is_wrong() -> None:
 
 def test_one_box_decides_little() -> None:
     pixels, sizes = boxes(1, 3)
-    verdict = judge(written(LLAVA, pixels, sizes), sizes, Candidate(BoxUnit("original", 1.0)))
+    verdict = judge(written(LLAVA, pixels, sizes), sizes, Candidate(BoxUnit("image", 1.0)))
     assert not verdict.contradicts
     assert "do not decide" in str(verdict) or "most likely are what the file says" in str(verdict)
 

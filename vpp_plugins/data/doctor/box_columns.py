@@ -96,7 +96,7 @@ def _differences(declared: Candidate, best: Candidate) -> list[Fault]:
     faults = []
     if (declared.unit.full, declared.resize) != (best.unit.full, best.resize):
         faults.append(Fault.WRONG_UNIT)
-    if "resized" not in (declared.unit.frame, best.unit.frame) and declared.unit.frame != best.unit.frame:
+    if not declared.resize and not best.resize and declared.unit.frame != best.unit.frame:
         faults.append(Fault.WRONG_FRAME)
     orders = {declared.unit.order, best.unit.order}
     if len(orders) == 2:

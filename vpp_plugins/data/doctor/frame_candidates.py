@@ -69,7 +69,7 @@ class Candidate:
         if self.resize is not None:
             return np.concatenate([np.zeros_like(sizes_wh), self.resize(sizes_wh)], axis=1)
         full = self.unit.full
-        if self.unit.frame == "padded":
+        if self.unit.frame == "square":
             side = sizes_wh.max(axis=1, keepdims=True)
             scale = 1.0 if full is None else full / side
             return np.concatenate([(side - sizes_wh) // 2 * scale, sizes_wh * scale], axis=1)
@@ -104,16 +104,16 @@ def declared_candidate(unit: BoxUnit | BoxCodec) -> Candidate | None:
         return None
     order: Order = "yxyx" if isinstance(scale, Rounded) and scale.y_first else "xyxy"
     if scale.full is None:
-        return Candidate(BoxUnit("resized", None, order), Resize("patches", 1280))
+        return Candidate(BoxUnit("image", None, order), Resize("patches", 1280))
     return Candidate(BoxUnit(unit.frame, float(scale.full), order))
 
 
 def all_candidates() -> list[Candidate]:
     """Return every convention that public data are known to use."""
     orders: tuple[Order, ...] = ("xyxy", "xywh", "yxyx", "cxcywh")
-    plain = [BoxUnit("original", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
-    padded = [BoxUnit("padded", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
+    plain = [BoxUnit("image", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
+    padded = [BoxUnit("square", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
     sides = (224, 336, 384, 448, 512, 640, 768, 896, 1024, 1344)
     resizes = [Resize("square", side) for side in sides] + [Resize("long side", side) for side in sides]
     resizes += [Resize("patches", number) for number in (256, 512, 768, 1280)]
-    return [Candidate(unit) for unit in plain + padded] + [Candidate(BoxUnit("resized"), by) for by in resizes]
+    return [Candidate(unit) for unit in plain + padded] + [Candidate(BoxUnit(), by) for by in resizes]
