@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,26 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> Non
             (tmp_path / path.name).write_bytes(path.read_bytes())
 
     with pytest.raises(VPPError, match=f"the pocket model's '{name}' is missing"):
+        load_pocket(False, tmp_path)
+
+
+@pytest.mark.parametrize("vpp", ["weights", 1, None])
+@pytest.mark.usefixtures("unchecked")
+def test_a_vpp_that_is_no_bool_is_refused(vpp: Any) -> None:
+    """A folder in its place meant vpp=True without a word."""
+    with pytest.raises(VPPError, match=rf"vpp must be True or False, but is {vpp!r}"):
+        load_pocket(vpp)
+    with pytest.raises(VPPError, match=r"folder must be the path of a folder, but is None\."):
+        load_pocket(folder=None)  # type: ignore[arg-type]
+
+
+def test_weights_of_other_sizes_are_refused(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    sizes = (tmp_path / "pocket.json").read_text()
+    (tmp_path / "pocket.json").write_text(sizes.replace('"layers": 2', '"layers": 3'))
+
+    with pytest.raises(VPPError, match=r"weight file does not fit: .*missing.*Install the library again"):
         load_pocket(False, tmp_path)
 
 

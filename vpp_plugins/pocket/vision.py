@@ -101,9 +101,7 @@ class PocketVisionModel(PreTrainedModel):
 
 def create_backbone() -> nn.Module:
     """Return an untrained EfficientNet-Lite0 that maps pixels to its stride-16 and stride-32 maps, frozen for good."""
-    backbone = create_trainable_backbone()
-    make_constant(backbone)
-    return backbone
+    return make_constant(create_trainable_backbone())
 
 
 def create_trainable_backbone() -> nn.Module:
@@ -113,7 +111,7 @@ def create_trainable_backbone() -> nn.Module:
     return timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(3, 4)).eval()
 
 
-def make_constant(module: nn.Module) -> None:
+def make_constant(module: nn.Module) -> nn.Module:
     """Turn all parameters into buffers of the same names: no optimizer finds them, and state dicts stay as they are.
 
     Parameters that merely ask for no gradient ask for one again once `from_pretrained` has loaded them.
@@ -122,6 +120,7 @@ def make_constant(module: nn.Module) -> None:
         for name, parameter in list(child.named_parameters(recurse=False)):
             delattr(child, name)
             child.register_buffer(name, parameter.detach())
+    return module
 
 
 def merge_maps(

@@ -10,13 +10,14 @@ tokenizer*.json, chat_template.jinja
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from vpp_plugins.attach import attach_vpp, is_attached
@@ -41,25 +42,27 @@ def load_pocket(
     """Return the trained pocket model, float32 on the CPU and in evaluation mode, with its processor. Works offline.
 
     `vpp` chooses the arm: with Visual Position Prompts attached, or the twin that was trained alike without them.
-    Raises VPPError where the weights are missing or damaged.
+    Raises VPPError where the weights are missing or damaged, and for a `vpp` that is no bool.
     """
-    folder = Path(folder)
-    tokenizer = _load_tokenizer(folder)
-    host, processor = build_pocket(tokenizer, **_read_sizes(folder))
-    model: Any = host
-    weights = expand(_read(folder / ("vpp.safetensors" if vpp else "plain.safetensors")))
-    backbone = _read(folder / BACKBONE_FILE)
-    if vpp:
-        attach_vpp(model, VPPConfig.load(folder / "vpp_config.json"))
-    _load(model, weights, backbone)
+    if not isinstance(vpp, bool):
+        raise VPPError(f"vpp must be True or False, but is {vpp!r}: a folder is named by load_pocket(folder=...).")
+    if not isinstance(folder, str | os.PathLike):
+        raise VPPError(f"folder must be the path of a folder, but is {folder!r}.")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(_file(folder, "tokenizer.json").parent)
+    host, processor = build_pocket(tokenizer, **json.loads(_file(folder, "pocket.json").read_text(encoding="utf-8")))
+    weights = expand(_read(folder, "vpp.safetensors" if vpp else "plain.safetensors"))
+    backbone = _read(folder, BACKBONE_FILE)
     if not vpp:
+        _load(host, weights, backbone)
         return host, processor
+    model: Any = attach_vpp(host, VPPConfig.load(_file(folder, "vpp_config.json")))
+    _load(model, weights, backbone)
     model.vpp.trained = True
     return host, VPPProcessor(processor, model)
 
 
 def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Write one arm, told by whether VPP is attached; the backbone must be the same in both, as it is frozen.
+    """Write one arm, the one with VPP where it is attached; the backbone must be the same in both, as it is frozen.
 
     `tokenizer` is the host's, without `<|vpp|>`.
     """
@@ -87,13 +90,13 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
 
 def load_backbone(folder: str | Path = FOLDER) -> dict[str, Tensor]:
     """Return the shipped backbone, ImageNet's weights rounded to float16, in float32, by `create_backbone`'s names."""
-    return {name: v.float() if v.is_floating_point() else v for name, v in _read(Path(folder) / BACKBONE_FILE).items()}
+    return {name: v.float() if v.is_floating_point() else v for name, v in _read(folder, BACKBONE_FILE).items()}
 
 
 def load_detection_heads(folder: str | Path = FOLDER) -> tuple[DetectionHeads, list[str]]:
     """Return the heads that the detector was trained with, and the nouns of its classes: to draw what queries see."""
-    tensors = _read(Path(folder) / "detection_heads.safetensors")
-    names: list[str] = json.loads((Path(folder) / "detection_nouns.json").read_text(encoding="utf-8"))
+    tensors = _read(folder, "detection_heads.safetensors")
+    names: list[str] = json.loads(_file(folder, "detection_nouns.json").read_text(encoding="utf-8"))
     heads = DetectionHeads(tensors["class_embed.weight"].shape[1], len(names))
     heads.load_state_dict({name: value.float() for name, value in tensors.items()})
     return heads.eval(), names
@@ -129,40 +132,25 @@ def _half(value: Tensor) -> Tensor:
     return value.detach().to(torch.float16).contiguous() if value.is_floating_point() else value.detach().clone()
 
 
-def _load(model: Any, weights: dict[str, Tensor], backbone: dict[str, Tensor]) -> None:
-    """Fill the model; every tensor must find its place, and the shared backbone fills both of its own."""
+def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
+    """Fill the model: the one backbone in both of its places, the language model's head with its embeddings."""
+    state = model.state_dict()
+    places = {prefix + name: value for prefix in BACKBONE_PREFIXES for name, value in backbone.items()}
+    weights |= {name: value for name, value in places.items() if name in state}
     weights["lm_head.weight"] = weights.get("model.language_model.embed_tokens.weight", torch.empty(0))
-    for name in model.state_dict():
-        for prefix in BACKBONE_PREFIXES:
-            if name.startswith(prefix) and name.removeprefix(prefix) in backbone:
-                weights[name] = backbone[name.removeprefix(prefix)]
-    check_tensors(weights, model.state_dict(), "the pocket model's weight file")
+    check_tensors(weights, state, "the pocket model's weight file", advice="Install the library again, or train anew.")
     model.load_state_dict(weights)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read(folder: str | Path, name: str) -> dict[str, Tensor]:
+    return read_safetensors([_file(folder, name)])
+
+
+def _file(folder: str | Path, name: str) -> Path:
+    path = Path(folder) / name
     if not path.is_file():
-        raise _missing(path)
-    return read_safetensors([path])
-
-
-def _read_sizes(folder: Path) -> dict[str, int]:
-    path = folder / "pocket.json"
-    if not path.is_file():
-        raise _missing(path)
-    sizes: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
-    return sizes
-
-
-def _load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    if not (folder / "tokenizer.json").is_file():
-        raise _missing(folder / "tokenizer.json")
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-    return tokenizer
-
-
-def _missing(path: Path) -> VPPError:
-    return VPPError(
-        f"the pocket model's '{path.name}' is missing in '{path.parent}': install the library with its data files, "
-        "or train the model with examples/pocket."
-    )
+        raise VPPError(
+            f"the pocket model's '{name}' is missing in '{path.parent}': install the library with its data files, or "
+            "train the model with examples/pocket."
+        )
+    return path
