@@ -70,7 +70,7 @@ class TestRows:
         results = measure(stub, rows, protocol("default"), tmp_path / "out", model="m", data="d", tally=tally)
 
         assert len(rows) == 1
-        assert any(note.startswith("1 samples left out or mended: inverted box") for note in results["notes"])
+        assert any(note.startswith("1 samples left out or fixed: inverted box") for note in results["notes"])
 
     def test_expressions_of_several_boxes_are_counted(self, tmp_path: Path) -> None:
         turns = (Locate("the cup", ((1, 2, 30, 15),)), Locate("cups", ((1, 2, 3, 4), (5, 6, 7, 8))), Locate("hat", ()))

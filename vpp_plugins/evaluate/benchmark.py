@@ -164,7 +164,7 @@ def _write_results(
 
 def _notes(settings: dict[str, Any], rules: Protocol, rows: Sequence[Row] | None) -> list[str]:
     """Return what a reader must know beside the figures: what is missing, and whether these are the split's rows."""
-    notes = [f"{count} samples left out or mended: {issue}." for issue, count in settings.get("left_out", {}).items()]
+    notes = [f"{count} samples left out or fixed: {issue}." for issue, count in settings.get("left_out", {}).items()]
     split = settings.get("split")
     if split is None or rows is None:
         return notes

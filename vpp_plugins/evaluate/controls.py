@@ -26,7 +26,7 @@ def shuffled(expressions: Sequence[Item], groups: Sequence[Hashable], *, seed: i
         rank.setdefault(groups[index], len(rank))
     order.sort(key=lambda index: rank[groups[index]])  # groups stand together, in random order
     largest = max(Counter(groups).values(), default=0)
-    turned = order[largest:] + order[:largest]  # shifted by the largest group, nobody meets their own
+    turned = order[largest:] + order[:largest]  # shifted by the largest group, nobody gets their own
     source = dict(zip(order, turned, strict=True))
     return [expressions[source[index]] for index in range(len(order))]
 
