@@ -29,6 +29,7 @@ EVERYTHING = VPPConfig(
         generator="other",
         generator_options={"backbone": "resnet18", "sizes": [1, 2], "nested": {"é": None}},
         weights="some/where",
+        frozen_weights={"some.safetensors": "0a1b"},
         image_size=320,
         projector_size=64,
         overlay=False,

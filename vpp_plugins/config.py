@@ -87,6 +87,10 @@ class LocalVPPConfig:
     off. Off for new models too, being cheaper: start from weights without DC5 then, or switch it on for those with."""
     weights: str | None = None
     """File, folder or hub id of pretrained detector weights; None starts at random and touches no network."""
+    frozen_weights: dict[str, str] = field(default_factory=dict)
+    """SHA-256, by name, of weights that the generator's package has and that are therefore not saved with the prompts.
+
+    Leave it empty: attaching fills it in, and loading saved prompts compares it with what is installed."""
     image_size: int = 640
     """Side of the detector's square input, in pixels, a multiple of 32."""
     projector_size: int = 1024

@@ -11,7 +11,7 @@ from vpp_plugins import plugins
 from vpp_plugins.attach.checkpoint import read_config, read_into, resolve
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.plugins import Backbone
+from vpp_plugins.plugins import Backbone, FrozenWeights
 from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP
 
 
@@ -44,12 +44,10 @@ def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None)
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
-        vpp = VPP(
-            config,
-            global_vpp=_build_global(config, backbone),
-            local_vpp=_build_local(config, backbone, pretrained=folder is None),
-            frame=backbone.frame,
-        )
+        global_vpp = _build_global(config, backbone)
+        local_vpp = _build_local(config, backbone, pretrained=folder is None)
+        config = _with_frozen_weights(config, local_vpp)
+        vpp = VPP(config, global_vpp=global_vpp, local_vpp=local_vpp, frame=backbone.frame)
     if folder is not None:
         read_into(vpp, folder)
     return vpp
@@ -93,3 +91,19 @@ def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> 
         hidden_size=backbone.hidden_size,
         projector_size=local.projector_size,
     )
+
+
+def _with_frozen_weights(config: VPPConfig, local_vpp: LocalVPP | None) -> VPPConfig:
+    """Name the weights that the generator's package has; raise VPPError where the prompts were saved with others."""
+    local = config.local_vpp
+    if local is None or local_vpp is None or not isinstance(local_vpp.generator, FrozenWeights):
+        return config
+    installed = dict(local_vpp.generator.frozen_weights)
+    for name, saved in local.frozen_weights.items():
+        if installed.get(name) != saved:
+            raise VPPError(
+                f"these prompts were trained on '{name}' of the generator '{local.generator}' with SHA-256 "
+                f"{saved[:12]}…, but installed is {installed.get(name, 'none')[:12]}…: install the generator's package "
+                "in the version that they were saved with."
+            )
+    return replace(config, local_vpp=replace(local, frozen_weights=installed))

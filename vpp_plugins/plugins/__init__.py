@@ -2,7 +2,7 @@
 
 from vpp_plugins.boxes import BOX_CODECS
 from vpp_plugins.plugins.backbone import Backbone, PixelLayout, keep_processor
-from vpp_plugins.plugins.hookspecs import PROJECT, Converter, hookimpl
+from vpp_plugins.plugins.hookspecs import PROJECT, BoxedQueries, Converter, FrozenWeights, hookimpl
 from vpp_plugins.plugins.registry import (
     GENERATORS,
     BrokenPluginWarning,
@@ -21,8 +21,10 @@ __all__ = [
     "GENERATORS",
     "PROJECT",
     "Backbone",
+    "BoxedQueries",
     "BrokenPluginWarning",
     "Converter",
+    "FrozenWeights",
     "PixelLayout",
     "adapters",
     "box_codec",

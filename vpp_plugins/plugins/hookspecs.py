@@ -1,12 +1,13 @@
 """The hooks that a plugin may implement. A plugin is a module named under the entry-point group `vpp_plugins`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pluggy
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from vpp_plugins.boxes import BoxCodec
 from vpp_plugins.plugins.backbone import Backbone
@@ -19,6 +20,36 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 Converter = Callable[[Path, Path, torch.dtype | None], None]
 """Called with a checkpoint's folder, a new folder, and the dtype to write, None for the checkpoint's own. Writes what
 `from_pretrained` and `attach_vpp(model, folder)` load, whole or not at all."""
+
+
+@runtime_checkable
+class BoxedQueries(Protocol):
+    """What a generator may offer besides: where its queries look, which drawing, pointing and copying use.
+
+    Both functions read it out of the queries themselves, in any float dtype; what is no query has a box of no area.
+    """
+
+    names: Sequence[str]
+    """What the scores are of; empty where it knows no classes."""
+
+    def boxes(self, queries: Float[Tensor, "images queries width"]) -> Float[Tensor, "images queries 4"]:
+        """Return boxes, xyxy in fractions of the generator's input (the letterboxed square), float32."""
+        ...
+
+    def scores(self, queries: Float[Tensor, "images queries width"]) -> Float[Tensor, "images queries names"]:
+        """Return how much each query looks like what the names say, 0 to 1, each by itself, float32."""
+        ...
+
+
+@runtime_checkable
+class FrozenWeights(Protocol):
+    """What a generator may offer besides: weights that its package has, so that saved prompts only name them.
+
+    Keep them out of the module's parameters and state dict (buffers with `persistent=False`).
+    """
+
+    frozen_weights: Mapping[str, str]
+    """SHA-256 by name. It stands in `vpp_config.json`; prompts saved with another one are refused."""
 
 
 @hookspec
@@ -36,7 +67,9 @@ def vpp_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn
     """Build the query generator called `name`, or return None if it is not yours.
 
     The module maps images `[images, 3, height, width]` and a mask (True on image) or None to
-    `[images, num_queries, width]`, and has the width as attribute `width`.
+    `[images, num_queries, width]`, and has the width as attribute `width`. Where its queries look somewhere, let it be
+    a BoxedQueries too; where its package has weights that never learn, a FrozenWeights. Raise VPPError for options that
+    do not fit.
     """
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from vpp_adapters.nanodet.network import CHANNELS, CLASSES, STRIDES, NanoDet, NanoDetOutput, boxes_xyxy, places
 from vpp_plugins import VPPError, hookimpl
-from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 
 WEIGHTS = Path(__file__).with_name("weights") / "nanodet.safetensors"
 SHA256 = "824fe9a6298487f3fc9f30595c64d536f2ebbfb83cc516eb253789c27574ae0d"
@@ -36,8 +35,6 @@ SCORE_MEAN, SCORE_STD = -4.5, 1.2  # about, of a kept place's log scores: brings
 CELLS = 128  # cells of the input's side in which a box is written, see `box_code`
 BANDS = (4.0, 14.0)  # standard deviations of the two bands of the box code's frequencies, half turns over the input
 FREQUENCIES_PER_BAND = 32
-
-BLACK_BGR = tuple(-mean / std for mean, std in zip(IMAGENET_MEAN[::-1], IMAGENET_STD[::-1], strict=True))
 
 PARTS: Mapping[str, int] = {
     "features": (1 + len(STRIDES)) * CHANNELS,
@@ -116,8 +113,12 @@ class NanoDetQueries(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, but never cast: as whole numbers, the weights are left alone by a change of dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return fn(tensor.view(torch.int32)).view(torch.float32)
+
         was_meta = self._is_meta()
-        super()._apply(lambda tensor: fn(tensor.view(torch.int32)).view(torch.float32), recurse)
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         if was_meta and not self._is_meta() and self.pretrained:  # to_empty gave them memory
             _load(self.network)
         return self
@@ -197,7 +198,7 @@ def frequencies() -> Float[Tensor, " frequencies"]:
 def _prepared(
     pixels: Float[Tensor, "3 height width"], mask: Bool[Tensor, "height width"] | None
 ) -> tuple[Float[Tensor, "1 3 rows columns"], Bool[Tensor, "rows columns"] | None]:
-    """Return the image as NanoDet was trained: BGR, its longer side 416 pixels, padding black.
+    """Return the image as NanoDet takes it: BGR, its longer side 416 pixels, padding grey as letterboxing leaves it.
 
     Its mean and standard deviation are ImageNet's, in BGR and times 255, so the numbers themselves stay.
     """
@@ -209,7 +210,7 @@ def _prepared(
         mask = mask if mask is None else F.interpolate(mask[None, None].float(), (rows, columns))[0, 0] > 0
     if mask is None:
         return pixels, None
-    return torch.where(mask, pixels, pixels.new_tensor(BLACK_BGR)[:, None, None]), mask
+    return pixels * mask, mask
 
 
 def _clamped(boxes_xyxy: Float[Tensor, "places 4"], mask: Bool[Tensor, "rows columns"]) -> Float[Tensor, "places 4"]:
@@ -249,7 +250,8 @@ def _features(
         for level, stride in zip(output.pyramid, STRIDES, strict=True)
     ]
     blocks = torch.stack([own, *(cells.mean((2, 3)) for cells in pooled)], dim=1)
-    return F.layer_norm(blocks, (CHANNELS,)).flatten(1)
+    features: Tensor = F.layer_norm(blocks, (CHANNELS,)).flatten(1)
+    return features
 
 
 def _part(queries: Float[Tensor, "*batch width"], name: str) -> Float[Tensor, "*batch part"]:
@@ -265,11 +267,9 @@ def _load(network: NanoDet) -> None:
 
 
 def _randomised(network: NanoDet) -> NanoDet:
-    """Give the network the start that NanoDet is trained from."""
+    """Give the network random weights that keep an image's numbers at their size, as for training."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, a=0.1, mode="fan_out", nonlinearity="leaky_relu")
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.kaiming_normal_(module.weight, a=0.1, nonlinearity="leaky_relu")
             nn.init.zeros_(module.bias)
-    for head in network.heads:
-        nn.init.normal_(head[-1].weight, std=0.01)
     return network
