@@ -79,7 +79,7 @@ class LocalVPPConfig:
     num_queries: int = 100
     """Queries, and so placeholder tokens, per image."""
     generator: str = "detr"
-    """Name of the generator: "detr", "hf_detector" for any of transformers' detectors, or a plugin's."""
+    """Name of the generator: "detr", "hf_detector" for any of transformers' detectors, "nanodet", or a plugin's."""
     generator_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of its builder, `build_detr` or `build_hf_detector`.
 

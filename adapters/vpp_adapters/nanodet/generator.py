@@ -256,8 +256,8 @@ def _features(
 
 def _part(queries: Float[Tensor, "*batch width"], name: str) -> Float[Tensor, "*batch part"]:
     """Return one part of queries, float32."""
-    parts = queries.float().split(list(PARTS.values()), dim=-1)
-    return parts[list(PARTS).index(name)]
+    parts: dict[str, Tensor] = dict(zip(PARTS, queries.float().split(list(PARTS.values()), dim=-1), strict=True))
+    return parts[name]
 
 
 def _load(network: NanoDet) -> None:
