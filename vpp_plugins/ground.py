@@ -123,10 +123,10 @@ class Grounder:
         return metas_of(images, self.codec, self.processor.image_processor)
 
     def _ground(self, images: list[Image.Image], expressions: list[str]) -> list[Grounding]:
-        told = self.ask(images, [self.codec.prompt(expression) for expression in expressions])
+        answers = self.ask(images, [self.codec.prompt(expression) for expression in expressions])
         return [
             self._read(image, expression, *answer)
-            for image, expression, answer in zip(images, expressions, told, strict=True)
+            for image, expression, answer in zip(images, expressions, answers, strict=True)
         ]
 
     def _prompt(self, question: str) -> str:
@@ -163,11 +163,11 @@ class Grounder:
 
 
 def _without_prompt(
-    output: Int64[Tensor, "batch length"], asked: Int64[Tensor, "batch prompt"]
+    output: Int64[Tensor, "batch length"], prompt: Int64[Tensor, "batch prompt"]
 ) -> Int64[Tensor, "batch answer"]:
     """Cut off the prompt, where the host repeats it: decoder-only hosts do, unless they generate from embeddings."""
-    length = asked.shape[1]
-    return output[:, length:] if torch.equal(output[:, :length], asked) else output
+    length = prompt.shape[1]
+    return output[:, length:] if torch.equal(output[:, :length], prompt) else output
 
 
 @contextmanager

@@ -26,9 +26,9 @@ from vpp_plugins.testing import (
     toy_generator,
 )
 from vpp_plugins.testing.check import PROMISES
-from vpp_plugins.testing.fixture import Bench
-from vpp_plugins.testing.outcome import Skipped, asked
-from vpp_plugins.testing.reference_host import Twin
+from vpp_plugins.testing.fixture import Fixture
+from vpp_plugins.testing.outcome import Skipped, reference_answer
+from vpp_plugins.testing.reference_host import ReferenceHost
 
 Layout = Callable[[Tensor, Overlay, Sequence[Window] | None, Mapping[str, Any]], Tensor]
 
@@ -284,7 +284,7 @@ def test_a_refusal_is_skipped_only_where_vpp_refuses_too(vpp_refuses: bool, beco
     def refuse(*_: Any) -> None:
         raise VPPError("the windows cannot be told apart.")
 
-    bench, twin = object.__new__(Bench), object.__new__(Twin)
-    twin.model = nn.Identity()
+    fixture, reference = object.__new__(Fixture), object.__new__(ReferenceHost)
+    reference.model = nn.Identity()
     with pytest.raises(becomes, match="told apart"):
-        asked(bench, twin, refuse, refuse if vpp_refuses else lambda: "an answer")
+        reference_answer(fixture, reference, refuse, refuse if vpp_refuses else lambda: "an answer")

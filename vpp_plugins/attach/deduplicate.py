@@ -25,7 +25,7 @@ Forward = Callable[..., Any]
 def encoded_once(host: nn.Module, backbone: Backbone) -> Iterator[None]:
     """Within this block, the host's vision encoders and prompts compute equal images of one call once.
 
-    Equal images are told by their pixels, so whoever calls the host gets the same results as without. Images that
+    Equal images are recognised by their pixels, so whoever calls the host gets the same results as without. Images that
     reach an encoder in another layout than `planes` are encoded as always, and so are those of modules with a `forward`
     of their own, which accelerate's offloading sets, and those of a compiled forward.
     """

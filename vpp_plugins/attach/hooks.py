@@ -190,7 +190,7 @@ def remove(host: nn.Module) -> None:
 def update(host: Any, encoder_paths: Sequence[str], slot: Slot) -> None:
     """Move the hooks to the modules that PEFT or a resize may have put over, or in place of, the hooked ones."""
     if "peft_config" in host.__dict__ and not torch.compiler.is_compiling():
-        keep_prompts_whole(host)  # PEFT tells of its first adapter, but not of more that are added later
+        keep_prompts_whole(host)  # PEFT announces its first adapter, but none that are added later
     embedding, encoders = host.get_input_embeddings(), [host.get_submodule(path) for path in encoder_paths]
     if all(module.__dict__.get(SLOT) is slot for module in (embedding, *encoders)):
         return

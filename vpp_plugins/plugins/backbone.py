@@ -1,4 +1,4 @@
-"""What an adapter tells us about a host: everything VPP needs to know of it, as data."""
+"""What an adapter says of a host: everything VPP needs to know of it, as data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

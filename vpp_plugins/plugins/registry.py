@@ -90,11 +90,11 @@ def describe(model: nn.Module, adapter: str | Backbone | None = None) -> Backbon
         if adapter not in installed:
             hint = nearest(adapter, installed)
             raise VPPError(f"no adapter is called '{adapter}'.{hint} Installed: {_listed(installed)}.")
-        claimed = _ask(installed[adapter], model)
+        claimed = _claim(installed[adapter], model)
         if claimed is None:
             raise VPPError(f"the adapter '{adapter}' does not claim {kind}. Installed: {_listed(installed)}.")
         return claimed
-    claims, refusals = _ask_all(installed, model)
+    claims, refusals = _claims(installed, model)
     if not claims and refusals:
         raise refusals[0]
     if not claims:
@@ -150,22 +150,22 @@ def converter(folder: Path) -> Converter:
     return found
 
 
-def _ask(plugin: Any, model: nn.Module) -> Backbone | None:
+def _claim(plugin: Any, model: nn.Module) -> Backbone | None:
     others = [other for other in manager().get_plugins() if other is not plugin]
     with named_extras():
         found: list[Backbone] = manager().subset_hook_caller("vpp_adapter", others)(model=model)
     return found[0] if found else None
 
 
-def _ask_all(installed: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, Backbone], list[VPPError]]:
-    """Ask every adapter; return what they claim, and what those say that refuse.
+def _claims(installed: Mapping[str, Any], model: nn.Module) -> tuple[dict[str, Backbone], list[VPPError]]:
+    """Return what each adapter claims, and what those say that refuse.
 
     One that fails has perhaps nothing to do with the model: it must not stand in the others' way.
     """
     claims, refusals = {}, []
     for name, plugin in installed.items():
         try:
-            backbone = _ask(plugin, model)
+            backbone = _claim(plugin, model)
         except VPPError as refusal:
             refusals.append(refusal)
         except Exception as error:  # noqa: BLE001 - see above

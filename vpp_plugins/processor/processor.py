@@ -146,16 +146,6 @@ class VPPProcessor:
         ours = {"vpp_pixel_values": self._tokens_per_image, "vpp_tile_boxes": self._tiled}
         return [*self.processor.model_input_names, *(name for name, given in ours.items() if given)]
 
-    def decode(self, *args: Any, **kwargs: Any) -> str:
-        """Decode ids as the host's processor does."""
-        text: str = self.processor.decode(*args, **kwargs)
-        return text
-
-    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Decode a batch of ids as the host's processor does."""
-        texts: list[str] = self.processor.batch_decode(*args, **kwargs)
-        return texts
-
     def save_pretrained(self, folder: Any, **kwargs: Any) -> Any:
         """Save the host's processor with its settings and `<|vpp|>`; `VPPProcessor.from_pretrained` wraps it again."""
         return self.processor.save_pretrained(folder, **kwargs)

@@ -1,7 +1,7 @@
-"""Which part of its image each input of a vision encoder shows, asked of the host's own processor.
+"""Which part of its image each input of a vision encoder shows, by the host's own processor.
 
 Processors cut, pad and shrink images in as many ways as there are families, and few say how. So an image whose
-colours are its own coordinates goes through the processor, and the colours that come out tell where each input lies.
+colours are its own coordinates goes through the processor, and the colours that come out show where each input lies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ NOWHERE: Window = (2.0, 2.0, 3.0, 3.0)
 """The window of an input that is padding throughout."""
 
 EDGE = 3
-"""Resizing bends the coordinates near an image's edge: pixels of the image, and of the input, that are not asked."""
+"""Resizing bends the coordinates near an image's edge: pixels of the image, and of the input, that are left out."""
 
 KEPT = 1000
-"""Answers that are kept for each processor."""
+"""Results that are kept for each processor."""
 
-Views = tuple[tuple[Window, ...], ...]
+InputWindows = tuple[tuple[Window, ...], ...]
 """The windows of one image's inputs, in each of the host's image arguments."""
 
-_KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], Views]] = WeakKeyDictionary()
-"""What each processor answered, by size and settings."""
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], InputWindows]] = WeakKeyDictionary()
+"""What each processor made, by size and settings."""
 
 
 def tile_boxes(
@@ -47,7 +47,7 @@ def tile_boxes(
     host has several image arguments, all of the first come before all of the second. (0, 0, 1000000, 1000000) is the
     whole frame, and what lies beyond it is padding.
 
-    One extra pass of the processor for each new size; answers are kept. Raises VPPError where the processor cannot take
+    One extra pass of the processor for each new size; results are kept. Raises VPPError where the processor cannot take
     such an image.
     """
     known = _KNOWN.setdefault(processor, {})
@@ -56,11 +56,11 @@ def tile_boxes(
         known.clear()
     each = []
     for size_hw in sizes_hw:
-        views = known.get((size_hw, *setting))
-        if views is None:
-            views = known[size_hw, *setting] = _ask(processor, size_hw, backbone, settings)
-        each.append(views)  # not looked up again: another thread may clear what is known
-    return to_tile_boxes([window for views in zip(*each, strict=True) for image in views for window in image])
+        windows = known.get((size_hw, *setting))
+        if windows is None:
+            windows = known[size_hw, *setting] = _find_windows(processor, size_hw, backbone, settings)
+        each.append(windows)  # not looked up again: another thread may clear what is known
+    return to_tile_boxes([window for windows in zip(*each, strict=True) for image in windows for window in image])
 
 
 def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
@@ -68,11 +68,13 @@ def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
     return torch.tensor(windows, dtype=torch.float64).reshape(-1, 4).mul(PER_SIDE).round().long()
 
 
-def _ask(processor: Any, size_hw: tuple[int, int], backbone: Backbone, settings: Mapping[str, Any]) -> Views:
+def _find_windows(
+    processor: Any, size_hw: tuple[int, int], backbone: Backbone, settings: Mapping[str, Any]
+) -> InputWindows:
     inputs = _process(processor, size_hw, backbone, settings)
     images = [_images(backbone, inputs, name) for name in backbone.image_arguments]
     return tuple(
-        tuple(_in_frame(_window(image, size_hw), size_hw, backbone.frame) for image in view) for view in images
+        tuple(_in_frame(_window(image, size_hw), size_hw, backbone.frame) for image in argument) for argument in images
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 Value = TypeVar("Value")
 
 
+@dataclass(eq=False)
 class InferenceCache(Generic[Value]):
     """The last `limit` values made from one module's parameters and buffers; any change of these forgets them all.
 
@@ -18,11 +20,10 @@ class InferenceCache(Generic[Value]):
     and costs the weights' size in memory and 2 % of the time of a ResNet-101 (23 ms of 1.2 s on one thread).
     """
 
-    def __init__(self, limit: int = 1) -> None:
-        self.limit = limit
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._weights: list[Tensor] = []
-        self._copies: list[Tensor] = []
+    limit: int = 1
+    _values: OrderedDict[Hashable, Value] = field(default_factory=OrderedDict, init=False, repr=False)
+    _weights: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _copies: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def get(self, module: nn.Module, key: Hashable, make: Callable[[], Value]) -> Value | None:
         """Return the value for `key`, made where it is not there yet; None where the module has to run itself.

@@ -8,11 +8,11 @@ from typing import Any
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.plugins import Backbone
 from vpp_plugins.testing import promises
-from vpp_plugins.testing.fixture import Bench, build
+from vpp_plugins.testing.fixture import Fixture, build
 from vpp_plugins.testing.outcome import Skipped
 from vpp_plugins.testing.toy import toy_generator
 
-PROMISES: Mapping[str, Callable[[Bench], None]] = {
+PROMISES: Mapping[str, Callable[[Fixture], None]] = {
     "description": promises.description,
     "axes on the pixels": promises.axes_on_the_pixels,
     "processor": promises.processor,
@@ -80,14 +80,14 @@ def check_adapter(
     broken promise.
     """
     with toy_generator():
-        bench = build(model, processor, inputs, token_id, adapter, config)
-        report = Report(type(model).__name__, bench.backbone.adapter)
+        fixture = build(model, processor, inputs, token_id, adapter, config)
+        report = Report(type(model).__name__, fixture.backbone.adapter)
         for name, promise in PROMISES.items():
             if name.startswith("generate") and not generate:
                 report.skipped[name] = "not asked for"
                 continue
             try:
-                promise(bench)
+                promise(fixture)
             except Skipped as reason:
                 report.skipped[name] = str(reason)
             except AssertionError as error:

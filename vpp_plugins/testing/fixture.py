@@ -21,7 +21,7 @@ from vpp_plugins.plugins import Backbone
 from vpp_plugins.processor import VPPProcessor, image_marker
 from vpp_plugins.prompts import Prompts
 from vpp_plugins.testing import toy
-from vpp_plugins.testing.reference_host import Twin, give_row, spare_ids
+from vpp_plugins.testing.reference_host import ReferenceHost, give_row, spare_ids
 
 IMAGE_SIDE = 64
 SIZES = ((64, 48), (48, 72), (56, 56))
@@ -32,7 +32,7 @@ Inputs = dict[str, Any]
 
 
 @dataclass
-class Bench:
+class Fixture:
     """A host bare and attached. Promises take copies of what they change."""
 
     bare: Any
@@ -48,7 +48,7 @@ class Bench:
 
     @property
     def backbone(self) -> Backbone:
-        """What the adapter told of the host."""
+        """What the adapter says of the host."""
         return host_state(self.attached).backbone
 
     @property
@@ -68,10 +68,12 @@ class Bench:
         return {name: value for name, value in inputs.items() if not name.startswith("vpp_")} | {"input_ids": ids}
 
     @torch.no_grad()
-    def twin(self, inputs: Inputs) -> Twin:
+    def reference(self, inputs: Inputs) -> ReferenceHost:
         """Return the unpatched host that does with `host_inputs(inputs)` what the attached one does with `inputs`."""
         prompts: Prompts = self.attached.vpp(inputs.get("vpp_pixel_values"))
-        return Twin(copy.deepcopy(self.bare), prompts, self.backbone, inputs, self.spare, rows_of(self.attached))
+        return ReferenceHost(
+            copy.deepcopy(self.bare), prompts, self.backbone, inputs, self.spare, rows_of(self.attached)
+        )
 
     def fresh(self) -> Any:
         """Return a host attached like `attached`, that nothing has run on yet."""
@@ -108,7 +110,7 @@ def build(
     token_id: int | None,
     adapter: str | Backbone | None,
     config: VPPConfig | None,
-) -> Bench:
+) -> Fixture:
     """Attach a copy of the model and make its inputs. The copy's prompts are moved away from their start."""
     if is_attached(model):
         raise VPPError("check_adapter attaches by itself: give it the bare host.")
@@ -128,13 +130,13 @@ def build(
             attached.vpp.bind_token(token_id)
     attached.vpp.trained = True
     _move(attached.vpp)
-    bench = Bench(bare, attached, processor, adapter, batches, torch.empty(0, dtype=torch.long))
-    used = [batch["input_ids"] for batch in batches.values()] + [torch.tensor([bench.token_id])]
-    bench.spare = spare_ids(bare, used, int((bench.first()["input_ids"] == bench.token_id).sum()))
-    if len(bench.spare):
+    fixture = Fixture(bare, attached, processor, adapter, batches, torch.empty(0, dtype=torch.long))
+    used = [batch["input_ids"] for batch in batches.values()] + [torch.tensor([fixture.token_id])]
+    fixture.spare = spare_ids(bare, used, int((fixture.first()["input_ids"] == fixture.token_id).sum()))
+    if len(fixture.spare):
         for host in (bare, attached):
-            give_row(host, bench.token_id, bench.spare)
-    return bench
+            give_row(host, fixture.token_id, fixture.spare)
+    return fixture
 
 
 def sample_pixels(images: int) -> Float[Tensor, "images 3 height width"]:

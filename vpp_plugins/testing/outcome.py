@@ -1,4 +1,4 @@
-"""How a promise is tried: run the host or its twin, compare bit for bit, and say in one sentence what differs."""
+"""How a promise is tried: run the host or its reference, compare bit for bit, and say in one sentence what differs."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vpp_plugins.attach import NeverTokens
 from vpp_plugins.errors import VPPError
-from vpp_plugins.testing.fixture import Bench, Inputs
-from vpp_plugins.testing.reference_host import Twin
+from vpp_plugins.testing.fixture import Fixture, Inputs
+from vpp_plugins.testing.reference_host import ReferenceHost
 
 
 class Broken(AssertionError):  # noqa: N818 - its name is what it says
@@ -18,7 +18,7 @@ class Broken(AssertionError):  # noqa: N818 - its name is what it says
 
 
 class Skipped(Exception):  # noqa: N818 - it is no error
-    """The bare host itself cannot do what the promise is about, or VPP and its twin refuse to in words."""
+    """The bare host itself cannot do what the promise is about, or VPP and its reference refuse to in words."""
 
 
 def expect(holds: bool, otherwise: str) -> None:
@@ -27,10 +27,15 @@ def expect(holds: bool, otherwise: str) -> None:
         raise Broken(otherwise)
 
 
-def asked(bench: Bench, twin: Twin, ask: Callable[[Any], Any], ours: Callable[[], Any]) -> Any:
-    """Ask the twin; where VPP refuses too, or the bare host fails in the same way, the promise is not VPP's to keep."""
+def reference_answer(
+    fixture: Fixture, reference: ReferenceHost, ask: Callable[[Any], Any], ours: Callable[[], Any]
+) -> Any:
+    """Return what the reference answers.
+
+    Raises Skipped where VPP refuses too, or the bare host fails in the same way: the promise is not VPP's to keep.
+    """
     try:
-        return ask(twin.model)
+        return ask(reference.model)
     except VPPError:
         try:
             ours()
@@ -39,7 +44,7 @@ def asked(bench: Bench, twin: Twin, ask: Callable[[Any], Any], ours: Callable[[]
         raise
     except Exception:
         try:
-            ask(copy.deepcopy(bench.bare))
+            ask(copy.deepcopy(fixture.bare))
         except Exception as error:
             raise Skipped(f"the bare host itself fails: {first_line(error)}") from error
         raise
@@ -51,19 +56,19 @@ def first_line(error: Exception) -> str:
 
 
 @torch.no_grad()
-def run(bench: Bench, model: Any, inputs: Inputs) -> Any:
+def run(fixture: Fixture, model: Any, inputs: Inputs) -> Any:
     """Run a forward."""
-    return bench.seeded(model, **inputs)
+    return fixture.seeded(model, **inputs)
 
 
-def generate(bench: Bench, model: Any, inputs: Inputs, never: list[int], kwargs: Mapping[str, Any]) -> Tensor:
+def generate(fixture: Fixture, model: Any, inputs: Inputs, never: list[int], kwargs: Mapping[str, Any]) -> Tensor:
     """Run generate, with answers in which none of the ids `never` is."""
     from transformers import LogitsProcessorList
 
     settings: dict[str, Any] = {}
     if never:  # Janus loses the processors on the way, and diffusion models have no such setting
         settings = {"suppress_tokens": never, "logits_processor": LogitsProcessorList([NeverTokens(never)])}
-    answers = bench.seeded(model.generate, **inputs, **settings, **kwargs)
+    answers = fixture.seeded(model.generate, **inputs, **settings, **kwargs)
     tokens: Tensor = answers if isinstance(answers, Tensor) else answers.sequences
     return tokens
 

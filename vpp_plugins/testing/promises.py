@@ -16,8 +16,8 @@ from vpp_plugins.config import VPPConfig
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.prompts import TOKEN
 from vpp_plugins.testing.fingerprint import assert_same, fingerprint
-from vpp_plugins.testing.fixture import Bench, Inputs, sample_inputs
-from vpp_plugins.testing.outcome import Skipped, asked, expect, first_line, generate, run, same
+from vpp_plugins.testing.fixture import Fixture, Inputs, sample_inputs
+from vpp_plugins.testing.outcome import Skipped, expect, first_line, generate, reference_answer, run, same
 from vpp_plugins.testing.toy import ToyGenerator
 
 NEW_TOKENS = 4
@@ -29,10 +29,10 @@ DECODERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def description(bench: Bench) -> None:
+def description(fixture: Fixture) -> None:
     """Everything that the Backbone says of the host is so."""
-    backbone, host = bench.backbone, copy.deepcopy(bench.bare)
-    embedded = host.get_input_embeddings()(bench.first()["input_ids"][:, :1].clamp(max=0)).shape[-1]
+    backbone, host = fixture.backbone, copy.deepcopy(fixture.bare)
+    embedded = host.get_input_embeddings()(fixture.first()["input_ids"][:, :1].clamp(max=0)).shape[-1]
     expect(embedded == backbone.hidden_size, f"hidden_size is {backbone.hidden_size}, but tokens embed to {embedded}")
     paths = dict(host.named_modules())
     for path in backbone.projectors:
@@ -48,22 +48,23 @@ def description(bench: Bench) -> None:
         f"the default axes count in another unit than boxes of the format '{codec.family}', which is {codec.unit}",
     )
     expect(
-        any(bench.first().get(name) is not None for name in backbone.image_arguments),
-        f"none of image_arguments {list(backbone.image_arguments)} is among the inputs {sorted(bench.first())}",
+        any(fixture.first().get(name) is not None for name in backbone.image_arguments),
+        f"none of image_arguments {list(backbone.image_arguments)} is among the inputs {sorted(fixture.first())}",
     )
     expect(min(backbone.never_ids, default=0) >= 0, f"never_ids holds {min(backbone.never_ids, default=0)}")
 
 
-def axes_on_the_pixels(bench: Bench) -> None:
+def axes_on_the_pixels(fixture: Fixture) -> None:
     """The vision encoders named are those that get the pixels, and the layout changes values only."""
-    if bench.attached.vpp.global_vpp is None:
+    if fixture.attached.vpp.global_vpp is None:
         raise Skipped("the adapter names no vision encoder")
-    for name, inputs in bench.batches.items():
-        twin = bench.twin(inputs)
-        run(bench, twin.model, bench.host_inputs(inputs))
-        idle = [path for path in bench.backbone.vision_encoders if path not in {path for path, _, _ in twin.laid}]
+    for name, inputs in fixture.batches.items():
+        reference = fixture.reference(inputs)
+        run(fixture, reference.model, fixture.host_inputs(inputs))
+        called = {path for path, _, _ in reference.laid}
+        idle = [path for path in fixture.backbone.vision_encoders if path not in called]
         expect(not idle, f"the vision encoders {idle} were not called with the batch {name}")
-        for _, before, after in twin.laid:
+        for _, before, after in reference.laid:
             expect(
                 (before.shape, before.dtype) == (after.shape, after.dtype),
                 f"the layout made {after.dtype} {list(after.shape)} of {before.dtype} {list(before.shape)}",
@@ -71,61 +72,62 @@ def axes_on_the_pixels(bench: Bench) -> None:
             expect(not torch.equal(before, after), "the layout left the pixels as they were")
 
 
-def forward(bench: Bench) -> None:
-    """Logits are bit for bit those of the unpatched twin."""
-    for name, inputs in bench.batches.items():
-        theirs, twin = bench.host_inputs(inputs), bench.twin(inputs)
-        expected = run(bench, twin.model, theirs).logits
-        same(run(bench, bench.attached, inputs).logits, expected, theirs, f"logits of the batch {name}")
+def forward(fixture: Fixture) -> None:
+    """Logits are bit for bit those of the unpatched reference."""
+    for name, inputs in fixture.batches.items():
+        theirs, reference = fixture.host_inputs(inputs), fixture.reference(inputs)
+        expected = run(fixture, reference.model, theirs).logits
+        same(run(fixture, fixture.attached, inputs).logits, expected, theirs, f"logits of the batch {name}")
 
 
-def forward_with_labels(bench: Bench) -> None:
-    """The loss is bit for bit the unpatched twin's; the placeholders carry no label."""
-    if not bench.takes("labels"):
+def forward_with_labels(fixture: Fixture) -> None:
+    """The loss is bit for bit the unpatched reference's; the placeholders carry no label."""
+    if not fixture.takes("labels"):
         raise Skipped("the host's forward takes no labels")
-    for name, inputs in bench.batches.items():
-        labels = _labels(bench, inputs)
-        theirs, twin = bench.host_inputs(inputs), bench.twin(inputs)
-        run_ours = functools.partial(run, bench, bench.attached, {**inputs, "labels": labels})
-        expected = asked(bench, twin, functools.partial(run, bench, inputs=theirs | {"labels": labels}), run_ours)
-        ours = run_ours()
+    for name, inputs in fixture.batches.items():
+        labels = _labels(fixture, inputs)
+        theirs, reference = fixture.host_inputs(inputs), fixture.reference(inputs)
+        ask = functools.partial(run, fixture, inputs=theirs | {"labels": labels})
+        ask_ours = functools.partial(run, fixture, fixture.attached, {**inputs, "labels": labels})
+        expected = reference_answer(fixture, reference, ask, ask_ours)
+        ours = ask_ours()
         same(ours.logits, expected.logits, theirs, f"logits of the batch {name}")
         expect(torch.equal(ours.loss, expected.loss), f"the loss is {ours.loss} instead of {expected.loss} ({name})")
 
 
-def generates(decoder: str) -> Callable[[Bench], None]:
-    """Return the promise that answers are those of the unpatched twin, token for token, with this way of decoding."""
+def generates(decoder: str) -> Callable[[Fixture], None]:
+    """Return the promise that, decoded so, answers are those of the unpatched reference, token for token."""
 
-    def promise(bench: Bench) -> None:
-        for name, inputs in bench.batches.items():
+    def promise(fixture: Fixture) -> None:
+        for name, inputs in fixture.batches.items():
             if name == "padded on the right":
                 continue
-            theirs, twin = bench.host_inputs(inputs), bench.twin(inputs)
-            # the spare ids mean something to the twin alone; what VPP itself never answers is added to them
-            placeholder = [bench.token_id] if bench.token_id >= 0 else []
-            never = [*bench.spare.tolist(), *bench.backbone.never_ids, *placeholder]
+            theirs, reference = fixture.host_inputs(inputs), fixture.reference(inputs)
+            # the spare ids mean something to the reference alone; what VPP itself never answers is added to them
+            placeholder = [fixture.token_id] if fixture.token_id >= 0 else []
+            never = [*fixture.spare.tolist(), *fixture.backbone.never_ids, *placeholder]
             kwargs = {"max_new_tokens": NEW_TOKENS, **DECODERS[decoder]}
-            ask = functools.partial(generate, bench, inputs=theirs, never=never, kwargs=kwargs)
+            ask = functools.partial(generate, fixture, inputs=theirs, never=never, kwargs=kwargs)
             ask_ours = functools.partial(
-                generate, bench, bench.attached, inputs=inputs, never=bench.spare.tolist(), kwargs=kwargs
+                generate, fixture, fixture.attached, inputs=inputs, never=fixture.spare.tolist(), kwargs=kwargs
             )
-            expected = asked(bench, twin, ask, ask_ours)
+            expected = reference_answer(fixture, reference, ask, ask_ours)
             ours = ask_ours()
-            known = torch.isin(expected, bench.spare.to(expected.device))
-            expected = expected.masked_fill(known, bench.token_id)
+            known = torch.isin(expected, fixture.spare.to(expected.device))
+            expected = expected.masked_fill(known, fixture.token_id)
             expect(torch.equal(ours, expected), f"the answers are {_tail(ours)} instead of {_tail(expected)}")
-            if bench.attached.vpp.global_vpp is not None:
-                expect(bool(twin.laid), "generate calls none of the vision encoders that the adapter names")
+            if fixture.attached.vpp.global_vpp is not None:
+                expect(bool(reference.laid), "generate calls none of the vision encoders that the adapter names")
 
     return promise
 
 
-def gradients(bench: Bench) -> None:
+def gradients(fixture: Fixture) -> None:
     """A backward reaches every trainable parameter of the prompts, and P only under its band."""
-    model, inputs = copy.deepcopy(bench.attached), bench.first()
+    model, inputs = copy.deepcopy(fixture.attached), fixture.first()
     model.vpp.detector_overlay = "off"  # P must learn from the host's pixels, not only from the detector's
     with torch.enable_grad():
-        bench.seeded(model, **inputs).logits.float().square().mean().backward()
+        fixture.seeded(model, **inputs).logits.float().square().mean().backward()
     vpp = model.vpp
     toy = vpp.local_vpp is None or isinstance(vpp.local_vpp.generator, ToyGenerator)
     for name, parameter in vpp.named_parameters():
@@ -143,75 +145,75 @@ def gradients(bench: Bench) -> None:
         expect(not bool(axes.prompt.grad[outside].any()), "P has a gradient outside its band")
 
 
-def disabled(bench: Bench) -> None:
+def disabled(fixture: Fixture) -> None:
     """Within `vpp_disabled` the model is the bare host, bit for bit, and the processor makes host inputs only."""
-    inputs = bench.first()
-    theirs, enabled = bench.host_inputs(inputs), run(bench, bench.attached, inputs).logits
-    with vpp_disabled(bench.attached):
-        ours = run(bench, bench.attached, theirs).logits
-    same(ours, run(bench, copy.deepcopy(bench.bare), theirs).logits, theirs, "logits of the disabled model")
-    again = run(bench, bench.attached, inputs).logits
+    inputs = fixture.first()
+    theirs, enabled = fixture.host_inputs(inputs), run(fixture, fixture.attached, inputs).logits
+    with vpp_disabled(fixture.attached):
+        ours = run(fixture, fixture.attached, theirs).logits
+    same(ours, run(fixture, copy.deepcopy(fixture.bare), theirs).logits, theirs, "logits of the disabled model")
+    again = run(fixture, fixture.attached, inputs).logits
     same(again, enabled, theirs, "logits after the block")
 
 
-def detached(bench: Bench) -> None:
+def detached(fixture: Fixture) -> None:
     """`detach_vpp` leaves class, weights, hooks and attributes as they were."""
-    model, theirs = copy.deepcopy(bench.bare), bench.host_inputs(bench.first())
-    expected = run(bench, model, theirs).logits  # some hosts keep what their first forward computed
+    model, theirs = copy.deepcopy(fixture.bare), fixture.host_inputs(fixture.first())
+    expected = run(fixture, model, theirs).logits  # some hosts keep what their first forward computed
     before = fingerprint(model)
-    bench.attach(model, bench.attached.vpp.config)
-    run(bench, model, bench.first())
+    fixture.attach(model, fixture.attached.vpp.config)
+    run(fixture, model, fixture.first())
     detach_vpp(model)
     assert_same(fingerprint(model), before)
-    same(run(bench, model, theirs).logits, expected, theirs, "logits after detach_vpp")
+    same(run(fixture, model, theirs).logits, expected, theirs, "logits after detach_vpp")
 
 
-def copies(bench: Bench) -> None:
+def copies(fixture: Fixture) -> None:
     """An attached model deep-copies and pickles."""
-    theirs = bench.host_inputs(bench.first())
-    expected = run(bench, bench.attached, bench.first()).logits
-    copied = run(bench, copy.deepcopy(bench.attached), bench.first()).logits
+    theirs = fixture.host_inputs(fixture.first())
+    expected = run(fixture, fixture.attached, fixture.first()).logits
+    copied = run(fixture, copy.deepcopy(fixture.attached), fixture.first()).logits
     same(copied, expected, theirs, "logits of a deep copy")
     try:
-        pickle.dumps(bench.bare)
+        pickle.dumps(fixture.bare)
     except Exception as error:
         raise Skipped(f"deep copies hold; the bare host does not pickle: {first_line(error)}") from error
-    pickled = pickle.loads(pickle.dumps(bench.fresh()))
-    same(run(bench, pickled, bench.first()).logits, expected, theirs, "logits of a pickled copy")
+    pickled = pickle.loads(pickle.dumps(fixture.fresh()))
+    same(run(fixture, pickled, fixture.first()).logits, expected, theirs, "logits of a pickled copy")
 
 
-def saved_and_loaded(bench: Bench) -> None:
+def saved_and_loaded(fixture: Fixture) -> None:
     """`save_vpp`, then `attach_vpp(host, folder)` or `load_vpp`, gives the same model."""
-    theirs = bench.host_inputs(bench.first())
-    expected = run(bench, bench.attached, bench.first()).logits
+    theirs = fixture.host_inputs(fixture.first())
+    expected = run(fixture, fixture.attached, fixture.first()).logits
     with tempfile.TemporaryDirectory() as folder:
-        save_vpp(bench.attached, folder)
-        built = bench.attach(copy.deepcopy(bench.bare), folder)
-        settings = bench.attached.vpp.config
+        save_vpp(fixture.attached, folder)
+        built = fixture.attach(copy.deepcopy(fixture.bare), folder)
+        settings = fixture.attached.vpp.config
         other = VPPConfig(global_vpp=settings.global_vpp, local_vpp=settings.local_vpp, seed=settings.seed + 1)
-        loaded = bench.attach(copy.deepcopy(bench.bare), other)
+        loaded = fixture.attach(copy.deepcopy(fixture.bare), other)
         load_vpp(loaded, folder)
     for name, model in (("attach_vpp(host, folder)", built), ("load_vpp(model, folder)", loaded)):
-        same(run(bench, model, bench.first()).logits, expected, theirs, f"logits after {name}")
+        same(run(fixture, model, fixture.first()).logits, expected, theirs, f"logits after {name}")
 
 
-def processor(bench: Bench) -> None:
+def processor(fixture: Fixture) -> None:
     """VPPProcessor adds placeholders and images to the host's own inputs, and nothing else."""
-    if bench.processor is None:
+    if fixture.processor is None:
         raise Skipped("ready inputs were given instead of a processor")
-    wrapped = VPPProcessor(bench.processor, bench.attached)
-    for name, inputs in bench.batches.items():
-        with vpp_disabled(bench.attached):
-            plain = sample_inputs(wrapped, bench.backbone, name.rsplit(" ", 1)[-1])
+    wrapped = VPPProcessor(fixture.processor, fixture.attached)
+    for name, inputs in fixture.batches.items():
+        with vpp_disabled(fixture.attached):
+            plain = sample_inputs(wrapped, fixture.backbone, name.rsplit(" ", 1)[-1])
         expect(not any(key.startswith("vpp_") for key in plain), f"a disabled VPPProcessor made {sorted(plain)}")
         ours, theirs = _texts(inputs), _texts(plain)
-        rest = [[token for token in text if token != bench.token_id] for text in ours]
+        rest = [[token for token in text if token != fixture.token_id] for text in ours]
         expect(rest == theirs, f"without {TOKEN} the ids are {rest} instead of the host's {theirs}")
 
 
-def _labels(bench: Bench, inputs: Inputs) -> Tensor:
+def _labels(fixture: Fixture, inputs: Inputs) -> Tensor:
     ids: Tensor = inputs["input_ids"]
-    return ids.masked_fill(ids == bench.token_id, -100)
+    return ids.masked_fill(ids == fixture.token_id, -100)
 
 
 def _tail(answers: Tensor) -> list[list[int]]:

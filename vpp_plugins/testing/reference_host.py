@@ -2,7 +2,7 @@
 
 Every placeholder of every image becomes a text id of its own, and a hook on the embedding gives each of these ids its
 feature; a hook on the vision encoder lays the axes over the pixels. Which beam, cache or chunk an id turns up in makes
-no difference, so the twin shares none of the attached host's bookkeeping.
+no difference, so the reference shares none of the attached host's bookkeeping.
 """
 
 import functools
@@ -20,7 +20,7 @@ from vpp_plugins.plugins import Backbone
 from vpp_plugins.prompts import Prompts, Window
 
 
-class Twin:
+class ReferenceHost:
     """`model` is a copy of the bare host, which is hooked here; `spare` are ids that mean nothing to it."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What introspection cannot tell of a host: tables by model type, for the generic adapter.
+"""What introspection does not show of a host: tables by model type, for the generic adapter.
 
 The orders of patches were read off the image processors, by sending images through them whose pixels are their own
 coordinates.

@@ -124,7 +124,7 @@ def patch_strip(
 
 def _asked(call: Mapping[str, Any], name: str) -> Tensor:
     if call.get(name) is None:
-        raise VPPError(f"the vision encoder was called without '{name}', which tells how its patches lie: pass it.")
+        raise VPPError(f"the vision encoder was called without '{name}', which says how its patches lie: pass it.")
     return torch.as_tensor(call[name])
 
 
