@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion wrote, and what it met on the way."""
+    """What a conversion wrote, and what was faulty."""
 
     samples: int
     turns: int
@@ -70,7 +70,7 @@ class Count:
         self.samples = self.turns = self.boxes = 0
 
     def __call__(self, found: Iterable[Sample], advance: Callable[[int], None]) -> Iterator[Sample]:
-        """Yield the same samples; `advance` is told every thousand."""
+        """Yield the same samples; `advance` is called every thousand."""
         for sample in found:
             self.samples += 1
             self.turns += len(sample.turns)

@@ -29,7 +29,7 @@ IMAGE_PREFIXES = {"llava-665k": "", "cb-grd": "vg/", "cb-ref": "vg/", "genixer":
 
 @dataclass(frozen=True)
 class VPPSFT:
-    """What was assembled: by source, what was written and what was met."""
+    """What was assembled: by source, what was written and what was found."""
 
     sources: dict[str, Conversion] = field(default_factory=dict)
 
@@ -87,10 +87,10 @@ def build_vpp_sft(
                     yield conversation(sample, phrases, marks_like_reference=marks)
             built.sources[name] = Conversion(count.samples, count.turns, count.boxes, reading.tally)
         if strict_counts and built.differing():
-            told = "; ".join(
+            counts = "; ".join(
                 f"{name} {ours:,}, published {theirs:,}" for name, (ours, theirs) in built.differing().items()
             )
-            raise VPPError(f"the counts are not the published ones: {told}. Nothing was written.")
+            raise VPPError(f"the counts are not the published ones: {counts}. Nothing was written.")
 
     try:
         Writing(target).write_array(rows())

@@ -88,7 +88,7 @@ class Collector:
         return found
 
     def notes(self, verdicts: Mapping[BoxColumns, FrameVerdict | None]) -> list[str]:
-        """Return what was met that is no fault, and what could not be judged."""
+        """Return what was found that is no fault, and what could not be judged."""
         notes = [f"{count:,} x {issue}." for issue, count in self._read.counts.items() if issue in CHOSEN | KEPT]
         if any(len(columns) and verdict is None for columns, verdict in verdicts.items()):
             notes.append("Frame and unit of the boxes could not be judged: no image's size is known.")

@@ -125,7 +125,7 @@ class ImageCheck:
 def check_images(
     folder: Path, stated: Mapping[str, tuple[int, int] | None], *, decode: int, advance: Callable[[int], None]
 ) -> ImageCheck:
-    """Check images by name, with the sizes that the data state; `advance` is told after each.
+    """Check images by name, with the sizes that the data state; `advance` is called after each.
 
     Headers are read of all, and up to `decode` of them, drawn at random beyond that number, are decoded whole: only
     that finds a truncated file.
