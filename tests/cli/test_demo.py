@@ -30,7 +30,7 @@ class TestDemo:
         assert (code, err) == (0, "")
         assert "There is no [network]. The demo goes on with these." in out.replace("\n", " ")
         lines = out.splitlines()
-        assert len([line for line in lines if "IoU: VPP 1.00  without VPP 1.00" in line]) == 3
+        assert len([line for line in lines if " 1.00 1.00 " in line]) == 3
         assert "Composing scenes" in lines
         assert "VPP: Acc@0.5 = 1.000" in out
         assert "without VPP: Acc@0.5 = 1.000" in out.replace("\n", " ")

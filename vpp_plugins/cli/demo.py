@@ -31,6 +31,7 @@ def demo(
     progress.say("Loading the pocket model, with and without VPP")
     models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
+    progress.say(f"Printed are image, expression, the box of VPP, the IoU ({' and '.join(models)}) and the time")
     result = run_demo(grounders, found, progress.track, lambda *answer: progress.say(answer_line(*answer), markup=True))
     page = write_demo_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
     for line in (*demo_summary(result), f"The images: {page}"):

@@ -110,9 +110,9 @@ def answer_line(row: Row, answers: Mapping[str, TimedGrounding]) -> str:
     from rich.markup import escape
 
     first, *_ = answers.values()
-    words = f"{_key(row):24} {row.expression:30} {box_text(first.grounding):>15}"
-    ious = "  ".join(f"{name} {_coloured(answer.iou)}" for name, answer in answers.items())
-    return f"{escape(words)}  IoU: {ious}  {1000 * first.seconds:.0f} ms"
+    words = f"{_key(row):23} {row.expression:22} {box_text(first.grounding):>15}"
+    ious = " ".join(_coloured(answer.iou) for answer in answers.values())
+    return f"{escape(words)} {ious} {1000 * first.seconds:4.0f} ms"
 
 
 def _coloured(iou: float) -> str:
