@@ -56,28 +56,29 @@ def convert(
     reading = replace(reading or Reading(), family=family)
     folder = Path(images) if images is not None else None
     known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
-    count = Count()
+    writing = Writing(target, reading.tally, target_family or family, folder, shard_bytes)
     with _kept(known), progress_bar(f"Converting {source.name}", shown=progress) as advance:
-        found = count(samples(reader.read(source, reading), known, reading.tally), advance)
-        writer(found, Writing(target, reading.tally, target_family or family, folder, shard_bytes))
-    return Conversion(count.samples, count.turns, count.boxes, reading.tally)
+        found = advancing(samples(reader.read(source, reading), known, reading.tally), advance)
+        writer(_some(found, writing, source, target_format), writing)
+    written = writing.written
+    return Conversion(written.samples, written.turns, written.boxes, reading.tally)
 
 
-class Count:
-    """Counts samples, turns and boxes as they pass."""
+def advancing(found: Iterable[Sample], advance: Callable[[int], None]) -> Iterator[Sample]:
+    """Yield the same samples; `advance` is called every thousand."""
+    for number, sample in enumerate(found, start=1):
+        yield sample
+        if number % 1000 == 0:
+            advance(1000)
 
-    def __init__(self) -> None:
-        self.samples = self.turns = self.boxes = 0
 
-    def __call__(self, found: Iterable[Sample], advance: Callable[[int], None]) -> Iterator[Sample]:
-        """Yield the same samples; `advance` is called every thousand."""
-        for sample in found:
-            self.samples += 1
-            self.turns += len(sample.turns)
-            self.boxes += sum(len(turn.boxes) for turn in sample.turns)
-            if self.samples % 1000 == 0:
-                advance(1000)
-            yield sample
+def _some(found: Iterable[Sample], writing: Writing, source: Path, format_name: str) -> Iterator[Sample]:
+    """Yield the samples; at their end, raise VPPError where none was written: then the file does not appear."""
+    yield from found
+    if not writing.written.samples:
+        reasons = "; ".join(f"{count:,} x {issue} ({examples})" for issue, count, examples in writing.tally.rows())
+        why = f": {reasons}" if reasons else ""
+        raise VPPError(f"nothing of '{source}' could be written as {format_name}, so nothing was{why}.")
 
 
 def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> None:

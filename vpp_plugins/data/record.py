@@ -76,6 +76,7 @@ class Issue(StrEnum):
     PLACEHOLDER = "text that holds the box placeholder itself"
     IMAGE_REPEATED = "<image> more than once in a dialogue"
     IMAGE_MISSING = "image without an <image> in the dialogue"
+    IMAGE_UNNAMED = "<image> in a dialogue that names no image"
     BAD_FIELD = "field missing or of the wrong type"
     BAD_TURNS = "turns that do not alternate"
     EMPTY_TEXT = "empty expression"
@@ -174,7 +175,9 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample | None:
                 kept.append(turn)
             else:
                 tally.add(Issue.NO_BOX, record.id)
-        elif meta is not None:
+        elif meta is None:
+            tally.add(Issue.NO_IMAGE, record.id, "boxes, but no image is named")
+        else:
             boxes = [_checked(numbers, record.unit, meta, record.id, tally) for numbers in turn.boxes]
             whole = tuple(box for box in boxes if box is not None)
             if len(whole) == len(boxes):

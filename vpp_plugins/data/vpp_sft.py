@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.boxes import codec
-from vpp_plugins.data.convert import Conversion, Count, check_target, progress_bar
+from vpp_plugins.data.convert import Conversion, advancing, check_target, progress_bar
 from vpp_plugins.data.dialogue import Phrases
-from vpp_plugins.data.formats import Reading, Writing, data_format
+from vpp_plugins.data.formats import Reading, Writing, Written, data_format
 from vpp_plugins.data.formats.conversations import conversation
 from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.record import samples
 from vpp_plugins.data.sample import Sample
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, few
 
 PUBLISHED = {"llava-665k": 134_864, "cb-grd": 264_516, "cb-ref": 87_091, "genixer": 130_000}
 """Dialogues per source; together 616,471."""
@@ -78,14 +78,18 @@ def build_vpp_sft(
     def rows() -> Iterator[dict[str, Any]]:
         for name in (name for name in PUBLISHED if name in paths):
             reading = Reading(image_prefix=IMAGE_PREFIXES[name], strip_prefix=strip_prefix if name == "genixer" else "")
-            count = Count()
+            written = Written()
             with progress_bar(name, shown=progress) as advance:
                 limit = genixer_limit if name == "genixer" else None
                 read = _read(name, paths[name], reading, known, like_reference=like_reference)
-                for sample in count(islice(read, limit), advance):
+                for sample in advancing(islice(read, limit), advance):
+                    written.add(sample.turns)
                     marks = like_reference and name in ("cb-grd", "cb-ref")
                     yield conversation(sample, phrases, marks_like_reference=marks)
-            built.sources[name] = Conversion(count.samples, count.turns, count.boxes, reading.tally)
+            built.sources[name] = Conversion(written.samples, written.turns, written.boxes, reading.tally)
+        if not built.samples:
+            names = few([str(path) for path in paths.values()])
+            raise VPPError(f"nothing could be read from {names}, so nothing was written.")
         if strict_counts and built.differing():
             counts = "; ".join(
                 f"{name} {ours:,}, published {theirs:,}" for name, (ours, theirs) in built.differing().items()

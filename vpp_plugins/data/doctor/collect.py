@@ -78,6 +78,8 @@ class Collector:
     def findings(self) -> list[Finding]:
         """Return what is wrong with texts, single boxes and rows, and what is said twice."""
         found = self._repeats.findings(self.ids)
+        if not self.ids:
+            found.append(Finding(Fault.NO_SAMPLES, 1, 0, "No row could be read as a sample, nothing can be learned."))
         for issue, (named, meaning) in _NAMED.items():
             examples = tuple(self._seen.examples.get(issue, ()))
             found.append(Finding(named, self._seen.counts[issue], len(self.ids), meaning, examples))

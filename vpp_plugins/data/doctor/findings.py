@@ -24,6 +24,7 @@ class Fault(StrEnum):
     CONFLICT = "conflicting samples"
     LEAKAGE = "images shared with the other set"
     EMPTY_TEXT = "empty expressions"
+    NO_SAMPLES = "no samples"
     BAD_ROW = "rows that cannot be used"
 
 

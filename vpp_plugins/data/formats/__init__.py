@@ -18,7 +18,7 @@ from vpp_plugins.data.formats.conversations import read_conversations, read_llav
 from vpp_plugins.data.formats.lmms import read_lmms
 from vpp_plugins.data.formats.neutral import read_neutral, write_neutral
 from vpp_plugins.data.formats.odvg import read_odvg, write_odvg
-from vpp_plugins.data.formats.reading import Reading, Writing
+from vpp_plugins.data.formats.reading import Reading, Writing, Written
 from vpp_plugins.data.formats.refer import read_refer
 from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.scenes import read_scenes
@@ -106,4 +106,4 @@ def read_samples(
     return samples(records, sizes, reading.tally)
 
 
-__all__ = ["FORMATS", "Format", "Reading", "Writing", "data_format", "read_samples"]
+__all__ = ["FORMATS", "Format", "Reading", "Writing", "Written", "data_format", "read_samples"]

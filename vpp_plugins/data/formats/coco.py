@@ -86,11 +86,18 @@ def _annotations(
     """Yield the annotations, numbered from 1, and note the images and categories as they come."""
     number = 0
     for sample in samples:
+        located = list(sample.located())
+        if len(located) < len(sample.turns):
+            writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+        if not located:
+            continue
         about = {"file_name": sample.image, "width": sample.width, "height": sample.height}
         image = images.setdefault(sample.image, {"id": len(images) + 1, **about})
-        if len(list(sample.located())) < len(sample.turns):
-            writing.tally.add(Issue.NOT_WRITABLE, sample.id)
-        for turn in sample.located():
+        if about.items() - image.items():
+            writing.tally.add(Issue.NOT_WRITABLE, sample.id, f"'{sample.image}' had another size before")
+            continue
+        writing.written.add(located)
+        for turn in located:
             category = categories.setdefault(turn.expression, len(categories) + 1)
             for x1, y1, x2, y2 in turn.boxes:
                 number += 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from vpp_plugins.boxes import BOX_CODECS, BoxCodec
 from vpp_plugins.data.dialogue import IMAGE, Phrases
-from vpp_plugins.data.formats.reading import Reading, Writing, names_of, positive_size, row_id
+from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import Issue, Record
 from vpp_plugins.data.sample import Locate, Sample, Talk, Turn
@@ -53,20 +53,19 @@ def conversation_record(row: Any, number: int, reading: Reading, phrases: Phrase
     if not isinstance(row, dict):
         reading.tally.add(Issue.BAD_FIELD, sample_id, "not an object")
         return None
-    image = row.get("image") or ""
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if not isinstance(image, str):
-        reading.tally.add(Issue.BAD_FIELD, sample_id, "image is not one path")
+    image = image_of(row, sample_id, reading)
+    if image is None:
         return None
     pairs, marks = paired(row.get("conversations"), sample_id, reading)
+    if unnamed(image, marks, sample_id, reading):
+        return None
     if image:
         turns: list[Turn | None] = [phrases.read(asked, said, sample_id, reading.tally) for asked, said in pairs]
     else:
         turns = [Talk(question, answer) for question, answer in pairs]
     return Record(
         id=sample_id,
-        image=reading.image_name(image),
+        image=image,
         size_wh=positive_size(row.get("width"), row.get("height")),
         turns=tuple(turn for turn in turns if turn is not None),
         unit=phrases.codec,
@@ -92,6 +91,14 @@ def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[
     return pairs, tuple(marks)
 
 
+def unnamed(image: str, marks: tuple[int, ...], sample_id: str, reading: Reading) -> bool:
+    """Whether a dialogue says `<image>` and names none, which is counted: what it is about is not there."""
+    if image or not any(marks):
+        return False
+    reading.tally.add(Issue.IMAGE_UNNAMED, sample_id)
+    return True
+
+
 def without_marks(text: str) -> str:
     """Return a question without `<image>` and the blanks around it."""
     return text.replace(IMAGE, "").strip() if IMAGE in text else text
@@ -102,7 +109,7 @@ def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:
     phrases = Phrases(_codec(writing.family))
     if phrases.codec.text is None:
         raise VPPError(f"the family '{writing.family}' writes points, not boxes: choose another one (--family).")
-    writing.write_array(conversation(sample, phrases) for sample in samples)
+    writing.write_array(conversation(sample, phrases) for sample in writing.whole(samples))
 
 
 def conversation(sample: Sample, phrases: Phrases, *, marks_like_reference: bool = False) -> dict[str, Any]:

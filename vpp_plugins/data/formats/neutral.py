@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.reading import Reading, Writing, positive_size, row_id, text_of
+from vpp_plugins.data.formats.reading import Reading, Writing, image_of, positive_size, row_id, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Issue, Record
 from vpp_plugins.data.sample import Sample, turn_of
@@ -28,15 +28,18 @@ def neutral_record(row: Any, number: int, reading: Reading) -> Record | None:
         reading.tally.add(Issue.BAD_FIELD, sample_id, "turns")
         return None
     turns = [turn_of(entry) for entry in row["turns"]]
-    if None in turns or not isinstance(row.get("image", ""), str):
-        reading.tally.add(Issue.BAD_FIELD, sample_id, "image or a turn")
+    image = image_of(row, sample_id, reading)
+    if image is None:
+        return None
+    if None in turns:
+        reading.tally.add(Issue.BAD_FIELD, sample_id, "a turn")
         return None
     if reading.split and text_of(row.get("split")) != reading.split:
         reading.tally.add(Issue.OTHER_SPLIT, sample_id)
         return None
     return Record(
         id=sample_id,
-        image=reading.image_name(row.get("image", "")),
+        image=image,
         size_wh=positive_size(row.get("width"), row.get("height")),
         turns=tuple(turn for turn in turns if turn is not None),
         split=text_of(row.get("split")),
@@ -46,4 +49,4 @@ def neutral_record(row: Any, number: int, reading: Reading) -> Record | None:
 
 def write_neutral(samples: Iterable[Sample], writing: Writing) -> None:
     """Write a line per sample; reading it gives the same samples."""
-    writing.write_lines(sample.to_row() for sample in samples)
+    writing.write_lines(sample.to_row() for sample in writing.whole(samples))

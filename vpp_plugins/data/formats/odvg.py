@@ -63,6 +63,7 @@ def _rows(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, Any
         located = list(sample.located())
         if len(located) < len(sample.turns):
             writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+        writing.written.add(located)
         if located:
             regions = [{"bbox": list(box), "phrase": turn.expression} for turn in located for box in turn.boxes]
             caption = " . ".join(turn.expression for turn in located)

@@ -1,14 +1,16 @@
 """What every reader and every writer of a format is given, and the fields of rows that others wrote."""
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
-from vpp_plugins.data.record import Tally
+from vpp_plugins.data.record import Issue, Tally
+from vpp_plugins.data.sample import Sample, Turn
 from vpp_plugins.files import whole_file
 
 
@@ -50,9 +52,25 @@ class Reading:
                 file.write(data)
 
 
+@dataclass
+class Written:
+    """Counts what was written."""
+
+    samples: int = 0
+    turns: int = 0
+    boxes: int = 0
+
+    def add(self, turns: Iterable[Turn]) -> None:
+        """Count a sample by those of its turns that the format holds; one without any is none."""
+        boxes = [len(turn.boxes) for turn in turns]
+        self.samples += bool(boxes)
+        self.turns += len(boxes)
+        self.boxes += sum(boxes)
+
+
 @dataclass(frozen=True)
 class Writing:
-    """Where to write, the family of boxes in text, and where to count what the format cannot hold.
+    """Where to write, the family of boxes in text, and where to count what is written and what the format cannot hold.
 
     `images` is their folder, for formats that hold them; `shard_bytes` is about how large one of several files is.
     """
@@ -62,6 +80,13 @@ class Writing:
     family: str = "llava"
     images: Path | None = None
     shard_bytes: int = 1 << 30
+    written: Written = field(default_factory=Written)
+
+    def whole(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Count samples whose turns are all written, and yield them."""
+        for sample in samples:
+            self.written.add(sample.turns)
+            yield sample
 
     def write_lines(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write JSON lines, the whole file or none."""
@@ -98,6 +123,40 @@ def json_bytes(value: Any) -> bytes:
 def row_id(row: Any, number: int) -> str:
     """Return what a row calls itself, or its place in the file."""
     return text_of(row.get("id")) if isinstance(row, dict) and text_of(row.get("id")) else f"#{number}"
+
+
+_IMAGE_FILE = re.compile(
+    r"data:image/|[^\n]*\.(?:jpe?g|jfif|png|webp|avif|hei[cf]|bmp|gif|tiff?|mp4|webm|mov|mkv|avi)\s*\Z", re.IGNORECASE
+)
+
+
+def image_of(row: Mapping[str, Any], sample_id: str, reading: Reading) -> str | None:
+    """Return the one image that a row names under "image" or "images", or "" where it names none anywhere.
+
+    None, counted, where it names several, what is no name, or an image under a key that is not read.
+    """
+    given = [row[key] for key in ("image", "images") if row.get(key) not in (None, "", [])]
+    lists = [value if isinstance(value, list) else [value] for value in given]
+    found = lists[0] if lists and lists[-1] == lists[0] else [name for names in lists for name in names]
+    if not found:
+        other = next((key for key, value in row.items() if not key.endswith("id") and _is_image(value)), None)
+        if other is not None:
+            reading.tally.add(Issue.BAD_FIELD, sample_id, f"the image is named under '{other}': call it 'image'")
+            return None
+        return ""
+    name = found[0].get("path") if isinstance(found[0], dict) else found[0]
+    if len(found) > 1 or not isinstance(name, str) or not name:
+        reading.tally.add(Issue.BAD_FIELD, sample_id, "image is not one path")
+        return None
+    return reading.image_name(name)
+
+
+def _is_image(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_image, value))
+    if isinstance(value, dict):
+        return bool(value.get("bytes")) or _is_image(value.get("path"))
+    return isinstance(value, str) and _IMAGE_FILE.match(value) is not None
 
 
 def text_of(value: Any) -> str:

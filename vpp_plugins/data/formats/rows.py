@@ -59,10 +59,11 @@ class RowFormat:
     def _rows(self, samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, Any]]:
         number = 0
         for sample in samples:
-            for turn in sample.turns:
-                if not isinstance(turn, Locate) or len(turn.boxes) != 1:
-                    writing.tally.add(Issue.NOT_WRITABLE, sample.id)
-                    continue
+            turns = [turn for turn in sample.located() if len(turn.boxes) == 1]
+            writing.written.add(turns)
+            for _ in range(len(sample.turns) - len(turns)):
+                writing.tally.add(Issue.NOT_WRITABLE, sample.id)
+            for turn in turns:
                 row: dict[str, Any] = {self.id: number} if self.id else {}
                 row |= {self.image: sample.image, self.expression: turn.expression, self.box: _plain(turn.boxes[0])}
                 if self.category:

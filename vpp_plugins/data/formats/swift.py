@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import paired
-from vpp_plugins.data.formats.reading import Reading, Writing, row_id, text_of
+from vpp_plugins.data.formats.conversations import paired, unnamed
+from vpp_plugins.data.formats.reading import Reading, Writing, image_of, row_id, text_of
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import PIXELS, RELATIVE, Issue, Record
 from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn, numbers_of
@@ -24,33 +24,37 @@ def read_swift(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per line. A question with one reference, answered by boxes alone, is a Locate."""
     for number, row in enumerate(stream_records(path, largest=reading.largest)):
         sample_id = row_id(row, number)
-        record = _record(row, sample_id, reading) if isinstance(row, dict) else None
-        if record is None:
-            reading.tally.add(Issue.BAD_FIELD, sample_id, "messages, images or objects")
-        else:
+        record = _record(row, sample_id, reading) if isinstance(row, dict) else _refused(sample_id, reading)
+        if record is not None:
             yield record
 
 
 def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record | None:
-    images, objects = row.get("images") or "", row.get("objects", {})
-    image = images[0] if isinstance(images, list) and len(images) == 1 else images
-    image = image.get("path") if isinstance(image, dict) else image
-    if not isinstance(image, str) or not isinstance(objects, dict):
+    image, objects = image_of(row, sample_id, reading), row.get("objects", {})
+    if image is None:
         return None
+    if not isinstance(objects, dict):
+        return _refused(sample_id, reading)
     kind = objects.get("bbox_type", "real")
     refs, listed = objects.get("ref", []), objects.get("bbox", [])
     if kind not in ("real", "norm1") or not isinstance(refs, list) or not isinstance(listed, list):
-        return None
+        return _refused(sample_id, reading)
     names = [text_of(name) for name in refs]
     boxes = [numbers_of(box) for box in listed]
     pairs, marks = paired(row.get("messages"), sample_id, reading)
     said = "".join(question + answer for question, answer in pairs)
     if None in boxes or (said.count(_REF), said.count(BOX)) != (len(names), len(boxes)):
+        return _refused(sample_id, reading)
+    if unnamed(image, marks, sample_id, reading):
         return None
     waiting_names, waiting_boxes = iter(names), iter([box for box in boxes if box is not None])
     turns = [_turn(question, answer, waiting_names, waiting_boxes) for question, answer in pairs]
     unit = RELATIVE if kind == "norm1" else PIXELS
-    return Record(sample_id, reading.image_name(image), None, tuple(turns), unit, image_marks=marks)
+    return Record(sample_id, image, None, tuple(turns), unit, image_marks=marks)
+
+
+def _refused(sample_id: str, reading: Reading) -> None:
+    reading.tally.add(Issue.BAD_FIELD, sample_id, "messages or objects")
 
 
 def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numbers]) -> Turn:
@@ -67,7 +71,7 @@ def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numb
 
 def write_swift(samples: Iterable[Sample], writing: Writing) -> None:
     """Write a line per sample, boxes in pixels; ms-swift renders them for the model that it trains."""
-    writing.write_lines(_row(sample) for sample in samples)
+    writing.write_lines(_row(sample) for sample in writing.whole(samples))
 
 
 def _row(sample: Sample) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from vpp_plugins.files import whole_file, whole_folder
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 """Extensions of images."""
+_LIKE_IMAGES = frozenset({*IMAGES, "jfif", "avif", "heic", "heif", "jp2", "ppm", "pgm", "npy", "mp4", "webm"})
+"""Those that are not read either: a sample of such a member claims an image."""
 CONVERTED = ".vpp-data"
 """Name of the folder beside data in which what was made of them is kept."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -85,6 +87,11 @@ def _record(packed: TarSample, reading: Reading) -> Record | None:
     image = f"{packed.key}.{packed.image}" if packed.image else ""
     named = {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or image}
     record = neutral_record(named, 0, reading)
+    unread = [name for name in packed.members if name.rpartition(".")[2] in _LIKE_IMAGES and name != packed.image]
+    if record is not None and unread and (record.image or not packed.image):
+        found = f"'{packed.key}' has {packed.image or 'no image'} and {', '.join(unread)}: one image is read"
+        reading.tally.add(Issue.NO_IMAGE, record.id, found)
+        return None
     if record is None or not (record.image or record.boxes):
         return record
     if not packed.image:
@@ -219,6 +226,7 @@ def _members(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, 
     for sample in samples:
         row = {"json": json_bytes(sample.to_row())}
         if not sample.image:
+            writing.written.add(sample.turns)
             yield row
             continue
         if writing.images is None:
@@ -227,9 +235,12 @@ def _members(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, 
         try:
             if extension not in IMAGES:
                 raise ImageError(f"'{sample.image}' should end in one of {', '.join(IMAGES)}.")
-            yield row | {extension: image_path(writing.images, sample.image).read_bytes()}
-        except (OSError, ImageError) as error:
+            row[extension] = image_path(writing.images, sample.image).read_bytes()
+        except (OSError, ValueError, ImageError) as error:
             writing.tally.add(Issue.NO_IMAGE, sample.id, str(error))
+            continue
+        writing.written.add(sample.turns)
+        yield row
 
 
 def _held(folder: Path) -> list[Path]:
