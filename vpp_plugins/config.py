@@ -14,6 +14,8 @@ from vpp_plugins.files import write_whole
 Part = TypeVar("Part")
 AxisStyle = Literal["edge-0.1", "edge-0.05", "cross", "padding"]
 AxisUnit = Literal["0-1", "0-1000"]
+WEIGHTS_SHA256 = "weights_sha256"
+"""What `save_vpp` adds to the file of a configuration: the SHA-256 of the weights saved with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +172,10 @@ class VPPConfig:
                 values[name] |= change
         return self.from_dict(values)
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, the whole file or none."""
-        write_whole(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+    def save(self, path: str | Path, *, weights_sha256: str | None = None) -> None:
+        """Write as JSON, the whole file or none, with the SHA-256 of the weight file beside it, where there is one."""
+        digest = {} if weights_sha256 is None else {WEIGHTS_SHA256: weights_sha256}
+        write_whole(Path(path), json.dumps({**self.to_dict(), **digest}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -186,6 +189,7 @@ class VPPConfig:
             raise VPPError(f"'{path}' is not valid JSON ({error}): save it again with save_vpp.") from None
         if not isinstance(values, dict):
             raise VPPError(f"'{path}' must hold a JSON object, but holds a {type(values).__name__}.")
+        values.pop(WEIGHTS_SHA256, None)  # of the file beside it, which is checked where that is read
         return cls.from_dict(values)
 
 

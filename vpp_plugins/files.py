@@ -1,14 +1,19 @@
 """Whole files and folders, the hub's folders, and weights that are read without running code that came with them."""
 
 import errno
+import glob
+import hashlib
+import json
 import os
 import pickle
 import re
 import secrets
 import shutil
+import time
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,28 +27,70 @@ Shape = tuple[int, ...]
 # What transformers names the files of a checkpoint, whole or in shards; the safe format first.
 _PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt"}
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+_SEAL = "values_sha256"
+_JUST_MADE = 2.0
+"""Seconds in which a part may still be without its lock."""
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when the block ends well; until then its `name` is another.
 
-    Raises VPPError where its folder does not exist or `path` is a folder.
+    What a killed process left of it is removed. Raises VPPError where its folder does not exist, `path` is a folder, or
+    the disk is full.
     """
     if path.is_dir():
         raise VPPError(f"'{path}' is a folder: give the name of a file.")
     if not path.parent.is_dir():
         raise VPPError(f"the folder '{path.parent}' does not exist: make it first.")
+    _remove_left(path)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # several processes may write the same file
     try:
-        with part.open("xb") as file:
+        with _full_disk_named(path), part.open("xb") as file:
+            _locked(file)
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with part.open("rb") as written:  # safetensors puts another file in its place
+                _locked(written)
+                os.fsync(written.fileno())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _remove_left(path: Path) -> None:
+    """Remove the parts of a file whose writers were killed: a living one holds a lock on its own, or just made it."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        with suppress(OSError), part.open("rb") as file:
+            if time.time() - part.stat().st_mtime > _JUST_MADE and _locked(file):
+                part.unlink()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Whether this process has the lock of a file now; it keeps it until the file is closed."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows has none, some file systems neither
+        return False
+    return True
+
+
+@contextmanager
+def _full_disk_named(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # torch.save raises RuntimeError where the disk is full, safetensors an error of its own
+        if not _disk_is_full(target.parent, error):
+            raise
+        raise VPPError(
+            f"the disk of '{target.parent}' is full, so {target.name} was not saved; what was saved before is whole. "
+            "Make room, and go on or begin again."
+        ) from error
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -66,22 +113,118 @@ def whole_folder(target: Path, *, renames: bool = True) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
         written.mkdir(parents=True)
     try:
-        yield written
-        if renames:
-            _to_disk(written)
-            if target.exists():
-                target.replace(part / "replaced")
-            written.replace(target)
-    except (OSError, RuntimeError) as error:  # torch.save says RuntimeError where the disk is full
-        if not _disk_is_full(target.parent, error):
-            raise
-        raise VPPError(
-            f"the disk of '{target.parent}' is full, so {target.name} was not saved; what was saved before is whole. "
-            "Make room, and go on or begin again."
-        ) from error
+        with _full_disk_named(target):
+            yield written
+            if renames:
+                _to_disk(written)
+                if target.exists():
+                    target.replace(part / "replaced")
+                written.replace(target)
     finally:
         if renames:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values with a digest of themselves, by which `unsealed` finds that they were changed."""
+    return {**values, _SEAL: _digest(values)}
+
+
+def unsealed(values: Any) -> dict[str, Any]:
+    """Return the values without their digest; those of 0.1.0 have none. Raises ValueError where they were changed."""
+    if not isinstance(values, dict):
+        raise ValueError(f"a {type(values).__name__} instead of an object")
+    held = {key: value for key, value in values.items() if key != _SEAL}
+    if _SEAL in values and values[_SEAL] != _digest(held):
+        raise ValueError("its values were changed since they were written")
+    return held
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the names, sizes and SHA-256 of all files of a folder beside them; it is to be the last one written."""
+    files = {
+        path.relative_to(folder).as_posix(): [path.stat().st_size, sha256_of(path)]
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_whole(folder / MANIFEST, json.dumps(sealed({"files": files}), indent=1) + "\n")
+
+
+def check_manifest(folder: Path) -> bool:
+    """Return whether the folder has a manifest; raises VPPError that names the first file which is not as it says.
+
+    Files that are not named there are left alone, unless they look like weights.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return False
+    try:
+        files: dict[str, list[Any]] = unsealed(json.loads(path.read_bytes()))["files"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise VPPError(
+            f"'{path}' is damaged ({error!r}): take another copy of '{folder}', or an earlier one."
+        ) from None
+    for name, (size, digest) in files.items():
+        problem = _changed(folder / name, size, digest)
+        if problem:
+            raise VPPError(f"'{folder / name}' {problem}: take another copy of '{folder}', or an earlier one.")
+    for found in sorted(folder.rglob("*")):
+        name = found.relative_to(folder).as_posix()
+        if found.suffix in _SUFFIXES and name not in files and found.is_file():
+            raise VPPError(f"'{found}' was not saved with '{folder}': take it out, or it might be loaded in its place.")
+    return True
+
+
+def _changed(path: Path, size: int, digest: str) -> str:
+    if not path.is_file():
+        return "is missing"
+    held = path.stat().st_size
+    if held != size:
+        return f"has {held:,} bytes instead of {size:,}"
+    return "" if sha256_of(path) == digest else "was changed since it was saved (its SHA-256 is another)"
+
+
+@contextmanager
+def only_one(folder: Path, what: str, *, advice: str) -> Iterator[None]:
+    """Hold the folder, made if need be, for one process; whatever ends the process lets it go.
+
+    One process of a launch holds it for all. The lock is the operating system's, on a hidden file: it also keeps off
+    other machines where the file system says so to all of them, as NFS does unless mounted with `nolock`. Where there
+    are no locks at all, a warning says that nothing is kept off. `what` holds it and `advice` is what else to do.
+
+    Raises VPPError where another process holds the folder, and where it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise VPPError(f"the folder '{folder}' cannot be written ({error}): {advice}.") from None
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise VPPError(f"another {what} is writing '{folder}': wait for its end, or {advice}.") from None
+    except OSError as error:
+        warnings.warn(
+            f"the folder '{folder}' has no locks ({error}): start no second {what} in it before this one ends.",
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def local_folder(source: str | os.PathLike[str], *, files: Sequence[str], expected: str) -> Path:
@@ -215,7 +358,12 @@ def _to_disk(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def _disk_is_full(folder: Path, error: OSError | RuntimeError) -> bool:
+def _disk_is_full(folder: Path, error: Exception) -> bool:
+    if isinstance(error, VPPError):
+        return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return shutil.disk_usage(folder).free < 1 << 20
+    said = re.search(r"os error (\d+)", str(error))  # how Rust names what C calls errno
+    if said:
+        return int(said[1]) in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20

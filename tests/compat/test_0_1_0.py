@@ -26,11 +26,14 @@ HERE = Path(__file__).parent
 EVALUATION, PROMPTS, TRAINING = (HERE / f"{name}_0_1_0" for name in ("evaluation", "prompts", "training"))
 
 
+@pytest.mark.filterwarnings("ignore:.*has no SHA-256 of its answers")
 class TestEvaluation:
     """Six expressions of the photographs: three found, one box beyond the image, one inverted, one no box."""
 
     def test_loads_with_the_figures_that_it_had(self) -> None:
-        evaluation = load_evaluation(EVALUATION)
+        with pytest.warns(UserWarning, match="no SHA-256 of its answers") as warned:
+            evaluation = load_evaluation(EVALUATION)
+        assert len(warned) == 1
         figures = json.loads((EVALUATION / "results.json").read_text())["figures"]
 
         assert json.loads(json.dumps(summarise(evaluation.judged, evaluation.protocol))) == figures
@@ -71,7 +74,9 @@ class TestEvaluation:
 @pytest.mark.usefixtures("toy")
 class TestPrompts:
     def test_load_and_give_what_they_gave(self) -> None:
-        model = attach_vpp(tiny_llava(), str(PROMPTS))
+        with pytest.warns(UserWarning, match="no SHA-256 of its weights") as warned:
+            model = attach_vpp(tiny_llava(), str(PROMPTS))
+        assert len(warned) == 1
         expected = load_file(PROMPTS / "expected.safetensors")
         side = model.vpp.config.local_vpp.image_size
         with torch.no_grad():
@@ -91,7 +96,9 @@ class TestTraining:
         settings = recipe(data, tmp_path / "run", max_steps=2, save_steps=1, resume_from_checkpoint="auto")
         model, processor = attached_family("llava")
 
-        trained = train(settings, model=model, processor=processor)
+        with pytest.warns(UserWarning, match="checkpoint-1' has no manifest") as warned:
+            trained = train(settings, model=model, processor=processor)
+        assert len(warned) == 1
 
         assert trained.steps == 2
         found, expected = (

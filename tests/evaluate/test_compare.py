@@ -11,7 +11,7 @@ from vpp_plugins.boxes import ImageMeta, codec
 from vpp_plugins.evaluate.compare import compare
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.results import Evaluation, load_evaluation
-from vpp_plugins.evaluate.run import evaluate
+from vpp_plugins.evaluate.run import evaluate, read_run, write_run
 
 Say = Callable[[str, Image.Image], str]
 ROWS = [replace(row, box=(3.0, 2.0, 9.0, 6.0)) for row in make_rows(40)]
@@ -108,8 +108,7 @@ class TestBadInput:
 
     def test_a_protocol_that_has_changed(self, tmp_path: Path) -> None:
         evaluation(tmp_path / "a", truthful(ROWS))
-        settings = tmp_path / "a" / "run.json"
-        settings.write_text(settings.read_text().replace(protocol("default").sha256, "0" * 64))
+        write_run(tmp_path / "a", {**read_run(tmp_path / "a"), "protocol_sha256": "0" * 64})
 
         with pytest.raises(VPPError, match="under another version of the protocol 'default'"):
             load_evaluation(tmp_path / "a")

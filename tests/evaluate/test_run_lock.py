@@ -4,22 +4,25 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vpp_plugins import VPPError
-from vpp_plugins.evaluate.run import only_one
+from vpp_plugins import VPPError, files
 
 HOLDING = """
 import sys, time
 from pathlib import Path
-from vpp_plugins.evaluate.run import only_one
-with only_one(Path(sys.argv[1])):
+from vpp_plugins.files import only_one
+with only_one(Path(sys.argv[1]), "evaluation", advice="give another folder"):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+only_one = partial(files.only_one, what="evaluation", advice="give another folder")
 
 
 def test_a_folder_is_held_until_the_block_ends(tmp_path: Path) -> None:
@@ -58,7 +61,7 @@ def test_a_file_system_without_locks_is_said_once_and_used(tmp_path: Path, monke
 
     monkeypatch.setattr(fcntl, "flock", refuse)
 
-    with pytest.warns(UserWarning, match=r"has no locks \(.*\): start no second evaluation"), only_one(tmp_path):
+    with pytest.warns(UserWarning, match=r"has no locks \(.*\): start no second evaluation in it"), only_one(tmp_path):
         pass
 
 

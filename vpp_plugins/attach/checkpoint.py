@@ -1,6 +1,8 @@
 """Save and load the prompts alone: `vpp_config.json` and `vpp.safetensors`."""
 
+import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vpp_plugins.config import VPPConfig
+from vpp_plugins.config import WEIGHTS_SHA256, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import check_tensors, local_folder, read_safetensors, whole_file
+from vpp_plugins.files import check_tensors, local_folder, read_safetensors, sha256_of, whole_file
 from vpp_plugins.prompts import VPP
 
 CONFIG_FILE = "vpp_config.json"
@@ -32,7 +34,7 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with whole_file(target / WEIGHTS_FILE) as file:
         save_file(weights, file.name, metadata={"format": "pt"})
-    vpp.config.save(target / CONFIG_FILE)
+    vpp.config.save(target / CONFIG_FILE, weights_sha256=sha256_of(target / WEIGHTS_FILE))
 
 
 def read_config(folder: Path) -> VPPConfig:
@@ -40,8 +42,11 @@ def read_config(folder: Path) -> VPPConfig:
     return VPPConfig.load(folder / CONFIG_FILE)
 
 
-def read_into(vpp: VPP, folder: Path) -> None:
-    """Load `vpp.safetensors` into the prompts, all of it or, with VPPError, nothing."""
+def read_into(vpp: VPP, folder: Path, *, check: bool = True) -> None:
+    """Load `vpp.safetensors` into the prompts, all of it or, with VPPError, nothing.
+
+    `check` compares the file with the SHA-256 that `vpp_config.json` has of it.
+    """
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise VPPError(f"no '{WEIGHTS_FILE}' in '{folder}': give a folder that save_vpp wrote.")
@@ -49,6 +54,8 @@ def read_into(vpp: VPP, folder: Path) -> None:
     check_settings(saved, vpp.config, folder)
     tensors, expected = read_safetensors([path]), vpp.state_dict()
     check_tensors(tensors, expected, f"'{path}'")
+    if check:
+        _check_hash(folder)
     if any(tensor.is_meta for tensor in expected.values()):
         raise VPPError(
             "the prompts are offloaded, and so cannot be loaded into: call load_vpp before dispatching the model."
@@ -56,6 +63,23 @@ def read_into(vpp: VPP, folder: Path) -> None:
     vpp.load_state_dict(tensors)
     vpp.trained = True
     _adopt_normalisation(vpp, saved)
+
+
+def _check_hash(folder: Path) -> None:
+    """Raise VPPError where the weights are not those that were saved with their configuration."""
+    path, expected = folder / WEIGHTS_FILE, json.loads((folder / CONFIG_FILE).read_bytes()).get(WEIGHTS_SHA256)
+    if expected is None:
+        warnings.warn(
+            f"'{folder}' has no SHA-256 of its weights, as version 0.1.0 wrote none: whether they are as they were "
+            "saved cannot be checked; save_vpp adds it.",
+            stacklevel=4,
+        )
+    elif sha256_of(path) != expected:
+        raise VPPError(
+            f"'{path}' was changed since it was saved, or is of other prompts than '{CONFIG_FILE}' beside it (its "
+            f"SHA-256 is another): take another copy of '{folder}'. Where you replaced it on "
+            f"purpose, delete {WEIGHTS_SHA256} from '{CONFIG_FILE}'."
+        )
 
 
 def check_settings(saved: VPPConfig, attached: VPPConfig, folder: Path) -> None:

@@ -33,7 +33,7 @@ from vpp_plugins.data.image_sizes import ImageError, ImageSizes, image_path
 from vpp_plugins.data.record import CHOSEN, KEPT, ROW, Issue, Tally, to_sample
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.files import whole_file
+from vpp_plugins.files import sealed, sha256_of, unsealed, whole_file
 
 LARGE = 64 << 20
 """Bytes of data from which on what is converted is kept beside them, for other runs too, and a bar is shown."""
@@ -148,7 +148,7 @@ def open_data(
         raise no_samples(reading.tally)
     if data_format(format_name).has_images or not about["counts"].get(Issue.NO_IMAGE):
         with whole_file(target.with_suffix(".json")) as file:
-            file.write(json.dumps({**about, "stamp": stamp}).encode())
+            file.write(json.dumps(sealed({**about, "stamp": stamp})).encode())
     return StoredData(map_rows(target), about)
 
 
@@ -208,7 +208,7 @@ def _write(target: Path, samples: Iterator[Any], advance: Any, tally: Tally) -> 
             if count % 1000 == 0:
                 advance(1000)
         writer.finalize(close_stream=False)
-    about = {"samples": count, "images": images, "digest": digest.hexdigest(), "sha256": _sha256(target)}
+    about = {"samples": count, "images": images, "digest": digest.hexdigest(), "sha256": sha256_of(target)}
     return {**about, "counts": dict(tally.counts), "examples": tally.examples}
 
 
@@ -224,15 +224,10 @@ def _stamp(files: Sequence[Path], choices: tuple[str, ...]) -> list[Any]:
 def _about(kept: Path, stamp: list[Any]) -> dict[str, Any] | None:
     """Return what stands beside a converted file, or None where that is another's, or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        about: dict[str, Any] = json.loads(kept.with_suffix(".json").read_bytes())
-        if about["stamp"] == stamp and about["sha256"] == _sha256(kept):
+        about = unsealed(json.loads(kept.with_suffix(".json").read_bytes()))
+        if about["stamp"] == stamp and about["sha256"] == sha256_of(kept):
             return about
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _writable(folder: Path) -> bool:

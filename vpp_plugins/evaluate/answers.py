@@ -1,6 +1,7 @@
 """Raw answers as JSON lines: what a model said, with all it takes to judge it again without the model."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 from vpp_plugins.boxes import Box, ImageMeta
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.rows import Row, whole_characters
-from vpp_plugins.files import write_whole
+from vpp_plugins.files import sealed, unsealed
 
 ANSWERS = "answers.jsonl"
 
@@ -61,16 +62,32 @@ class Answer:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Answer":
-        """Build from JSON values."""
+        """Build from JSON values; raises ValueError that names the first which is of another type."""
+        if not isinstance(values, dict):
+            raise ValueError(f"a {type(values).__name__} instead of an object")
+        for name, value in values.items():
+            if not _fits(name, value):
+                raise ValueError(f"its {name} is {value!r}")
         processed = values["processed_size_hw"]
-        return cls(
-            **{
-                **values,
-                "size_hw": tuple(values["size_hw"]),
-                "processed_size_hw": None if processed is None else tuple(processed),
-                "box": tuple(values["box"]),
-            }
-        )
+        tuples = {
+            "size_hw": tuple(values["size_hw"]),
+            "processed_size_hw": None if processed is None else tuple(processed),
+            "box": tuple(values["box"]),
+        }
+        return cls(**{**values, **tuples})
+
+
+def _fits(name: str, value: Any) -> bool:
+    if name == "box":
+        return _are_numbers(value, 4) and all(map(math.isfinite, value))
+    if name in ("size_hw", "processed_size_hw"):
+        known = _are_numbers(value, 2) and all(isinstance(side, int) and side > 0 for side in value)
+        return known or (name == "processed_size_hw" and value is None)
+    return isinstance(value, str)
+
+
+def _are_numbers(value: Any, count: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == count and all(type(one) in (int, float) for one in value)
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -90,9 +107,9 @@ def read_answers(path: Path) -> list[Answer]:
     return answers
 
 
-def write_answers(path: Path, answers: Iterable[Answer]) -> None:
-    """Write a file of answers; it appears whole or not at all."""
-    write_whole(path, "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers))
+def answer_lines(answers: Iterable[Answer]) -> str:
+    """Return the text of a file of answers."""
+    return "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
 
 
 class Ledger:
@@ -113,7 +130,8 @@ class Ledger:
 
     def append(self, number: int, answers: Sequence[Answer]) -> None:
         """Add a batch, and return when it has reached the disk."""
-        line = json.dumps({"batch": number, "answers": [answer.to_json() for answer in answers]}, ensure_ascii=False)
+        batch = {"batch": number, "answers": [answer.to_json() for answer in answers]}
+        line = json.dumps(sealed(batch), ensure_ascii=False)
         with self.file.open("ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
@@ -141,7 +159,7 @@ def _whole(file: Path) -> list[tuple[int, list[Answer]]]:
         if not line.endswith(b"\n"):  # what a killed process left
             continue
         try:
-            values = json.loads(line)
+            values = unsealed(json.loads(line))
             batches.append((int(values["batch"]), [Answer.from_json(answer) for answer in values["answers"]]))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise VPPError(

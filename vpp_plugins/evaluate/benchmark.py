@@ -10,14 +10,14 @@ from typing import Any
 from vpp_plugins.data import Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError, named_extras
-from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
+from vpp_plugins.evaluate.answers import ANSWERS, Answer
 from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions, write_caption_report
 from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import Protocol, protocol
 from vpp_plugins.evaluate.results import load_evaluation, summarise, write_report
 from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
-from vpp_plugins.evaluate.run import Asker, evaluate, processes, read_run, write_run
-from vpp_plugins.files import write_whole
+from vpp_plugins.evaluate.run import ANSWERS_SHA256, Asker, evaluate, processes, read_evaluation, read_run, write_run
+from vpp_plugins.files import sha256_of, write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
 
@@ -112,8 +112,7 @@ def rescore(
     chosen, target = protocol(rules), Path(out)
     if target.exists() and any(target.iterdir()):
         raise VPPError(f"the folder '{out}' holds other files: give a new or empty one.")
-    settings = read_run(folder)
-    answers = read_answers(Path(folder) / ANSWERS)
+    settings, answers = read_evaluation(folder)
     if chosen.task != protocol(settings["protocol"]).task:
         raise VPPError(
             f"'{folder}' was asked under '{settings['protocol']}', and '{rules}' asks for something else (boxes or "
@@ -127,6 +126,7 @@ def rescore(
         "protocol_sha256": chosen.sha256,
         "box_format": family,
         "rescored_from": settings["protocol"],
+        ANSWERS_SHA256: sha256_of(Path(folder) / ANSWERS),
     }
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(Path(folder) / ANSWERS, target / ANSWERS)

@@ -9,12 +9,12 @@ from typing import Any
 
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus
 from vpp_plugins.errors import VPPError
-from vpp_plugins.evaluate.answers import ANSWERS, Answer, read_answers
+from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.metrics import interval, share_interval
 from vpp_plugins.evaluate.protocol import Protocol, protocol
 from vpp_plugins.evaluate.readers import UNPARSABLE, ParsedBox
 from vpp_plugins.evaluate.rows import Row, image_id
-from vpp_plugins.evaluate.run import read_run
+from vpp_plugins.evaluate.run import read_evaluation
 from vpp_plugins.images import load_image
 from vpp_plugins.plugins import box_codec
 from vpp_plugins.report import COLOURS, TRUTH, curve, image_url, write_page
@@ -76,7 +76,7 @@ def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_fo
     `box_format` reads them as another family's. Raises VPPError where the folder holds no finished evaluation, or where
     the protocol's file is not what it was when the evaluation ran.
     """
-    settings = read_run(folder)
+    settings, answers = read_evaluation(folder)
     chosen = protocol(protocol_name or str(settings["protocol"]))
     if chosen.task != "box":
         raise VPPError(f"'{folder}' holds region captions ('{chosen.name}'): only evaluations of boxes are compared.")
@@ -86,7 +86,7 @@ def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_fo
             f"`vpp eval rescore {folder} --protocol {chosen.name}`."
         )
     codec = box_codec(box_format or chosen.family or str(settings["box_format"]))
-    judged = judge(read_answers(Path(folder) / ANSWERS), chosen, codec)
+    judged = judge(answers, chosen, codec)
     return Evaluation(Path(folder), settings, chosen, codec, judged)
 
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
@@ -176,8 +176,11 @@ def check_rows(rows: Sequence[Row]) -> None:
         raise VPPError(f"{len(missing)} images are missing: {few(missing)}. Give their folder.")
 
 
-def fingerprint(rows: Iterable[Row]) -> str:
-    """Return the SHA-256 of the rows' ids, sizes, sentences and boxes, in order; images' bytes are not read."""
+def fingerprint(rows: Iterable[Any]) -> str:
+    """Return the SHA-256 of the ids, sizes, sentences and boxes of rows, or of the answers to them, in order.
+
+    Images' bytes are not read.
+    """
     digest = hashlib.sha256()
     for row in rows:
         line = [row.id, *row.size_hw, row.expression, *map(float, row.box)]

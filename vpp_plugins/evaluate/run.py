@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
 from vpp_plugins.errors import VPPError
-from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, read_answers, write_answers
+from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, answer_lines, read_answers
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint, plan
-from vpp_plugins.files import write_whole
+from vpp_plugins.files import only_one, sealed, sha256_of, unsealed, write_whole
 
 RUN = "run.json"
-LOCK = ".lock"
+ANSWERS_SHA256 = "answers_sha256"
+"""Key of `run.json` for the SHA-256 of the answers, which stands there before they do."""
 
 
 @runtime_checkable
@@ -64,44 +64,13 @@ def evaluate(
     protocol.check_family(asker.codec)
     batches = plan(rows, batch_size)
     folder, state = Path(out), processes()
-    with only_one(folder) if state.is_main_process else nullcontext():
+    held = only_one(folder, "evaluation", advice="give another folder")
+    with held if state.is_main_process else nullcontext():
         if state.is_main_process:
             _open(folder, _settings(rows, protocol, asker, batches, batch_size, about or {}))
         state.wait_for_everyone()
         _ask_all(asker, rows, protocol, batches, folder, state)
-    return read_answers(folder / ANSWERS)
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold the folder, made if need be, for this evaluation; whatever ends the process lets it go.
-
-    One process of a launch holds it for all. The lock is the operating system's, on a hidden file: it also keeps off
-    other machines where the file system says so to all of them, as NFS does unless mounted with `nolock`. Where there
-    are no locks at all, a warning says that nothing is kept off.
-
-    Raises VPPError where another evaluation holds the folder, and where it cannot be written.
-    """
-    lock = FileLock(folder / LOCK)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
-    except OSError as error:
-        raise VPPError(f"the folder '{folder}' cannot be written ({error}): give another one.") from None
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise VPPError(f"another evaluation is writing '{folder}': wait for its end, or give another folder.") from None
-    except OSError as error:
-        warnings.warn(
-            f"the folder '{folder}' has no locks ({error}): start no second evaluation in this folder before this one "
-            "ends.",
-            stacklevel=3,
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+    return read_evaluation(folder)[1]
 
 
 def _ask_all(
@@ -153,19 +122,44 @@ def processes() -> Any:
 
 def write_run(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write what a folder of `evaluate` says of itself."""
-    write_whole(folder / RUN, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / RUN, json.dumps(sealed(settings), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
     """Return what a folder of `evaluate` says of itself; raises VPPError where it is none."""
     path = Path(folder) / RUN
     try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise VPPError(f"no '{RUN}' in '{folder}': give the folder of a `vpp eval`.") from None
-    except ValueError as error:
-        raise VPPError(f"'{path}' is not valid JSON ({error}): run the evaluation again in a new folder.") from None
-    return settings
+    except (ValueError, RecursionError) as error:
+        raise VPPError(
+            f"'{path}' is damaged ({error}): put a copy back, or run the evaluation again in a new folder."
+        ) from None
+
+
+def read_evaluation(folder: str | Path) -> tuple[dict[str, Any], list[Answer]]:
+    """Return what a folder of `evaluate` says of itself, and its answers, one for each row that was asked.
+
+    Raises VPPError where answers are missing, repeated, in another order, or not those that were given.
+    """
+    settings, path = read_run(folder), Path(folder) / ANSWERS
+    answers = read_answers(path)
+    asked, digest = settings.get("rows"), settings.get(ANSWERS_SHA256)
+    again = "put a copy of the file back, or run the evaluation again in a new folder"
+    if len(answers) != asked:
+        raise VPPError(f"'{path}' holds {len(answers)} answers, but {asked} rows were asked: {again}.")
+    if fingerprint(answers) != settings.get("rows_sha256"):
+        raise VPPError(f"'{path}' does not hold the answers to the rows that were asked, in their order: {again}.")
+    if digest is None:
+        warnings.warn(
+            f"'{folder}' has no SHA-256 of its answers, as version 0.1.0 wrote none: whether they are those that were "
+            "given cannot be checked.",
+            stacklevel=3,
+        )
+    elif sha256_of(path) != digest:
+        raise VPPError(f"'{path}' was changed since it was written (its SHA-256 is another): {again}.")
+    return settings, answers
 
 
 def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
@@ -222,7 +216,8 @@ def _settings(
 def _open(folder: Path, settings: Mapping[str, Any]) -> None:
     if (folder / RUN).exists():
         known = read_run(folder)
-        differing = [key for key in sorted(known.keys() | settings.keys()) if known.get(key) != settings.get(key)]
+        keys = sorted((known.keys() | settings.keys()) - {ANSWERS_SHA256})
+        differing = [key for key in keys if known.get(key) != settings.get(key)]
         if differing == ["batches_sha256"]:
             if (folder / ANSWERS).exists():
                 return
@@ -248,7 +243,9 @@ def _merge(ledger: Ledger, batches: Sequence[Sequence[int]], folder: Path) -> No
     by_row = {
         row: answer for number, batch in enumerate(batches) for row, answer in zip(batch, done[number], strict=True)
     }
-    write_answers(folder / ANSWERS, (by_row[row] for row in range(len(by_row))))
+    text = answer_lines(by_row[row] for row in range(len(by_row)))
+    write_run(folder, {**read_run(folder), ANSWERS_SHA256: hashlib.sha256(text.encode()).hexdigest()})
+    write_whole(folder / ANSWERS, text)
     ledger.clear()
 
 

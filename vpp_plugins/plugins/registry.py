@@ -136,6 +136,11 @@ def build_loss(name: str, model: nn.Module, processor: Any) -> nn.Module | None:
     return loss
 
 
+def brings_losses() -> bool:
+    """Return whether any plugin brings training losses."""
+    return bool(manager().hook.vpp_loss.get_hookimpls())
+
+
 def converter(folder: Path) -> Converter:
     """Return what converts the checkpoint in a folder; raises VPPError when no plugin knows its layout."""
     if not folder.is_dir():

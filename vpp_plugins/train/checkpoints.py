@@ -1,8 +1,11 @@
 """A run's folder: where its checkpoints are, what must be in one to go on from it, and its weights."""
 
+import json
 import re
 import shutil
 import tempfile
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,30 @@ from torch import Tensor, nn
 
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE, host_state
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import check_manifest, read_safetensors
 
 FINAL = "final"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_STATE = {
+    "optimizer's state": ("optimizer.pt", "optimizer*", "global_step*"),
+    "schedule's state": ("scheduler.pt", "global_step*"),
+    "state of the random numbers": ("rng_state*.pth", "global_step*"),
+}
+"""What a run goes on with beside weights, and the files that hold it: transformers' own, FSDP's, DeepSpeed's."""
 
 
-def open_run(output_dir: str | Path, resume: str | None) -> Path | None:
+def open_run(output_dir: str | Path, resume: str | None, *, verify: bool = True) -> Path | None:
     """Make the run's folder writable and tidy, and return the checkpoint to go on from, or None.
 
     `resume` is None, "auto" for the last checkpoint if there is one, or a checkpoint's folder. Raises VPPError where
-    the folder cannot be written, where it holds checkpoints and nobody said to go on, and as `check_checkpoint` does.
+    the folder cannot be written, where it holds checkpoints and nobody said to go on, and as `check_checkpoint` does;
+    with `verify`, which one process of several is enough for, also where a file is not as it was saved.
     """
     folder = Path(output_dir)
-    _check_writable(folder)
+    check_writable(folder)
+    if verify:
+        for left in (*folder.glob(".checkpoint-*.part"), folder / f".{FINAL}.part"):  # a killed run's: ours is the lock
+            shutil.rmtree(left, ignore_errors=True)
     last = last_checkpoint(folder)
     if resume is None and (last is not None or (folder / FINAL).exists()):
         held = folder / FINAL if last is None else last
@@ -36,6 +50,8 @@ def open_run(output_dir: str | Path, resume: str | None) -> Path | None:
         return None
     chosen = last if resume == "auto" and last is not None else Path(resume)
     check_checkpoint(chosen)
+    if verify and not check_manifest(chosen):
+        _check_unhashed(chosen)
     return chosen
 
 
@@ -60,6 +76,34 @@ def check_checkpoint(folder: Path) -> None:
             f"the checkpoint '{folder}' holds weights alone (no trainer_state.json): begin a new run with it as model "
             "and vpp instead."
         )
+    for what, patterns in _STATE.items():
+        if not any(any(folder.glob(pattern)) for pattern in patterns):
+            raise VPPError(
+                f"the checkpoint '{folder}' lacks the {what} ({patterns[0]}), without which the run would end with "
+                "other weights: go on from another one, or begin a new run with it as model and vpp."
+            )
+
+
+def _check_unhashed(folder: Path) -> None:
+    """Warn of a checkpoint without manifest, as 0.1.0 wrote, and raise VPPError where a file cannot be read."""
+    warnings.warn(
+        f"the checkpoint '{folder}' has no manifest, as version 0.1.0 wrote none: whether its weights are as they were "
+        "saved cannot be checked.",
+        stacklevel=3,
+    )
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                read_safetensors([path])
+            elif path.suffix in (".pt", ".pth"):
+                with zipfile.ZipFile(path) as parts:  # torch writes a checksum with each part
+                    whole = parts.testzip() is None
+                if not whole:
+                    raise zipfile.BadZipFile("a checksum does not fit")
+            elif path.suffix == ".json":
+                json.loads(path.read_bytes())
+        except (ValueError, RecursionError, zipfile.BadZipFile, OSError) as error:
+            raise VPPError(f"'{path}' is damaged ({error}): go on from another checkpoint.") from None
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -117,7 +161,8 @@ def put_rows(host: Any, saved: dict[str, Tensor]) -> None:
             table[rows:] = saved[name].to(table)
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be, and raise VPPError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -21,6 +21,22 @@ TABLES = ("lr", "schedule", "keep", "global_vpp", "local_vpp")
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
 
 
+_DEEPEST = 20
+_MOST = 1e30
+_RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys("hide_boxes lora_dropout average_weights label_smoothing_factor".split(), (0, 1)),
+    **dict.fromkeys(
+        "max_samples max_length max_turns lora_r eval_limit per_device_train_batch_size per_device_eval_batch_size "
+        "gradient_accumulation_steps save_total_limit".split(),
+        (1, 2**62),
+    ),
+    **dict.fromkeys("max_skipped dataloader_num_workers".split(), (0, 2**62)),
+    **dict.fromkeys("learning_rate weight_decay max_grad_norm warmup_steps num_train_epochs".split(), (0, _MOST)),
+    **dict.fromkeys("max_steps save_steps eval_steps logging_steps".split(), (-1, 2**62)),
+    **dict.fromkeys("seed data_seed".split(), (0, 2**32 - 1)),
+}
+"""The least and the most of keys that are numbers."""
+
 OLD_LOSSES = {"word_alignment": "words", "detection_loss": "detection", "soft_boxes": "coordinates"}
 """Keys of 0.1.0 that are entries of `losses` now; they work until 0.2."""
 
@@ -153,7 +169,8 @@ class Recipe:
             if key not in kinds:
                 raise VPPError(f"a recipe has no key '{key}'.{nearest(key, kinds)} `vpp train --help` lists them.")
             if not fits(value, kinds[key]):
-                raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {value!r}.")
+                raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {_short(value)}.")
+            _check_range(key, value)
             if key in own:
                 ours[key] = tuple(value) if isinstance(value, list) else value
             else:
@@ -201,11 +218,31 @@ def key_types() -> Mapping[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VPPError(f"there is no recipe '{path}': examples/recipes holds some to begin with.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise VPPError(f"the recipe '{path}' cannot be read ({error.strerror}).") from None
+    except ValueError as error:
         raise VPPError(f"'{path}' is not valid TOML ({error}).") from None
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """Read TOML; raises ValueError for what is none, for text of half characters, and for what is nested too deep."""
+    try:
+        text.encode()
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("too many brackets or dots") from None
+    if _depth(values, _DEEPEST) > _DEEPEST:
+        raise ValueError(f"more than {_DEEPEST} tables or lists in one another")
+    return values
+
+
+def _depth(value: Any, most: int) -> int:
+    """Return how deep tables and lists lie in one another, counted no further than past `most`."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max((_depth(one, most - 1) for one in inner), default=0) if most >= 0 and inner else 0
 
 
 def _parsed(change: str) -> dict[str, Any]:
@@ -219,11 +256,14 @@ def _parsed(change: str) -> dict[str, Any]:
     as_text = f"{key} = {json.dumps(text.strip())}"
     kind = key_types().get(key)
     try:
-        values = tomllib.loads(f"{key} = {text}")
+        values = _toml(f"{key} = {text}")
         if kind is not None and not fits(values[key], kind) and fits("", kind):  # output_dir=2026 is a name
-            return tomllib.loads(as_text)
-    except tomllib.TOMLDecodeError:
-        return tomllib.loads(as_text)
+            return _toml(as_text)
+    except ValueError as error:
+        try:
+            return _toml(as_text)
+        except ValueError:
+            raise VPPError(f"the change '{change[:80]}' of the recipe cannot be read ({str(error)[:200]}).") from None
     return values
 
 
@@ -276,8 +316,8 @@ def _loss_weight(entry: str) -> tuple[str, float]:
 
 
 def _rate(part: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise VPPError(f"the learning rate lr.{part} should be a number, but is {value!r}.")
+    if not fits(value, float) or not 0 <= value <= _MOST:
+        raise VPPError(f"the learning rate lr.{part} should be a number, 0 or more, but is {_short(value)}.")
     return float(value)
 
 
@@ -287,6 +327,22 @@ def _schedule(part: str, value: Any) -> str:
     if not isinstance(value, str):
         raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")
     return check_schedule(value)
+
+
+def _short(value: Any) -> str:
+    """Return a value for a sentence; one of thousands of digits cannot even be written."""
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):
+        return "too long to show"
+
+
+def _check_range(key: str, value: Any) -> None:
+    """Raise VPPError for a number that no run can have: better said before a model is loaded."""
+    least, most = _RANGES.get(key, (-math.inf, math.inf))
+    if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value <= most:
+        wanted = f"{least} or more" if most == math.inf else f"from {least} to {most}"
+        raise VPPError(f"the recipe's key '{key}' should be {wanted}, but is {_short(value)}.")
 
 
 def _said(kind: Any) -> str:

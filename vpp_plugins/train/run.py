@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,18 +15,29 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from vpp_plugins.attach import host_state, unwrap
 from vpp_plugins.data import TrainingData
+from vpp_plugins.data.formats import data_format
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import whole_file, whole_folder
+from vpp_plugins.evaluate import protocol
+from vpp_plugins.files import only_one, whole_file, whole_folder
+from vpp_plugins.plugins import box_codec
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.chat import ChatWriter
-from vpp_plugins.train.checkpoints import FINAL, check_room, open_run
+from vpp_plugins.train.checkpoints import FINAL, check_room, check_writable, open_run
 from vpp_plugins.train.collate import Collator
 from vpp_plugins.train.data import load_kept, load_mixture
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.evaluation import evaluation_of
 from vpp_plugins.train.forgetting import Forgetting
-from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, coordinate_ids
-from vpp_plugins.train.model import attach, check_family, empty_host, load_host, prepare_for_training
+from vpp_plugins.train.groups import SCOPES
+from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, check_losses, coordinate_ids
+from vpp_plugins.train.model import (
+    attach,
+    check_family,
+    empty_host,
+    learning_rates,
+    load_host,
+    prepare_for_training,
+)
 from vpp_plugins.train.optim import MUON, WeightAverage, muon_groups
 from vpp_plugins.train.packing import PackingCollator, check_packing
 from vpp_plugins.train.preflight import preview, show
@@ -60,8 +72,17 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     trained for a recipe, data, model or folder that does not fit.
     """
     arguments = training_arguments(recipe)
+    _check_names(recipe)
     set_seed(arguments.seed)  # LoRA's first weights are random, and a run may be killed before they are saved
-    resume = open_run(recipe.output_dir, recipe.trainer.get("resume_from_checkpoint"))
+    check_writable(Path(recipe.output_dir))
+    held = only_one(Path(recipe.output_dir), "training run", advice="choose another output_dir")
+    with held if arguments.should_save else nullcontext():
+        return _train(recipe, arguments, model, processor)
+
+
+def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Trained:
+    asked, first = recipe.trainer.get("resume_from_checkpoint"), arguments.local_process_index == 0
+    resume = open_run(recipe.output_dir, asked, verify=first)
     with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
         data = load_mixture(recipe)
     _check_images(data)
@@ -104,6 +125,21 @@ def training_arguments(recipe: Recipe) -> Any:
         raise VPPError(f"transformers does not take the recipe: {error}") from None
     _check_arguments(arguments, recipe)
     return arguments
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Raise VPPError for names that nobody knows: better said before data and model are loaded."""
+    if recipe.data_format != "drawn-scenes":
+        data_format(recipe.data_format)
+    for family in (recipe.data_family, recipe.box_format):
+        if family is not None:
+            box_codec(family)
+    if recipe.eval_data is not None:
+        protocol(recipe.eval_protocol)
+    if recipe.lora_scope is not None and recipe.lora_scope not in SCOPES:
+        raise VPPError(f"no LoRA scope is called '{recipe.lora_scope}'. Known: {', '.join(SCOPES)}.")
+    check_losses(recipe.loss_weights())
+    learning_rates(recipe)
 
 
 def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:
@@ -218,6 +254,17 @@ def _check_images(data: TrainingData) -> None:
         )
 
 
+def _data_of(path: Path) -> str:
+    """Return the digest of the data that a run was begun with."""
+    try:
+        return str(json.loads(path.read_bytes())["data_sha256"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise VPPError(
+            f"'{path}' is damaged ({error!r}), so whether the data are the same cannot be checked: delete it where you "
+            "know that they are, and go on."
+        ) from None
+
+
 def _checkpoint_bytes(trainer: VPPTrainer) -> int:
     """Estimate a checkpoint: weights, and two numbers of AdamW for each that is trained."""
     trained: int = sum(p.numel() * p.element_size() for group in trainer.groups for p in group["params"])
@@ -232,7 +279,7 @@ def _record(recipe: Recipe, data: TrainingData, *, resumed: bool) -> None:
     """Write what the run is; a run that goes on must have the same data, in the same order."""
     run = Path(recipe.output_dir)
     path, digest = run / RUN, data.fingerprint()
-    if resumed and path.is_file() and json.loads(path.read_text())["data_sha256"] != digest:
+    if resumed and path.is_file() and _data_of(path) != digest:
         raise VPPError(
             f"'{run}' was begun with other data than '{recipe.data}' holds now, so going on would repeat some samples "
             "and miss others: give the same data, or another output_dir."

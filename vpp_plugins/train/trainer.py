@@ -16,7 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, save_vpp, unwrap, vocabulary, write_vpp
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import whole_folder
+from vpp_plugins.files import whole_folder, write_manifest
 from vpp_plugins.train.checkpoints import (
     added_rows,
     check_checkpoint,
@@ -219,7 +219,9 @@ class VPPTrainer(Trainer):
                 self.state.best_model_checkpoint = str(target)
             if self.args.should_save:
                 self.state.save_to_json(str(written / "trainer_state.json"))
-            self.accelerator.wait_for_everyone()
+            self.accelerator.wait_for_everyone()  # the others have written theirs too
+            if self.args.should_save:
+                write_manifest(written)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             limit = self.args.save_total_limit
@@ -263,7 +265,7 @@ class VPPTrainer(Trainer):
         if self.is_fsdp_enabled:  # its shards hold the prompts too
             return
         for vpp in every_vpp(host):
-            read_into(vpp, folder)
+            read_into(vpp, folder, check=False)  # the checkpoint's manifest was checked
         if (folder / ROWS_FILE).is_file():
             put_rows(host, load_file(folder / ROWS_FILE))
         for kept in self._kept:

@@ -23,6 +23,7 @@ __all__ = [
     "SoftBoxLoss",
     "answer_loss",
     "build_losses",
+    "check_losses",
     "coordinate_ids",
     "named_objects",
 ]
@@ -32,6 +33,20 @@ ANSWERS = "coordinates"
 BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {
     kind.name: kind for kind in (WordAlignment, AuxiliaryDetection, Pointing, Looking, Copying)
 }
+
+
+def check_losses(weights: Mapping[str, float]) -> None:
+    """Raise VPPError for a name that is not built in, where no plugin brings losses; needs no model."""
+    for name in weights.keys() - {*BUILT_IN, ANSWERS}:
+        if not plugins.brings_losses():
+            raise _unknown(name)
+
+
+def _unknown(name: str) -> VPPError:
+    known = (*BUILT_IN, ANSWERS)
+    return VPPError(
+        f"no loss is called '{name}'.{nearest(name, known)} Built in: {', '.join(known)}; others come as plugins."
+    )
 
 
 def build_losses(weights: Mapping[str, float], model: nn.Module, processor: Any) -> list[AuxiliaryLoss]:
@@ -62,10 +77,7 @@ def _build(name: str, model: nn.Module, processor: Any) -> AuxiliaryLoss:
         return BUILT_IN[name](model, processor)
     loss = plugins.build_loss(name, model, processor)
     if loss is None:
-        known = (*BUILT_IN, ANSWERS)
-        raise VPPError(
-            f"no loss is called '{name}'.{nearest(name, known)} Built in: {', '.join(known)}; others come as plugins."
-        )
+        raise _unknown(name)
     if not isinstance(loss, AuxiliaryLoss):
         raise VPPError(f"the plugin's loss '{name}' should be an AuxiliaryLoss, but is a {type(loss).__name__}.")
     return loss
