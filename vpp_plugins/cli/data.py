@@ -9,7 +9,7 @@ import typer
 from vpp_plugins.cli.train import Changes, Recipes
 
 if TYPE_CHECKING:
-    from vpp_plugins.data import Tally
+    from vpp_plugins.data import PixelBudget, Tally
 
 data = typer.Typer(help="Make and inspect data.", no_args_is_help=True)
 
@@ -56,6 +56,18 @@ Images = Annotated[
 ]
 Sizes = Annotated[Path | None, typer.Option(help="File of the images' sizes: read first, and added to.")]
 Family = Annotated[str, typer.Option(help="Whose boxes stand in the text of dialogues: llava, internvl, qwen2-vl, ...")]
+MinPixels = Annotated[
+    int | None, typer.Option(help="Of qwen2.5-vl: the least pixels to which its processor resized images.", min=1)
+]
+MaxPixels = Annotated[int | None, typer.Option(help="Of qwen2.5-vl: the most; its own setting unless named.", min=1)]
+
+
+def pixel_budget(least: int | None, most: int | None) -> "PixelBudget | None":
+    """Return how images were resized, where an option says so; what is not named is as Qwen's processor is set."""
+    from vpp_plugins.data import PixelBudget
+
+    named = {name: value for name, value in (("least", least), ("most", most)) if value is not None}
+    return PixelBudget(**named) if named else None
 
 
 @data.command()
@@ -78,6 +90,8 @@ def convert(
     sizes: Sizes = None,
     family: Family = "llava",
     to_family: Annotated[str, typer.Option(help="Whose boxes to write into text; the same unless named.")] = "",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     split: Annotated[str, typer.Option(help="Only this split, where the file holds several.")] = "",
     strip_prefix: Annotated[str, typer.Option(help="Cut this from the beginning of images' paths.")] = "",
     images_to: Annotated[Path | None, typer.Option(help="Write the images that lie in the source here.")] = None,
@@ -104,7 +118,12 @@ def convert(
         sizes=sizes,
         family=family,
         target_family=to_family,
-        reading=Reading(split=split, strip_prefix=strip_prefix, images_to=images_to),
+        reading=Reading(
+            split=split,
+            strip_prefix=strip_prefix,
+            images_to=images_to,
+            pixels=pixel_budget(min_pixels, max_pixels),
+        ),
         shard_bytes=shard_mb * 1_000_000,
         overwrite=overwrite,
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vpp_plugins.cli.data import Family, Images, Sizes
+from vpp_plugins.cli.data import Family, Images, MaxPixels, MinPixels, Sizes, pixel_budget
 
 
 def doctor(
@@ -14,6 +14,8 @@ def doctor(
     images: Images = None,
     sizes: Sizes = None,
     family: Family = "llava",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     out: Annotated[Path | None, typer.Option(help="Also write a page with boxes drawn as they may be meant.")] = None,
     against: Annotated[Path | None, typer.Option(help="Another set, with which no image may be shared.")] = None,
     against_format: Annotated[str, typer.Option(help="Its format; the same unless named.")] = "",
@@ -35,6 +37,7 @@ def doctor(
         images=images,
         sizes=sizes,
         family=family,
+        pixels=pixel_budget(min_pixels, max_pixels),
         against=against,
         against_format=against_format,
         against_images=against_images,

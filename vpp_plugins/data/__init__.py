@@ -37,7 +37,7 @@ from vpp_plugins.data.dataset import (
 )
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.image_sizes import ImageError, image_path
-from vpp_plugins.data.record import CHOSEN, KEPT, Issue, Tally
+from vpp_plugins.data.record import CHOSEN, KEPT, Issue, PixelBudget, Tally
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Turn
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
@@ -54,6 +54,7 @@ __all__ = [
     "Mixture",
     "Numbers",
     "Phrases",
+    "PixelBudget",
     "Sample",
     "StoredData",
     "Tally",

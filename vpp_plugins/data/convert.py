@@ -56,7 +56,7 @@ def convert(
     reading = replace(reading or Reading(), family=family)
     folder = Path(images) if images is not None else None
     known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
-    writing = Writing(target, reading.tally, target_family or family, folder, shard_bytes)
+    writing = Writing(target, reading.tally, target_family or family, folder, shard_bytes, reading.pixels)
     with _kept(known), progress_bar(f"Converting {source.name}", shown=progress) as advance:
         found = advancing(samples(reader.read(source, reading), known, reading.tally), advance)
         writer(_some(found, writing, source, target_format), writing)

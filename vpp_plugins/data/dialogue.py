@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
-from vpp_plugins.data.record import Issue, Tally
-from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Talk, Turn
+from vpp_plugins.data.record import BoxUnit, Issue, PixelBudget, Tally
+from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn
 from vpp_plugins.errors import VPPError
 
 IMAGE = "<image>"
+_BUDGETS = {"qwen2.5-vl": PixelBudget()}
+"""What the families' own processors are set to."""
 _REGION = "Please provide a short description for this region: {}."
 _LISTED = r"-?(?:\d++(?:\.\d*+)?|\.\d++)"  # possessive: a million digits must not be tried in every split
 _NUMBER_LIST = re.compile(rf"\[\s*{_LISTED}(?:\s*[,;]\s*{_LISTED})+\s*\]")
@@ -22,6 +24,31 @@ class Phrases:
     """How one family's data ask and answer. The family's codec is the only one that reads and writes the boxes."""
 
     codec: BoxCodec
+    pixels: PixelBudget | None = None
+    """Where the family counts pixels of the resized image: how its processor resizes."""
+
+    @property
+    def unit(self) -> BoxUnit | BoxCodec:
+        """What the numbers of boxes in text mean. Raises VPPError where nothing says how images are resized."""
+        if self.codec.scale.full is not None or self.codec.text is None:
+            return self.codec
+        return BoxUnit(resized=self._budget)
+
+    def meta(self, sample: Sample) -> ImageMeta | None:
+        """Return what the codec must know of a sample's image, or None where its size is not known."""
+        if not sample.width:
+            return None
+        size_hw = (sample.height, sample.width)
+        return ImageMeta(size_hw, self._budget(size_hw)) if self.codec.scale.full is None else ImageMeta(size_hw)
+
+    @property
+    def _budget(self) -> PixelBudget:
+        if self.pixels is None and self.codec.family not in _BUDGETS:
+            raise VPPError(
+                f"the family '{self.codec.family}' writes boxes in pixels of the image as its processor resizes it: "
+                "say how many pixels that gives, --min-pixels and --max-pixels, as in its preprocessor_config.json."
+            )
+        return self.pixels or _BUDGETS[self.codec.family]
 
     def read(self, question: str, answer: str, sample_id: str, tally: Tally) -> Turn | None:
         """Return a question and its answer as a turn, boxes as the family's numbers; None, counted, where broken.

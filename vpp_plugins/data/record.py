@@ -11,9 +11,12 @@ from typing import ClassVar, Literal, TypeAlias
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, Frame, ImageMeta, frame_rectangle, inside_image
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, check_name
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.errors import VPPError
 
 _HUGE = 1e6
 _EXAMPLES = 5
+PATCH = 28
+"""Qwen's processors make the sides of images multiples of it, in pixels."""
 _SLACK_PX = 0.5  # annotation tools round to the pixel
 ROW = -1
 """Length of an image that is in a row of a table; its start is the row's number."""
@@ -23,16 +26,47 @@ Order: TypeAlias = Literal["xyxy", "xywh", "yxyx", "cxcywh"]
 
 
 @dataclass(frozen=True)
+class PixelBudget:
+    """The size to which Qwen's processors resize an image: sides in patches of 28, and so many pixels in all."""
+
+    least: int = 56 * 56
+    most: int = 16_384 * 28 * 28
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise VPPError(f"the pixels of a resized image are {self.least:,} to {self.most:,}: no image has so many.")
+
+    def __str__(self) -> str:
+        return f"{self.least:,} to {self.most:,} pixels, sides in steps of {PATCH}"
+
+    def __call__(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of an image after resizing, as `smart_resize` of transformers does."""
+        sides = [round(side / PATCH) * PATCH for side in size_hw]
+        pixels = size_hw[0] * size_hw[1]
+        if math.prod(sides) > self.most:
+            shrink = math.sqrt(pixels / self.most)
+            sides = [max(PATCH, math.floor(side / shrink / PATCH) * PATCH) for side in size_hw]
+        elif math.prod(sides) < self.least:
+            grow = math.sqrt(self.least / pixels)
+            sides = [math.ceil(side * grow / PATCH) * PATCH for side in size_hw]
+        return sides[0], sides[1]
+
+
+@dataclass(frozen=True)
 class BoxUnit:
     """How a file means the numbers of a box: the frame, the number of its far edge (None: pixels), and their order."""
 
     frame: Frame = "image"
     full: float | None = None
     order: Order = "xyxy"
+    resized: "PixelBudget | None" = None
+    """The pixels are those of the image as a processor with this budget resizes it; None: of the image itself."""
     per_box: ClassVar[int] = 4
 
     def __str__(self) -> str:
         unit = "pixels" if self.full is None else f"0-{self.full:g}"
+        if self.resized is not None:
+            return f"{self.order} in pixels of the image resized to {self.resized}"
         return f"{self.order} in {unit}{' of the padded square' if self.frame == 'square' else ''}"
 
     def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
@@ -47,9 +81,12 @@ class BoxUnit:
             x1, y1, x2, y2 = y1, x1, y2, x2
         elif self.order == "cxcywh":
             x1, y1, x2, y2 = x1 - x2 / 2, y1 - y2 / 2, x1 + x2 / 2, y1 + y2 / 2
-        if self.frame != "image" or self.full is not None:
+        if self.frame != "image" or self.full is not None or self.resized is not None:
             left, top, width, height = frame_rectangle(self.frame, meta.size_hw)
             across, down = (1.0, 1.0) if self.full is None else (width / self.full, height / self.full)
+            if self.resized is not None:
+                resized_height, resized_width = self.resized(meta.size_hw)
+                across, down = width / resized_width, height / resized_height
             x1, y1, x2, y2 = x1 * across + left, y1 * down + top, x2 * across + left, y2 * down + top
         box = (x1, y1, x2, y2)
         settled, status = inside_image(box, meta.size_hw, (_SLACK_PX, _SLACK_PX))

@@ -16,6 +16,7 @@ from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, image_path, upright_size
+from vpp_plugins.data.record import PixelBudget
 
 _SHOWN = 5
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
@@ -52,6 +53,7 @@ def examine(
     images: str | Path | None = None,
     sizes: str | Path | None = None,
     family: str = "llava",
+    pixels: PixelBudget | None = None,
     against: str | Path | None = None,
     against_format: str = "",
     against_images: str | Path | None = None,
@@ -62,10 +64,11 @@ def examine(
 
     `images` is the folder of the images. Without it, or a file of their `sizes`, boxes of a format that stores no
     sizes cannot be judged. All images' headers are read, and up to `decode` of them, drawn at random beyond that, are
-    decoded whole. `against` is another set, such as the test set, with which no image may be shared. Raises VPPError
-    where a file cannot be read at all.
+    decoded whole. `pixels` is as in `Reading`. `against` is another set, such as the test set, with which no image may
+    be shared. Raises VPPError where a file cannot be read at all.
     """
-    path, folder, reading = Path(path), Path(images) if images is not None else None, Reading(family=family)
+    path, folder = Path(path), Path(images) if images is not None else None
+    reading = Reading(family=family, pixels=pixels)
     collector = Collector(ImageSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
     with progress_bar(f"Reading {path.name}", shown=progress) as advance:
         for row, record in enumerate(data_format(format_name).read(path, reading)):
@@ -84,7 +87,7 @@ def examine(
     else:
         notes.append("The images themselves were not looked at: no folder was given (--images).")
     if against is not None:
-        other = data_format(against_format or format_name).read(Path(against), Reading(family=family))
+        other = data_format(against_format or format_name).read(Path(against), Reading(family=family, pixels=pixels))
         names = {record.image for record in other if record.image}
         both = shared_images(list(collector.images), names, folder, Path(against_images) if against_images else None)
         meaning = f"What is learned on them, '{against}' no longer measures."

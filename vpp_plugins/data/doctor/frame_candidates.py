@@ -7,13 +7,11 @@ import numpy as np
 from jaxtyping import Float
 
 from vpp_plugins.boxes import BoxCodec, Rounded
-from vpp_plugins.data.record import BoxUnit, Order
+from vpp_plugins.data.record import PATCH, BoxUnit, Order
 
 Columns = Float[np.ndarray, "n 4"]
 Sizes = Float[np.ndarray, "n 2"]
 """(width, height) of each box's image; NaN where it is not known."""
-
-_PATCH = 28  # Qwen's processors make sides multiples of it
 
 
 @dataclass(frozen=True)
@@ -41,11 +39,11 @@ class Resize:
         if self.to == "long side":
             scale: Sizes = self.number / sizes_wh.max(axis=1, keepdims=True)
             return np.asarray(sizes_wh * scale)
-        rounded = np.maximum(np.round(sizes_wh / _PATCH), 1)
-        shrink = np.sqrt(sizes_wh.prod(axis=1, keepdims=True) / (self.number * _PATCH**2))
-        shrunk = np.maximum(np.floor(sizes_wh / np.maximum(shrink, 1) / _PATCH), 1)
+        rounded = np.maximum(np.round(sizes_wh / PATCH), 1)
+        shrink = np.sqrt(sizes_wh.prod(axis=1, keepdims=True) / (self.number * PATCH**2))
+        shrunk = np.maximum(np.floor(sizes_wh / np.maximum(shrink, 1) / PATCH), 1)
         patches: Sizes = np.where(rounded.prod(axis=1, keepdims=True) > self.number, shrunk, rounded)
-        return patches * _PATCH
+        return patches * PATCH
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,9 @@ class Candidate:
 def declared_candidate(unit: BoxUnit | BoxCodec) -> Candidate | None:
     """Return what a format or a family says of its boxes, or None for tokens that are no four coordinates."""
     if isinstance(unit, BoxUnit):
-        return Candidate(unit)
+        if unit.resized is None:
+            return Candidate(unit)
+        return Candidate(BoxUnit("image", None, unit.order), Resize("patches", unit.resized.most // PATCH**2))
     scale = unit.scale
     if scale.per_box != 4:
         return None

@@ -13,7 +13,7 @@ from vpp_plugins.boxes import BOX_CODECS, BoxCodec
 from vpp_plugins.data.dialogue import IMAGE, Phrases
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_records
-from vpp_plugins.data.record import Issue, Record
+from vpp_plugins.data.record import BoxUnit, Issue, Record
 from vpp_plugins.data.sample import Locate, Sample, Talk, Turn
 from vpp_plugins.errors import VPPError
 
@@ -25,9 +25,10 @@ _REGION = re.compile(r"\[(\d+\.\d+(?:\s*,\s*\d+\.\d+)*)\]")
 
 def read_conversations(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per dialogue. Boxes are numbers of the family `reading.family`."""
-    phrases = Phrases(_codec(reading.family))
+    phrases = Phrases(_codec(reading.family), reading.pixels)
+    unit = phrases.unit  # one object for all: the doctor groups by it
     for number, row in enumerate(stream_records(path, largest=reading.largest)):
-        record = conversation_record(row, number, reading, phrases)
+        record = conversation_record(row, number, reading, phrases, unit)
         if record is not None:
             yield record
 
@@ -37,17 +38,20 @@ def read_llava_grounding(path: Path, reading: Reading) -> Iterator[Record]:
 
     The rule also matches lists that are not four numbers long; such lists stay text and are counted.
     """
-    phrases = Phrases(_codec(reading.family))
+    phrases = Phrases(_codec(reading.family), reading.pixels)
+    unit = phrases.unit  # one object for all: the doctor groups by it
     for number, row in enumerate(stream_records(path, largest=reading.largest)):
         if not _holds_region(row):
             reading.tally.add(Issue.NOT_SELECTED, row_id(row, number))
             continue
-        record = conversation_record(row, number, reading, phrases)
+        record = conversation_record(row, number, reading, phrases, unit)
         if record is not None:
             yield record
 
 
-def conversation_record(row: Any, number: int, reading: Reading, phrases: Phrases) -> Record | None:
+def conversation_record(
+    row: Any, number: int, reading: Reading, phrases: Phrases, unit: BoxUnit | BoxCodec
+) -> Record | None:
     """Return one dialogue as a record, or None, counted, where it is none."""
     sample_id = row_id(row, number)
     if not isinstance(row, dict):
@@ -68,7 +72,7 @@ def conversation_record(row: Any, number: int, reading: Reading, phrases: Phrase
         image=image,
         size_wh=positive_size(row.get("width"), row.get("height")),
         turns=tuple(turn for turn in turns if turn is not None),
-        unit=phrases.codec,
+        unit=unit,
         image_marks=marks,
     )
 
@@ -106,7 +110,7 @@ def without_marks(text: str) -> str:
 
 def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:
     """Write one JSON array with a dialogue on each line, boxes as the family `writing.family` writes them."""
-    phrases = Phrases(_codec(writing.family))
+    phrases = Phrases(_codec(writing.family), writing.pixels)
     if phrases.codec.text is None:
         raise VPPError(f"the family '{writing.family}' writes points, not boxes: choose another one (--family).")
     writing.write_array(conversation(sample, phrases) for sample in writing.whole(samples))
@@ -118,7 +122,7 @@ def conversation(sample: Sample, phrases: Phrases, *, marks_like_reference: bool
     `<image>` stands before the first question. `marks_like_reference` does as the reference's converters did: every
     grounding question has one, and a turn that they left as it was has none.
     """
-    meta = sample.meta if sample.width else None
+    meta = phrases.meta(sample)
     messages = []
     for number, turn in enumerate(sample.turns):
         question, answer = phrases.write(turn, meta)

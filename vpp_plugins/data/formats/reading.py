@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
-from vpp_plugins.data.record import Issue, Tally
+from vpp_plugins.data.record import Issue, PixelBudget, Tally
 from vpp_plugins.data.sample import Sample, Turn
 from vpp_plugins.files import whole_file
 
@@ -20,7 +20,8 @@ class Reading:
 
     `split` "" takes all. `strip_prefix` is cut from the beginning of images' names (some published files hold the
     absolute paths of their authors), and `image_prefix` put before what is left. `largest` is the most characters that
-    one sample may have. `images_to` is a folder to which formats that carry images write them.
+    one sample may have. `pixels` is how the images were resized in whose pixels a family's boxes are counted (None: as
+    its own processor is set). `images_to` is a folder to which formats that carry images write them.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -30,6 +31,7 @@ class Reading:
     image_prefix: str = ""
     largest: int = LARGEST_ELEMENT
     images_to: Path | None = None
+    pixels: PixelBudget | None = None
 
     def image_name(self, name: str) -> str:
         """Return the name of an image below its folder."""
@@ -80,6 +82,7 @@ class Writing:
     family: str = "llava"
     images: Path | None = None
     shard_bytes: int = 1 << 30
+    pixels: PixelBudget | None = None
     written: Written = field(default_factory=Written)
 
     def whole(self, samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -53,8 +53,9 @@ def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record | N
     return Record(sample_id, image, None, tuple(turns), unit, image_marks=marks)
 
 
-def _refused(sample_id: str, reading: Reading) -> None:
+def _refused(sample_id: str, reading: Reading) -> Record | None:
     reading.tally.add(Issue.BAD_FIELD, sample_id, "messages or objects")
+    return None
 
 
 def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numbers]) -> Turn:
