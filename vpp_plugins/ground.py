@@ -111,15 +111,16 @@ class Grounder:
         preparing = prepared_once(self.processor.image_processor, self._backbone)
         with _left_padding(self.processor.tokenizer), preparing:
             inputs = self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", padding=True)
+        metas = metas_of(images, self.codec, self.processor.image_processor, inputs)
         inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
         settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens, **generation}
         with _evaluating(self.model), torch.no_grad(), encoded_once(unwrap(self.model), self._backbone):
             output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
         answers = self._decode(_without_prompt(output, inputs["input_ids"]))
-        return list(zip(answers, self.metas(images), strict=True))
+        return list(zip(answers, metas, strict=True))
 
     def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:
-        """Return what the codec must know of images, as this model's processor will show them; nothing is run."""
+        """Return what the codec must know of images, as `ask` will show them; nothing is run."""
         return metas_of(images, self.codec, self.processor.image_processor)
 
     def _ground(self, images: list[Image.Image], expressions: list[str]) -> list[Grounding]:

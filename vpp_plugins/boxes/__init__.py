@@ -8,7 +8,7 @@ from vpp_plugins.boxes.codecs import BoxCodec, BoxStatus, Decoded, inside_image
 from vpp_plugins.boxes.families import AXIS_SENTENCE, BOX_CODECS, codec
 from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle, padded_square
 from vpp_plugins.boxes.iou import box_iou, generalized_box_iou
-from vpp_plugins.boxes.metas import metas_of
+from vpp_plugins.boxes.metas import ShownSizes, check_shown, metas_of
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
 from vpp_plugins.boxes.text import BoxText
 
@@ -26,7 +26,9 @@ __all__ = [
     "ImageMeta",
     "Rounded",
     "Scale",
+    "ShownSizes",
     "box_iou",
+    "check_shown",
     "codec",
     "frame_rectangle",
     "generalized_box_iou",

@@ -15,7 +15,7 @@ from typing import Protocol as Interface
 
 from PIL import Image
 
-from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.boxes import BoxCodec, ImageMeta, check_shown
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, answer_lines, read_answers
 from vpp_plugins.evaluate.protocol import Protocol
@@ -169,10 +169,11 @@ def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
     if protocol.min_new_tokens:
         generation["min_new_tokens"] = protocol.min_new_tokens
     shown = [image for _, image in readable]
-    questions = [
-        protocol.ask(row, asker.codec, meta) for (row, _), meta in zip(readable, asker.metas(shown), strict=True)
-    ]
+    metas = asker.metas(shown)
+    questions = [protocol.ask(row, asker.codec, meta) for (row, _), meta in zip(readable, metas, strict=True)]
     given = asker.ask(shown, questions, **generation) if shown else []
+    if protocol.task == "caption":  # its questions hold boxes
+        check_shown(metas, [meta for _, meta in given])
     texts = {row.id: answer for (row, _), answer in zip(readable, given, strict=True)}
     return [
         Answer.of(row, *texts[row.id]) if row.id in texts else Answer.of(row, "", None, error=str(image))

@@ -116,12 +116,14 @@ def score_baked(
     """Ask the same questions, an image, an expression and its true box, with the prompt attached and with it baked."""
     axes, grounder = load_axes(folder), Grounder(model, processor)
     images = [image for image, _, _ in questions]
-    metas = processor.image_metas(images)
     prompts = [grounder.codec.prompt(expression) for _, expression, _ in questions]
     attached, baked = [], []
+    metas = []
     for start in range(0, len(questions), batch_size):
         batch = slice(start, start + batch_size)
-        attached += [text for text, _ in grounder.ask(images[batch], prompts[batch])]
+        answers = grounder.ask(images[batch], prompts[batch])
+        attached += [text for text, _ in answers]
+        metas += [meta for _, meta in answers]
         with vpp_disabled(model):
             laid = [apply_axes(image, axes) for image in images[batch]]
             baked += [text for text, _ in grounder.ask(laid, prompts[batch])]

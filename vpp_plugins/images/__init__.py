@@ -2,7 +2,15 @@
 
 from vpp_plugins.images.draw import draw_boxes
 from vpp_plugins.images.letterbox import IMAGENET_MEAN, IMAGENET_STD, letterbox, letterboxes, normalise
-from vpp_plugins.images.load import LARGEST_SIDE, SMALLEST_SIDE, ImageSource, flatten_images, load_image, load_images
+from vpp_plugins.images.load import (
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
+    ImageSource,
+    flatten_images,
+    image_sources,
+    load_image,
+    load_images,
+)
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -12,6 +20,7 @@ __all__ = [
     "ImageSource",
     "draw_boxes",
     "flatten_images",
+    "image_sources",
     "letterbox",
     "letterboxes",
     "load_image",

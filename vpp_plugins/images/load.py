@@ -74,7 +74,7 @@ def flatten_images(images: Any) -> list[Image.Image]:
     Beside what `load_image` takes, images may be 8-bit arrays [height, width, 3] or tensors [3, height, width]. An
     image that comes several times is read once, and is one object.
     """
-    return [] if images is None else _each_once(_to_image, _leaves(images))
+    return [] if images is None else _each_once(_to_image, image_sources(images))
 
 
 def _each_once(read: Callable[[Any], Image.Image], sources: Iterable[Any]) -> list[Image.Image]:
@@ -87,10 +87,11 @@ def _each_once(read: Callable[[Any], Image.Image], sources: Iterable[Any]) -> li
     return [images[name] for name in names]
 
 
-def _leaves(images: Any) -> Iterator[Any]:
+def image_sources(images: Any) -> Iterator[Any]:
+    """Give every image of an image, a list, or a list of lists as it came, in reading order."""
     if isinstance(images, list | tuple):
         for part in images:
-            yield from _leaves(part)
+            yield from image_sources(part)
     else:
         yield images
 

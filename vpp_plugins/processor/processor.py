@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, every_vpp, host_state, unwrap, vocabulary
-from vpp_plugins.boxes import ImageMeta, metas_of
+from vpp_plugins.boxes import ImageMeta, ShownSizes, metas_of
 from vpp_plugins.errors import VPPError
-from vpp_plugins.images import flatten_images, letterboxes
+from vpp_plugins.images import flatten_images, image_sources, letterboxes
 from vpp_plugins.processor.checks import check_pair, check_processor, match_normalisation
 from vpp_plugins.processor.placeholders import Placement, check_marker, image_marker
 from vpp_plugins.processor.tile_boxes import tile_boxes
@@ -46,6 +47,7 @@ class VPPProcessor:
         self._state.backbone.prepare_processor(self.processor)
         self._tokens_per_image = vpp.tokens_per_image
         self._tiled = vpp.global_vpp is not None and self._state.backbone.tiled
+        self._shown = ShownSizes()
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         for copied in every_vpp(host):
             match_normalisation(copied, self.image_processor)
@@ -77,7 +79,9 @@ class VPPProcessor:
         flat = flatten_images(images)
         loaded = _like(images, iter(flat)) if flat else None
         if self._state.disabled:
-            return self.processor(images=loaded, text=text, **kwargs)
+            inputs = self.processor(images=loaded, text=text, **kwargs)
+            self._remember_sizes(images, flat, inputs, kwargs)
+            return inputs
         if kwargs.get("videos") is not None:
             raise VPPError("videos cannot be processed together with VPP yet: pass their frames as images.")
         host, marked = self._placed(text, _lengths(images), len(flat))
@@ -87,6 +91,7 @@ class VPPProcessor:
         if flat:
             for name, views in self._views(flat, kwargs).items():
                 inputs[name] = views.numpy() if kwargs.get("return_tensors") == "np" else views
+            self._remember_sizes(images, flat, inputs, kwargs)
         return inputs
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool = False, **kwargs: Any) -> Any:
@@ -101,11 +106,20 @@ class VPPProcessor:
         settings = {**kwargs, "return_dict": True}
         return type(self.processor).apply_chat_template(self, conversation, tokenize=True, **settings)
 
-    def image_metas(self, images: Any) -> list[ImageMeta]:
-        """Return what the box codec of the model's family must know of each image, in reading order."""
-        return metas_of(
-            flatten_images(images), plugins.box_codec(self._state.backbone.box_format), self.image_processor
-        )
+    def image_metas(self, images: Any, inputs: Any = None, **settings: Any) -> list[ImageMeta]:
+        """Return what the box codec of the model's family must know of each image, in reading order.
+
+        Some families count the pixels of the resized image. `inputs` are what a call made of these images. Without
+        them, sizes are those of the latest call with each image; before any, those of a call with the arguments
+        `settings`. Raises VPPError where calls have shown several sizes and it cannot be told which is meant.
+        """
+        flat, image_processor = flatten_images(images), self.image_processor
+        codec = plugins.box_codec(self._state.backbone.box_format)
+        metas = metas_of(flat, codec, image_processor, inputs, **settings)
+        if inputs is not None or settings:
+            return metas
+        recalled = map(self._shown.recall, image_sources(images), metas)
+        return [replace(meta, processed_size_hw=size_hw) for meta, size_hw in zip(metas, recalled, strict=True)]
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -169,10 +183,22 @@ class VPPProcessor:
             views["vpp_pixel_values"] = letterboxes(images, self._image_size)
         if self._tiled:
             sizes = [(image.height, image.width) for image in images]
-            names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
-            settings = {name: value for name, value in options.items() if name in names}
+            settings = self._image_settings(options)
             views["vpp_tile_boxes"] = tile_boxes(self.processor, sizes, self._state.backbone, **settings)
         return views
+
+    def _image_settings(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments of a call that concern images."""
+        names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
+        return {name: value for name, value in options.items() if name in names}
+
+    def _remember_sizes(self, images: Any, flat: list[Image.Image], inputs: Any, options: dict[str, Any]) -> None:
+        """Keep in which sizes the images were shown, for `image_metas`, where boxes are counted in them."""
+        codec = plugins.box_codec(self._state.backbone.box_format)
+        if flat and codec.scale.full is None:
+            usual = metas_of(flat, codec, self.image_processor)
+            shown = metas_of(flat, codec, self.image_processor, inputs, **self._image_settings(options))
+            self._shown.remember([*image_sources(images)], usual, shown)
 
     def _check_whole(self, input_ids: Any, expected: int) -> None:
         rows = input_ids.tolist() if isinstance(input_ids, Tensor | np.ndarray) else input_ids

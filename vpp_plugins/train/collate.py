@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from vpp_plugins.boxes import ImageMeta
+from vpp_plugins.boxes import ImageMeta, check_shown, metas_of
 from vpp_plugins.data import LoadedSample, Sample, TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor, image_marker
@@ -123,7 +123,9 @@ class Collator:
         """Return the image's size as codecs take it, None for text; raises VPPError where it cannot be used."""
         if loaded.reason:
             raise VPPError(loaded.reason)
-        return None if loaded.image is None else self.processor.image_metas([loaded.image])[0]
+        if loaded.image is None:
+            return None
+        return metas_of([loaded.image], self.write.codec, self.processor.image_processor)[0]
 
     def _after(self, index: int) -> LoadedSample:
         return self.data[(index + 1) % len(self.data)]
@@ -142,12 +144,20 @@ class Collator:
             padding_side="right",
             **({"add_special_tokens": False} if begins else {}),
         )
+        self._check_sizes(everything, inputs)
         ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
         labels = torch.full_like(ids, IGNORED)
         for number, row in enumerate(rows):
             learned = label_answers(ids[number][mask[number]], row.chat, tokenizer, image_token=self.marker)
             labels[number][mask[number]] = learned.labels
         return {**inputs, "labels": labels}
+
+    def _check_sizes(self, rows: Sequence[RenderedSample], inputs: Any) -> None:
+        """Raise VPPError where the boxes in the texts are not those of the images as the inputs show them."""
+        images = [row.image for row in rows if row.image is not None]
+        shown = metas_of(images, self.write.codec, self.processor.image_processor, inputs)
+        stated = [row.meta for row in rows if row.meta is not None]
+        check_shown(stated, shown[: len(stated)])  # what stands in for images comes last, and has no box
 
     def _stand_in(self, row: RenderedSample) -> RenderedSample:
         """Return a grey image with a word."""

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
+from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, host_state, unwrap
+from vpp_plugins.boxes import metas_of
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import letterbox, load_image
 
@@ -44,13 +46,14 @@ class VPPGRPOTrainer(GRPOTrainer):
                 "beta above 0 compares with a reference model, which TRL loads without prompts: set beta=0, or train "
                 "with PEFT, whose reference is the model with its adapter off."
             )
+        self._codec = plugins.box_codec(host_state(host).backbone.box_format)
         self._side = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         self._images: Images = []
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Keep the images beside the samples, which TRL shuffles and splits."""
         self._images = [self._views(example) for example in inputs]
-        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        output: dict[str, Any] = super()._generate_and_score_completions([self._sized(one) for one in inputs])
         return {**output, "vpp_pixel_values": self._images}
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -65,11 +68,33 @@ class VPPGRPOTrainer(GRPOTrainer):
         return super()._get_per_token_logps_and_entropies(fed, *args, **kwargs)
 
     def _views(self, example: Mapping[str, Any]) -> Float[Tensor, "images 3 side side"]:
-        if "images" not in example and "image" not in example:
-            raise VPPError("every sample needs its image in a column 'image', or a list of them in 'images'.")
-        given: Sequence[Any] = example["images"] if "images" in example else [example["image"]]
-        views = [letterbox(load_image(image), self._side) for image in given if image is not None]
+        views = [letterbox(load_image(image), self._side) for image in _given(example)]
         return torch.stack(views) if views else torch.empty(0, 3, self._side, self._side)
+
+    def _sized(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Return a sample with the size in which its image is shown, for rewards of families that count its pixels.
+
+        Raises VPPError where the sample says otherwise: its reward would be of another box.
+        """
+        images = _given(example)
+        if self._codec.scale.full is not None or len(images) != 1:
+            return example
+        (meta,) = metas_of([load_image(images[0])], self._codec, self.processing_class.image_processor)
+        stated, shown = example.get("processed_size_hw"), meta.processed_size_hw
+        if stated is not None and tuple(stated) != shown:
+            raise VPPError(
+                f"a sample's processed_size_hw is {list(stated)}, but the processor shows its image at {shown}, "
+                "height and width: leave the column out, it is filled in."
+            )
+        return {**example, "processed_size_hw": shown}
+
+
+def _given(example: Mapping[str, Any]) -> list[Any]:
+    """Return the images of a sample."""
+    if "images" not in example and "image" not in example:
+        raise VPPError("every sample needs its image in a column 'image', or a list of them in 'images'.")
+    images: Sequence[Any] = example["images"] if "images" in example else [example["image"]]
+    return [image for image in images if image is not None]
 
 
 class _Fed:
