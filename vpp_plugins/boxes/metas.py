@@ -14,6 +14,9 @@ from vpp_plugins.errors import VPPError
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 
+KEPT = 10_000
+"""Images whose latest size is kept; older ones are told by their sizes."""
+
 
 def metas_of(
     images: Sequence[Image.Image],
@@ -95,41 +98,45 @@ def check_shown(stated: Sequence[ImageMeta], shown: Sequence[ImageMeta]) -> None
 
 
 class ShownSizes:
-    """In which sizes a processor's calls have shown images, where other than its settings alone would have it.
+    """In which sizes a processor's calls have shown images, by its settings: a call's arguments may change them.
 
-    An image is told by its path or as an object, and else by its size.
+    An image is known again by its path, its bytes or as an object, and else by its size.
     """
 
     def __init__(self) -> None:
         self._of_image: dict[Hashable, tuple[weakref.ref[Any] | None, Size]] = {}
-        self._of_size: dict[Size, set[Size]] = {}
+        self._of_size: dict[Hashable, set[Size]] = {}
 
     def remember(self, sources: Sequence[Any], usual: Sequence[ImageMeta], shown: Sequence[ImageMeta]) -> None:
-        """Take in one call: its images as they were given, and in which sizes they are usually and were now shown."""
+        """Take in one call: its images as they were given, and how the settings alone and the call showed them."""
         for source, expected, actual in zip(sources, usual, shown, strict=True):
-            now = actual.processed_size_hw
-            if now is None or (expected == actual and expected.size_hw not in self._of_size):
-                continue
-            self._of_size.setdefault(actual.size_hw, set()).add(now)
-            self._of_image[_name(source)] = (_reference(source), now)
+            if actual.processed_size_hw is not None:
+                self._of_size.setdefault(_settled(expected), set()).add(actual.processed_size_hw)
+                known = _name(source), _settled(expected)
+                self._of_image.pop(known, None)
+                self._of_image[known] = (_reference(source), actual.processed_size_hw)
+                if len(self._of_image) > KEPT:
+                    self._of_image.pop(next(iter(self._of_image)), None)
 
     def recall(self, source: Any, usual: ImageMeta) -> Size | None:
         """Return the size in which the latest call with this image showed it; raises VPPError where it is unclear."""
-        sizes = self._of_size.get(usual.size_hw)
-        if sizes is None:
-            return usual.processed_size_hw
-        reference, known = self._of_image.get(_name(source), (None, None))
-        if known is not None and (reference is None or reference() is source):
-            return known
-        if len(sizes) == 1:
-            return next(iter(sizes))
-        raise VPPError(
-            f"calls of this processor have shown images of {usual.size_hw} (height, width) in the sizes "
-            f"{sorted(sizes)}: say which call is meant, image_metas(images, inputs)."
-        )
+        reference, size_hw = self._of_image.get((_name(source), _settled(usual)), (None, None))
+        if size_hw is not None and (reference is None or reference() is source):
+            return size_hw
+        sizes = self._of_size.get(_settled(usual), {usual.processed_size_hw})
+        if len(sizes) > 1:
+            raise VPPError(
+                f"calls of this processor have shown images of {usual.size_hw} (height, width) in the sizes "
+                f"{sorted(sizes)}: say which call is meant, image_metas(images, inputs)."
+            )
+        return next(iter(sizes))
 
     def __reduce__(self) -> Any:
         return ShownSizes, ()  # objects are other ones in another process
+
+
+def _settled(usual: ImageMeta) -> Hashable:
+    return usual.size_hw, usual.processed_size_hw
 
 
 def _name(source: Any) -> Hashable:

@@ -17,7 +17,7 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.images import flatten_images, image_sources, letterboxes
 from vpp_plugins.processor.checks import check_pair, check_processor, match_normalisation
 from vpp_plugins.processor.placeholders import Placement, check_marker, image_marker
-from vpp_plugins.processor.tile_boxes import tile_boxes
+from vpp_plugins.processor.tile_boxes import check_whole, tile_boxes
 from vpp_plugins.prompts import TOKEN
 
 
@@ -181,10 +181,12 @@ class VPPProcessor:
         views = {}
         if self._tokens_per_image:
             views["vpp_pixel_values"] = letterboxes(images, self._image_size)
+        asked = self.processor, [(image.height, image.width) for image in images], self._state.backbone
+        settings = self._image_settings(options)
         if self._tiled:
-            sizes = [(image.height, image.width) for image in images]
-            settings = self._image_settings(options)
-            views["vpp_tile_boxes"] = tile_boxes(self.processor, sizes, self._state.backbone, **settings)
+            views["vpp_tile_boxes"] = tile_boxes(*asked, **settings)
+        elif self._state.backbone.frame == "square" and not self._state.backbone.tiled:
+            check_whole(*asked, **settings)
         return views
 
     def _image_settings(self, options: dict[str, Any]) -> dict[str, Any]:

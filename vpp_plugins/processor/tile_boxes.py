@@ -27,6 +27,12 @@ NOWHERE: Window = (2.0, 2.0, 3.0, 3.0)
 EDGE = 3
 """Resizing bends the coordinates near an image's edge: pixels of the image, and of the input, that are left out."""
 
+OBLONG_HW = (64, 96)
+"""Size of an image that shows whether a processor crops."""
+
+TOLERANCE = 0.03
+"""How far, of the frame's side, an input may seem to reach beyond the frame, or fall short: resizing blurs edges."""
+
 KEPT = 1000
 """Results that are kept for each processor."""
 
@@ -61,6 +67,24 @@ def tile_boxes(
             windows = known[size_hw, *setting] = _find_windows(processor, size_hw, backbone, settings)
         each.append(windows)  # not looked up again: another thread may clear what is known
     return to_tile_boxes([window for windows in zip(*each, strict=True) for image in windows for window in image])
+
+
+def check_whole(processor: Any, sizes_hw: Sequence[tuple[int, int]], backbone: Backbone, **settings: Any) -> None:
+    """Raise VPPError where the encoder would not see the frame of the boxes, for hosts that see it in one input.
+
+    The arguments are those of `tile_boxes`. No extra pass for new sizes where an oblong image of any size is shown
+    whole.
+    """
+
+    def off(size_hw: tuple[int, int]) -> float:
+        shown = tile_boxes(processor, [size_hw], backbone, **settings)
+        return float((shown / PER_SIDE - torch.tensor([0, 0, 1, 1])).abs().max())
+
+    if off(OBLONG_HW) > TOLERANCE and any(off(size_hw) > TOLERANCE for size_hw in sizes_hw):
+        raise VPPError(
+            f"with these settings {type(processor.image_processor).__name__} cuts parts of the images away, or adds to "
+            "them, and boxes would be measured in another frame: leave do_pad on, and size equal to crop_size."
+        )
 
 
 def to_tile_boxes(windows: Sequence[Window]) -> Int[Tensor, "inputs 4"]:
