@@ -123,7 +123,9 @@ class ShownSizes:
         reference, size_hw = self._of_image.get((_name(source), _settled(usual)), (None, None))
         if size_hw is not None and (reference is None or reference() is source):
             return size_hw
-        sizes = self._of_size.get(_settled(usual), {usual.processed_size_hw})
+        sizes = self._of_size.get(_settled(usual))
+        if sizes is None:
+            return usual.processed_size_hw
         if len(sizes) > 1:
             raise VPPError(
                 f"calls of this processor have shown images of {usual.size_hw} (height, width) in the sizes "

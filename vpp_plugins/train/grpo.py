@@ -79,7 +79,8 @@ class VPPGRPOTrainer(GRPOTrainer):
         images = _given(example)
         if self._codec.scale.full is not None or len(images) != 1:
             return example
-        (meta,) = metas_of([load_image(images[0])], self._codec, self.processing_class.image_processor)
+        processor: Any = self.processing_class
+        (meta,) = metas_of([load_image(images[0])], self._codec, processor.image_processor)
         stated, shown = example.get("processed_size_hw"), meta.processed_size_hw
         if stated is not None and tuple(stated) != shown:
             raise VPPError(
