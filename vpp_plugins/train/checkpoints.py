@@ -50,8 +50,8 @@ def open_run(output_dir: str | Path, resume: str | None, *, verify: bool = True)
         return None
     chosen = last if resume == "auto" and last is not None else Path(resume)
     check_checkpoint(chosen)
-    if verify and not check_manifest(chosen):
-        _check_unhashed(chosen)
+    if verify:
+        check_files(chosen)
     return chosen
 
 
@@ -82,6 +82,12 @@ def check_checkpoint(folder: Path) -> None:
                 f"the checkpoint '{folder}' lacks the {what} ({patterns[0]}), without which the run would end with "
                 "other weights: go on from another one, or begin a new run with it as model and vpp."
             )
+
+
+def check_files(folder: Path) -> None:
+    """Raise VPPError where a file of a checkpoint is not as it was saved."""
+    if not check_manifest(folder):
+        _check_unhashed(folder)
 
 
 def _check_unhashed(folder: Path) -> None:

@@ -104,6 +104,13 @@ class TestTraining:
         assert expected.keys() == found.keys()
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
+    def test_a_damaged_checkpoint_is_refused(self, coco: Path, tmp_path: Path) -> None:
+        """Without its optimizer's state it went on to other weights."""
+        run(coco, tmp_path)
+        (tmp_path / "checkpoint-4" / "optimizer.pt").unlink()
+        with pytest.raises(VPPError, match=r"optimizer\.pt' is missing"):
+            run(coco, tmp_path, resume=True)
+
     def test_a_finished_run_takes_no_step_more(self, coco: Path, tmp_path: Path) -> None:
         run(coco, tmp_path)
         before = weights(tmp_path)

@@ -5,6 +5,7 @@ The result is a folder that `LocalVPPConfig(weights=...)` loads, with the same `
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import whole_file
+from vpp_plugins.files import only_one, whole_file, write_manifest
 from vpp_plugins.prompts.generators import DETR, DetectionHeads, Detections, build_detr, load_detr_weights
+from vpp_plugins.train.checkpoints import check_files
 from vpp_plugins.train.detector.boxed_images import BoxedImages, collate_boxed, load_boxed
 from vpp_plugins.train.detector.loss import Objects, count_found, detection_loss
 
@@ -75,6 +77,13 @@ class DetectorTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.backbone_lr = backbone_lr
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Add the manifest by which going on sees that every file is as it was saved."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over two groups."""
         if self.optimizer is None:
@@ -120,6 +129,8 @@ def train_detector(
     out = Path(output_dir)
     last = _last_whole(out)
     _check_fresh(out, last, resume=resume)
+    if last is not None:
+        check_files(last)
     arguments = _arguments(out, trainer)
     set_seed(arguments.seed)
     train_set, eval_set = _load(
@@ -142,9 +153,11 @@ def train_detector(
         compute_metrics=_score,
         backbone_lr=backbone_lr,
     )
-    score = _trained(runner, last)
-    if arguments.should_save:
-        save_detector(task, out, {**about, "recall": score.recall, "recall_named": score.recall_named})
+    held = only_one(out, "training run", advice="name another folder")
+    with held if arguments.should_save else nullcontext():
+        score = _trained(runner, last)
+        if arguments.should_save:
+            save_detector(task, out, {**about, "recall": score.recall, "recall_named": score.recall_named})
     return score
 
 
