@@ -11,8 +11,7 @@ from tests.train.runs import samples, write_data
 from vpp_plugins import VPPError
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.data import open_data
-from vpp_plugins.train.chat import ChatWriter
-from vpp_plugins.train.collate import ABOUT, Collator
+from vpp_plugins.train.collate import ABOUT, ChatWriter, Collator
 from vpp_plugins.train.labels import IGNORED
 from vpp_plugins.train.preflight import token_string
 

@@ -17,8 +17,7 @@ from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Turn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import build_pocket
 from vpp_plugins.processor.processor import VPPProcessor
-from vpp_plugins.train.chat import ChatWriter
-from vpp_plugins.train.collate import ABOUT, Collator, real_tokens
+from vpp_plugins.train.collate import ABOUT, ChatWriter, Collator, real_tokens
 from vpp_plugins.train.labels import IGNORED
 from vpp_plugins.train.packing import PADDING, PackingCollator, check_packing, packed_mask
 

@@ -23,7 +23,7 @@ from vpp_plugins.data.sample import Locate, Sample, Talk
 from vpp_plugins.data.scenes import drawn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.models import load_grounder
-from vpp_plugins.train.chat import ChatWriter
+from vpp_plugins.train.collate import ChatWriter
 from vpp_plugins.train.model import load_host
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
 from vpp_plugins.data.image_sizes import ImageSizes
+from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import Tally, samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError
@@ -87,22 +88,6 @@ def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> N
         raise VPPError(f"'{target}' is read and cannot be written at the same time: name another file.")
     if target.exists() and not overwrite:
         raise VPPError(f"'{target}' exists: name another file, or allow overwriting (--overwrite).")
-
-
-@contextmanager
-def progress_bar(title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many samples went by; how many there will be is not known beforehand."""
-    if not shown:
-        yield lambda count: None
-        return
-    try:
-        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    except ModuleNotFoundError:
-        raise VPPError("The progress bar needs rich: pip install 'vpp-plugins[demo]', or progress=False.") from None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda count: bar.advance(task, count)
 
 
 @contextmanager

@@ -25,11 +25,11 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from vpp_plugins.data.convert import progress_bar
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.formats.arrow import map_rows, row_image
 from vpp_plugins.data.formats.webdataset import CONVERTED
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, image_path
+from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import CHOSEN, KEPT, ROW, Issue, Tally, to_sample
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError, nearest

@@ -6,7 +6,7 @@ the end of the file there, puts a question mark for half a character, names no l
 
 import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Never
@@ -219,3 +219,19 @@ def _parsed(path: Path, text: str, line: int) -> Any:
 
 def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> VPPError:
     return VPPError(f"'{path}' is not UTF-8 text ({where}: {error.reason}). Save it as UTF-8.")
+
+
+@contextmanager
+def progress_bar(title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show how many samples went by; how many there will be is not known beforehand."""
+    if not shown:
+        yield lambda count: None
+        return
+    try:
+        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    except ModuleNotFoundError:
+        raise VPPError("The progress bar needs rich: pip install 'vpp-plugins[demo]', or progress=False.") from None
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda count: bar.advance(task, count)

@@ -9,13 +9,14 @@ from jaxtyping import Bool
 from PIL import Image
 from torch import Tensor
 
-from vpp_plugins.boxes import ImageMeta, check_shown, metas_of
-from vpp_plugins.data import LoadedSample, Sample, TrainingData
+from vpp_plugins import plugins
+from vpp_plugins.boxes import AXIS_SENTENCE, ImageMeta, check_shown, codec, metas_of
+from vpp_plugins.data import LoadedSample, Phrases, Sample, TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor, image_marker
-from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.labels import IGNORED, RenderedChat, label_answers, render_chat
 
+Chat = list[dict[str, Any]]
 TRIES = 100
 """Samples in a row that may be unusable before it is no accident."""
 ABOUT = "vpp_about"
@@ -44,6 +45,41 @@ class About:
     def imaged(self) -> tuple[Sample, ...]:
         """The samples with an image, in the order of their images."""
         return tuple(sample for sample, meta in zip(self.samples, self.metas, strict=True) if meta is not None)
+
+
+class ChatWriter:
+    """Writes samples in one box format.
+
+    "vpp-llava" writes LLaVA's words and boxes and sets the axis sentence behind the first question, as the reference
+    does in training; as a box format for evaluation it has that sentence in every question.
+    """
+
+    def __init__(self, box_format: str) -> None:
+        self.codec = plugins.box_codec(box_format)
+        axes = self.codec.family == "vpp-llava"
+        self._phrases = Phrases(codec("llava") if axes else self.codec)
+        self._appended = AXIS_SENTENCE if axes else ""
+
+    def __call__(self, sample: Sample, meta: ImageMeta | None) -> Chat:
+        """Return the chat, `meta` being of the image, or None without one.
+
+        Raises VPPError for a box that lies outside the image, and for an image of another size than the sample says.
+        """
+        if meta is not None and sample.width and meta.size_hw != (sample.height, sample.width):
+            height, width = meta.size_hw
+            raise VPPError(
+                f"the image of '{sample.id}' is {width} x {height}, but its boxes are for {sample.width} x "
+                f"{sample.height}: it is another image, or a resized one."
+            )
+        chat: Chat = []
+        for turn in sample.turns:
+            question, answer = self._phrases.write(turn, meta)
+            chat += [_said("user", question), _said("assistant", answer)]
+        first = chat[0]["content"]
+        first[0]["text"] += self._appended
+        if meta is not None:
+            first.insert(0, {"type": "image"})
+        return chat
 
 
 @dataclass(frozen=True)
@@ -170,3 +206,7 @@ def real_tokens(attention_mask: Tensor) -> Bool[Tensor, "batch length"]:
     """Return what is no padding, of a mask [batch, length], or [batch, 1, length, length] where turns are apart."""
     mask = attention_mask.bool()
     return mask if mask.ndim == 2 else mask[:, 0].diagonal(dim1=-2, dim2=-1)
+
+
+def _said(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}

@@ -21,9 +21,8 @@ from vpp_plugins.evaluate import protocol
 from vpp_plugins.files import only_one, whole_file, whole_folder
 from vpp_plugins.plugins import box_codec
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.chat import ChatWriter
 from vpp_plugins.train.checkpoints import FINAL, check_room, check_writable, open_run
-from vpp_plugins.train.collate import Collator
+from vpp_plugins.train.collate import ChatWriter, Collator
 from vpp_plugins.train.data import load_kept, load_mixture
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.evaluation import evaluation_of

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vpp_plugins.data.convert import progress_bar
 from vpp_plugins.data.doctor.collect import Collector, Example
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, image_path, upright_size
+from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import PixelBudget
 
 _SHOWN = 5
