@@ -101,8 +101,3 @@ def test_files_and_names_are_of_the_fields_words() -> None:
     }
     names |= {node.name for _, node in NODES if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert [name for name in names if re.search("picture", name, re.IGNORECASE)] == []
-
-
-def test_the_tree_grows_no_more() -> None:
-    statements = sum(isinstance(node, ast.stmt) for _, node in NODES)
-    assert statements <= 14_900  # 14,546 with NanoDet and 14,630 with the first faults fixed; to come down to 13,400
