@@ -22,8 +22,7 @@ from vpp_plugins.data import open_data
 from vpp_plugins.evaluate.captions import regions
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.run import evaluate
-from vpp_plugins.train.collate import ChatWriter
-from vpp_plugins.train.collate import Collator
+from vpp_plugins.train.collate import ChatWriter, Collator
 
 pytestmark = [
     pytest.mark.usefixtures("toy"),
