@@ -359,7 +359,9 @@ def test_reversed_corners_are_reordered_and_counted() -> None:
 
 
 def test_a_unit_is_never_guessed_from_magnitudes() -> None:
-    assert codec("llava").decode("[100, 100, 600, 800]", META).statuses == (CLIPPED,)
+    """Pixels in 0-1 lie a hundred images away; they were a point on the border, "clipped"."""
+    decoded = codec("llava").decode("[100, 100, 600, 800]", META)
+    assert (decoded.boxes_xyxy_px, decoded.statuses, decoded.outside) == ((), (UNPARSABLE,), 1)
     assert codec("qwen3-vl").decode("[0.1, 0.1, 0.6, 0.8]", META).boxes_xyxy_px == (
         pytest.approx((0.1, 0.05, 0.6, 0.4)),
     )

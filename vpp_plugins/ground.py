@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import encoded_once, host_state, is_attached, prepared_once, refuse_dropped_prompts, unwrap
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of, opens_thought
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import ImageSource, draw_boxes, load_images
 from vpp_plugins.processor import VPPProcessor, image_marker
@@ -117,6 +117,8 @@ class Grounder:
         with _evaluating(self.model), torch.no_grad(), encoded_once(unwrap(self.model), self._backbone):
             output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
         answers = self._decode(_without_prompt(output, inputs["input_ids"]))
+        # Where the template opens the thought, an answer that was cut off within it would hold no tag at all.
+        answers = [f"<think>{own}" if opens_thought(text) else own for text, own in zip(texts, answers, strict=True)]
         return list(zip(answers, metas, strict=True))
 
     def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:

@@ -4,12 +4,14 @@ A box here is always xyxy in pixels of the original image. Everything that a fam
 measures in, the unit, the rounding, the order, the brackets) is a row of the table in `families.py`.
 """
 
-from vpp_plugins.boxes.codecs import BoxCodec, BoxStatus, Decoded, inside_image
+from vpp_plugins.boxes.answer import answer_of, opens_thought
+from vpp_plugins.boxes.codecs import BoxCodec, Decoded
 from vpp_plugins.boxes.families import AXIS_SENTENCE, BOX_CODECS, codec
 from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle, padded_square
 from vpp_plugins.boxes.iou import box_iou, generalized_box_iou
 from vpp_plugins.boxes.metas import ShownSizes, check_shown, metas_of
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
+from vpp_plugins.boxes.status import BoxFault, BoxStatus, box_fault, inside_image, shown_box
 from vpp_plugins.boxes.text import BoxText
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "Binned",
     "Box",
     "BoxCodec",
+    "BoxFault",
     "BoxLike",
     "BoxStatus",
     "BoxText",
@@ -27,6 +30,8 @@ __all__ = [
     "Rounded",
     "Scale",
     "ShownSizes",
+    "answer_of",
+    "box_fault",
     "box_iou",
     "check_shown",
     "codec",
@@ -34,5 +39,7 @@ __all__ = [
     "generalized_box_iou",
     "inside_image",
     "metas_of",
+    "opens_thought",
     "padded_square",
+    "shown_box",
 ]

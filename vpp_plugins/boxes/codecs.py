@@ -1,37 +1,15 @@
 """The codec: boxes in pixels of the original image to a family's text, and an answer back to boxes."""
 
-import math
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
+from vpp_plugins.boxes.answer import answer_of, says_nothing
 from vpp_plugins.boxes.frames import FRAMES_OF_0_1_0, Box, BoxLike, Frame, ImageMeta, frame_rectangle
 from vpp_plugins.boxes.scales import Scale
+from vpp_plugins.boxes.status import BoxFault, BoxStatus, box_fault, clip, inside_image, shown_box
 from vpp_plugins.boxes.text import BoxText
 from vpp_plugins.errors import VPPError
-
-# An answer says that nothing is there only where it begins so, or holds an empty list: "I cannot find it" is no box.
-_NOTHING = re.compile(
-    r"\A\W*(?:none|nothing|null|not (?:found|present|visible)|there (?:is|are) (?:no|none|nothing|not)"
-    r"|no (?:bounding )?(?:box(?:es)?|objects?|match(?:es)?|such))\b|\[\s*\]",
-    re.IGNORECASE,
-)
-
-
-class BoxStatus(StrEnum):
-    """What became of a box, or of an answer that holds none."""
-
-    OK = "ok"
-    CLIPPED = "clipped"
-    """Part of it lay outside the image, by more than half a step of the unit; what is left is returned."""
-    INVERTED = "inverted"
-    """x2 < x1 or y2 < y1; returned with its corners reordered, and clipped where it needed that too."""
-    UNPARSABLE = "unparsable"
-    """The answer holds no box; none is returned."""
-    NONE = "none"
-    """The answer says that there is nothing, or is an empty list; no box is returned."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +17,14 @@ class Decoded:
     """The boxes of an answer, in its order, in pixels of the original image.
 
     `labels` and `statuses` run along the boxes; a label is None where the text gives none. An answer without a box
-    has the one status unparsable or none.
+    has the one status unparsable or none. `outside` counts the boxes that were left out, as they lie wholly outside
+    the image.
     """
 
     boxes_xyxy_px: tuple[Box, ...]
     labels: tuple[str | None, ...]
     statuses: tuple[BoxStatus, ...]
+    outside: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,7 +63,7 @@ class BoxCodec:
         left, top, unit_x, unit_y = self._geometry(meta)
         numbers = []
         for box in boxes_xyxy_px:
-            x1, y1, x2, y2 = _inside(tuple(map(float, box)), meta)
+            x1, y1, x2, y2 = _inside(box, meta)
             scaled = ((x1 - left) / unit_x, (y1 - top) / unit_y, (x2 - left) / unit_x, (y2 - top) / unit_y)
             numbers.append(self.scale.to_numbers(scaled))
         if labels is not None and len(labels) != len(numbers):
@@ -93,17 +73,26 @@ class BoxCodec:
     def decode(self, text: str, meta: ImageMeta) -> Decoded:
         """Read every box of an answer. Never raises for the text: what is no box is unparsable, never zeros.
 
-        The unit is the family's, whatever the size of the numbers.
+        Only the answer is read, not the thoughts before it (`answer_of`). The unit is the family's, whatever the size
+        of the numbers.
         """
         geometry = self._geometry(meta)  # also where there is no box: a missing size is missing for every answer
-        found = self.text.read(text, self.scale.per_box) if self.text else []
+        answer = answer_of(text)
+        found = self.text.read(answer, self.scale.per_box) if self.text else []
         if not found:
-            return Decoded((), (), (BoxStatus.NONE if _NOTHING.search(text) else BoxStatus.UNPARSABLE,))
-        boxes, statuses = zip(*(self._placed(numbers, geometry, meta.size_hw) for numbers, _ in found), strict=True)
-        return Decoded(boxes, tuple(label for _, label in found), statuses)
+            return Decoded((), (), (BoxStatus.NONE if says_nothing(answer) else BoxStatus.UNPARSABLE,))
+        placed = [(*self._placed(numbers, geometry, meta.size_hw), label) for numbers, label in found]
+        kept = [(box, status, label) for box, status, label in placed if box is not None]
+        if not kept:
+            return Decoded((), (), (BoxStatus.UNPARSABLE,), outside=len(placed))
+        boxes, statuses, labels = zip(*kept, strict=True)
+        return Decoded(boxes, labels, statuses, outside=len(placed) - len(kept))
 
-    def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
-        """Turn one box's numbers, as the family writes them, into a box and say what became of it."""
+    def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box | None, BoxStatus]:
+        """Turn one box's numbers, as the family writes them, into a box and say what became of it.
+
+        None and unparsable where nothing of it lies in the image.
+        """
         return self._placed(numbers, self._geometry(meta), meta.size_hw)
 
     def step_px(self, meta: ImageMeta) -> tuple[float, float]:
@@ -113,7 +102,7 @@ class BoxCodec:
 
     def _placed(
         self, numbers: Sequence[float], geometry: tuple[float, float, float, float], size_hw: tuple[int, int]
-    ) -> tuple[Box, BoxStatus]:
+    ) -> tuple[Box | None, BoxStatus]:
         left, top, unit_x, unit_y = geometry
         x1, y1, x2, y2 = self.scale.from_numbers(numbers)
         box = (x1 * unit_x + left, y1 * unit_y + top, x2 * unit_x + left, y2 * unit_y + top)
@@ -135,43 +124,20 @@ class BoxCodec:
         return float(left), float(top), width / processed_width, height / processed_height
 
 
-def inside_image(box: Box, size_hw: tuple[int, int], slack_xy: tuple[float, float]) -> tuple[Box, BoxStatus]:
-    """Reorder a box's corners and cut it to its image; what exceeds it by up to the slack does not count as clipped."""
-    if 0 <= box[0] <= box[2] <= size_hw[1] and 0 <= box[1] <= box[3] <= size_hw[0]:
-        return box, BoxStatus.OK
-    x1, y1, x2, y2 = box
-    if x2 < x1 or y2 < y1:
-        return _clip((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), size_hw), BoxStatus.INVERTED
-    kept = _clip(box, size_hw)
-    cut_x, cut_y = max(abs(x1 - kept[0]), abs(x2 - kept[2])), max(abs(y1 - kept[1]), abs(y2 - kept[3]))
-    return kept, BoxStatus.CLIPPED if cut_x > slack_xy[0] or cut_y > slack_xy[1] else BoxStatus.OK
-
-
-def _clip(box: Box, size_hw: tuple[int, int]) -> Box:
-    x1, y1, x2, y2 = box
-    bottom, right = float(size_hw[0]), float(size_hw[1])
-    return (
-        min(max(0.0, x1), right),
-        min(max(0.0, y1), bottom),
-        min(max(0.0, x2), right),
-        min(max(0.0, y2), bottom),
-    )
-
-
-def _inside(box: tuple[float, ...], meta: ImageMeta) -> Box:
+def _inside(box: BoxLike, meta: ImageMeta) -> Box:
     """Check a box given by the user, and cut it to its image."""
-    height, width = meta.size_hw
-    if len(box) == 4 and 0 < box[0] <= box[2] <= width and 0 < box[1] <= box[3] <= height:  # -0.0 would be written so
-        return box
-    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < box[0] or box[3] < box[1]:
+    box = tuple(box)
+    fault = box_fault(box, meta.size_hw)
+    if fault is BoxFault.OUTSIDE:
+        height, width = meta.size_hw
         raise VPPError(
-            f"A box must be four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, and is {box}. "
-            "If it is xywh, add x to the width and y to the height first."
-        )
-    x1, y1, x2, y2 = box
-    if x2 < 0 or y2 < 0 or x1 > width or y1 > height:
-        raise VPPError(
-            f"The box {box} lies wholly outside its image of width {width} and height {height}. "
+            f"The box {shown_box(box)} lies wholly outside its image of width {width} and height {height}. "
             "Boxes are xyxy in pixels of the original image."
         )
-    return _clip((x1, y1, x2, y2), meta.size_hw)
+    if fault is not None and fault is not BoxFault.FLAT:  # a thin box is written as a line where the unit is coarse
+        raise VPPError(
+            "A box must be four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, and is "
+            f"{shown_box(box)}. If it is xywh, add x to the width and y to the height first."
+        )
+    x1, y1, x2, y2 = map(float, box)
+    return clip((x1, y1, x2, y2), meta.size_hw)

@@ -74,12 +74,14 @@ _KOSMOS = BoxText(
     between_boxes="</delimiter_of_multi_objects/>",
     group="{label}<object>{boxes}</object>",
     find=finder(tagged_label("<phrase> {}</phrase>"), location_tokens("patch_index_")),
+    other=None,
 )
 _FLORENCE = BoxText(
     label="{}",
     box="<loc_{}><loc_{}><loc_{}><loc_{}>",
     between_boxes="",
     find=finder(r"(?P<scope>)(?P<label>[^<>\s][^<>]*)", location_tokens("loc_"), OTHER_TAG),
+    other=None,
 )
 _PALIGEMMA = BoxText(
     label=" {}",
@@ -89,6 +91,7 @@ _PALIGEMMA = BoxText(
     shared_label=False,
     reserved="<>;",
     find=finder(r"(?P<label>[^<>;\s][^<>;]*)", f"(?P<scope>){location_tokens('loc')}", OTHER_TAG),
+    other=None,
 )
 
 _REGION = "Please provide the bounding box coordinate of the region this sentence describes: {expr}"

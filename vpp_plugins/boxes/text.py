@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vpp_plugins.boxes.answer import answer_of, stated
 from vpp_plugins.errors import VPPError
 
 # Each pattern begins at a character that it cannot meet again before it fails, so searching an answer is linear.
@@ -20,7 +21,7 @@ BRACKETS = rf"(?P<box>\[\s*{_FOUR}(?:\s*;\s*{_FOUR})*\s*\]|\A\s*{_FOUR}\s*\.?\s*
 CORNERS = rf"(?P<box>{_POINT}\s*,\s*{_POINT})(?!\s*,\s*\()|{_POINT}(?:\s*,\s*{_POINT})*+"
 BRACES = rf"(?P<box>\{{(?:\s*<\s*{NUMBER}\s*>){{4}}\s*\}})"
 # Models mix JSON's quotes and Python's. A brace, of the object around, opens and closes what its label speaks for.
-JSON_LABEL = r"""["']label["']\s*:\s*(?P<label>"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
+JSON_LABEL = r"""["']label["']\s*:\s*(?P<quoted>"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
 JSON_SCOPE = r"(?P<scope>[{}])"
 OTHER_TAG = r"<[^<>]*>"
 
@@ -41,14 +42,37 @@ def finder(*patterns: str) -> re.Pattern[str]:
     return re.compile("|".join(patterns), re.DOTALL)
 
 
+# What means one box in any family whose numbers are x1, y1, x2, y2: other brackets, two corners, names, quotes.
+_VALUE = rf"""["']?{NUMBER}["']?"""
+_COMMA = r"\s*+,\s*+"
+_VALUES = rf"{_VALUE}(?:{_COMMA}{_VALUE}){{3}}"
+_CORNER = rf"[\[(]\s*+{_VALUE}{_COMMA}{_VALUE}\s*+[\])]"
+_SIDES = (r"x_?(?:1|min)", r"y_?(?:1|min)", r"x_?(?:2|max)", r"y_?(?:2|max)")
+_NAMED = _COMMA.join(rf"""["']?{side}["']?\s*+[:=]\s*+{_VALUE}""" for side in _SIDES)
+ANY_SPELLING = finder(
+    JSON_LABEL,
+    r"""["'](?:key)?(?:point|polygon|quad)\w*+["']\s*+:[^{}"']*+""",
+    rf"""(?P<box>[\[({{"']\s*+{_VALUES}\s*+[\])}}"']|\A\s*+{_VALUES}\s*+\.?\s*+\Z"""
+    rf"|{_CORNER}{_COMMA}{_CORNER}(?!{_COMMA}[\[(])|(?:<\s*+{NUMBER}\s*+>\s*+){{4}}+(?!<\s*+[-.\d])"
+    rf"|\b{_NAMED})",
+    r"(?P<scope>[{}]|<(?:ref|\|ref\||\|object_ref_start\||p|phrase)>(?P<label>[^<]*+))",
+    rf"{_CORNER}(?:{_COMMA}{_CORNER})*+|(?:<\s*+{NUMBER}\s*+>\s*+)++",  # polygons, and runs of other lengths
+)
+_HALF = re.compile(r"[\ud800-\udfff]")
+_SIDE = re.compile(r"[a-z]\w*", re.IGNORECASE)
+# Chinese answers: the punctuation and digits of full width, and the comma of lists.
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {ord("、"): ord(",")}
+
+
 @dataclass(frozen=True)
 class BoxText:
     """One family's way to write boxes, as templates, and the pattern that finds them again.
 
     Neighbouring boxes of one label share a group where `shared_label` is set, else each box has its own. The groups
-    of `find` are `box` (the numbers of one or more boxes), `label`, and `scope`, which begins the stretch of text
-    that one label speaks for. Labels are JSON strings where `json_labels` is set; elsewhere they cannot hold the
-    characters in `reserved`.
+    of `find` are `box` (the numbers of one or more boxes), `label` (`quoted` in JSON), and `scope`, which begins the
+    stretch of text that one label speaks for. Answers in which it finds no box are searched for `other` spellings of
+    the same numbers. Labels are JSON strings where `json_labels` is set; elsewhere they cannot hold the characters in
+    `reserved`.
     """
 
     box: str
@@ -61,6 +85,7 @@ class BoxText:
     shared_label: bool = True
     json_labels: bool = False
     reserved: str = "<>"
+    other: re.Pattern[str] | None = ANY_SPELLING
 
     def write(self, boxes: Sequence[Sequence[float]], labels: Sequence[str] | None) -> str:
         """Return the text of boxes given as the family's numbers; no boxes are written as an empty list."""
@@ -74,25 +99,41 @@ class BoxText:
         )
         return self.whole.format(self.between_groups.join(groups))
 
-    def read(self, text: str, per_box: int) -> list[tuple[tuple[float, ...], str | None]]:
-        """Return the numbers of each box in the text, in order, and its label."""
+    def read(self, answer: str, per_box: int) -> list[tuple[tuple[float, ...], str | None]]:
+        """Return the numbers of each box that an answer states, in order, and its label.
+
+        Other spellings, and the punctuation of full width, are read where the family's own finds nothing.
+        """
+        if self.other is None:
+            return self._find_boxes(self.find, answer, answer, per_box)
+        boxes = self._find_boxes(self.find, stated(answer), answer, per_box)
+        if not boxes and _NUMBER.search(answer):
+            answer = answer.translate(_FULL_WIDTH)
+            numbers = stated(answer)
+            boxes = self._find_boxes(self.find, numbers, answer, per_box)
+            boxes = boxes or self._find_boxes(self.other, numbers, answer, per_box)
+        return boxes
+
+    def _find_boxes(
+        self, find: re.Pattern[str], numbers: str, answer: str, per_box: int
+    ) -> list[tuple[tuple[float, ...], str | None]]:
+        found: list[tuple[tuple[float, ...], str | None]] = []
         boxes: list[tuple[float, ...]] = []
-        labels: list[str | None] = []
-        scope_start, label = 0, None
-        for match in self.find.finditer(text):
+        label = None
+        for match in find.finditer(numbers):
             if match.lastgroup is None:
                 continue
             part = match.groupdict()
             if part.get("scope") is not None:
-                scope_start, label = len(boxes), None
+                found += [(box, label) for box in boxes]
+                boxes, label = [], None
             if part.get("label") is not None:
-                label = _unquoted(part["label"]) if self.json_labels else part["label"].strip() or None
-                labels[scope_start:] = [label] * (len(boxes) - scope_start)
+                label = answer[slice(*match.span("label"))].strip() or None
+            elif part.get("quoted") is not None:
+                label = _unquoted(answer[slice(*match.span("quoted"))])
             if part.get("box") is not None:
-                found = _boxes_of(part["box"], per_box)
-                boxes += found
-                labels += [label] * len(found)
-        return list(zip(boxes, labels, strict=True))
+                boxes += _boxes_of(_SIDE.sub("", part["box"]) if find is self.other else part["box"], per_box)
+        return [*found, *((box, label) for box in boxes)]  # the last label of a scope is that of all its boxes
 
     def spans(self, text: str, per_box: int) -> Iterator[tuple[int, int, list[tuple[float, ...]]]]:
         """Yield where each piece of a text that holds boxes begins and ends, and the numbers of its boxes."""
@@ -104,10 +145,16 @@ class BoxText:
             if boxes := _boxes_of(piece, per_box):
                 yield match.start("box"), match.start("box") + len(piece.rstrip()), boxes
 
+    def holds(self, label: str) -> bool:
+        """Return whether a label can be written: words that are whole characters, and none of those reserved."""
+        return bool(label.strip()) and (
+            self.json_labels or not (set(label) & set(self.reserved) or _HALF.search(label))
+        )
+
     def _label(self, label: str) -> str:
         if self.json_labels:
-            return self.label.format(json.dumps(label, ensure_ascii=False))
-        if not label.strip() or any(character in label for character in self.reserved):
+            return self.label.format(_quoted(label))
+        if not self.holds(label):
             raise VPPError(
                 f"A label must be words without any of '{self.reserved}', which this family's box text needs for "
                 f"itself, and is {label!r}. Rename it, or encode the boxes without labels."
@@ -123,6 +170,14 @@ def _boxes_of(piece: str, per_box: int) -> list[tuple[float, ...]]:
     if len(numbers) % per_box:
         return []
     return [numbers[start : start + per_box] for start in range(0, len(numbers), per_box)]
+
+
+def _quoted(label: str) -> str:
+    """Return a label as a JSON string in which nobody can see a tag, a fence, or half a character."""
+    text = json.dumps(label, ensure_ascii=False)
+    if answer_of(text) == text and "```" not in text and _HALF.search(text) is None:
+        return text
+    return re.sub(r"[<\[{`]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(label))
 
 
 def _unquoted(label: str) -> str:

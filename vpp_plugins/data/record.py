@@ -8,7 +8,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, Frame, ImageMeta, frame_rectangle, inside_image
+from vpp_plugins.boxes import (
+    Box,
+    BoxCodec,
+    BoxFault,
+    BoxStatus,
+    Frame,
+    ImageMeta,
+    box_fault,
+    frame_rectangle,
+    inside_image,
+)
 from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, check_name
 from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
 from vpp_plugins.errors import VPPError
@@ -69,10 +79,11 @@ class BoxUnit:
             return f"{self.order} in pixels of the image resized to {self.resized}"
         return f"{self.order} in {unit}{' of the padded square' if self.frame == 'square' else ''}"
 
-    def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box, BoxStatus]:
+    def to_pixels(self, numbers: Sequence[float], meta: ImageMeta) -> tuple[Box | None, BoxStatus]:
         """Turn one box's numbers into xyxy pixels of the original image, and say what became of it.
 
-        A box that lies in its image, or beyond the edge by less than half a pixel, is returned as it is.
+        A box that lies in its image, or beyond the edge by less than half a pixel, is returned as it is, and None where
+        nothing of it lies there.
         """
         x1, y1, x2, y2 = numbers
         if self.order == "xywh":
@@ -105,6 +116,7 @@ class Issue(StrEnum):
     HUGE_NUMBER = "box with a number beyond a million"
     WRONG_COUNT = "box with a wrong count of numbers"
     INVERTED = "inverted box (x2 < x1 or y2 < y1)"
+    FLAT = "box without an area"
     OUTSIDE = "box wholly outside its image"
     CLIPPED = "box beyond the edge, cut to its image"
     NO_BOX = "box expected, none found"
@@ -243,14 +255,15 @@ def _checked(
     issue = fault(numbers, per_box)
     if issue is None:
         box, status = unit.to_pixels(numbers, meta)
-        if status is BoxStatus.OK:
-            return box
-        if status is BoxStatus.INVERTED:
-            issue = Issue.INVERTED
-        elif box[0] == box[2] or box[1] == box[3]:
+        if box is None:
             issue = Issue.OUTSIDE
+        elif status is BoxStatus.INVERTED:
+            issue = Issue.INVERTED
+        elif box_fault(box) is BoxFault.FLAT:
+            issue = Issue.FLAT
         else:
-            tally.add(Issue.CLIPPED, sample_id, str(list(numbers)))
+            if status is BoxStatus.CLIPPED:
+                tally.add(Issue.CLIPPED, sample_id, str(list(numbers)))
             return box
     tally.add(issue, sample_id, str(list(numbers)))
     return None

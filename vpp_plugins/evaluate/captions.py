@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.boxes import Box
+from vpp_plugins.boxes import Box, answer_of
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.protocol import protocol
@@ -31,7 +31,7 @@ def regions(rows: Sequence[Row]) -> list[Row]:
 
 def summarise_captions(answers: Sequence[Answer], *, with_meteor: bool = False) -> dict[str, Any]:
     """Return the figures of a captioning evaluation; an unreadable image counts as an empty caption."""
-    captions = {answer.id: answer.text for answer in answers}
+    captions = {answer.id: answer_of(answer.text) for answer in answers}
     references = {answer.id: answer.expression.split("\n") for answer in answers}
     figures = {"regions": len(answers), "cider": cider(captions, references)}
     if with_meteor:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from vpp_plugins.boxes import Box, box_iou
+from vpp_plugins.boxes import Box, box_fault, box_iou, shown_box
 from vpp_plugins.errors import VPPError
 
 RESAMPLES = 2000
@@ -39,6 +39,9 @@ def score(predicted: Sequence[Box | None], truth: Sequence[Box]) -> Scores:
         raise VPPError(f"one prediction per true box is expected, but {len(predicted)} came for {len(truth)}.")
     if not truth:
         raise VPPError("there are no boxes to score: give at least one.")
+    for right in truth:
+        if fault := box_fault(right):
+            raise VPPError(f"the true box {shown_box(right)} {fault}, so that no answer could be right: leave it out.")
     ious = [0.0 if box is None else box_iou(box, right) for box, right in zip(predicted, truth, strict=True)]
     acc_50, acc_75, acc_90 = (sum(iou >= threshold for iou in ious) / len(ious) for threshold in (0.5, 0.75, 0.9))
     return Scores(

@@ -1,17 +1,26 @@
 """From an answer to one box, the way each published evaluation script reads it, quirks included.
 
 Each reader takes the answer, the image's sizes and the family's codec, and returns a box in pixels of the original
-image. Where a script falls back on a box of zeros, ours says unparsable: the overlap is 0 either way.
+image. Where a script falls back on a box of zeros, ours says unparsable: the overlap is 0 either way. The scripts were
+written before models thought aloud: what stands in thoughts is no answer to any of them.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, frame_rectangle
+from vpp_plugins.boxes import (
+    Box,
+    BoxCodec,
+    BoxFault,
+    BoxStatus,
+    ImageMeta,
+    answer_of,
+    box_fault,
+    frame_rectangle,
+)
 
 _QWEN = re.compile(r"\((.*?)\),\((.*?)\)")
 # The script's lazy pattern, `\[*\[(.*?),(.*?),(.*?),(.*?)\]\]*`, in a form that cannot backtrack.
@@ -56,6 +65,8 @@ def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     if height != width:
         box[0::2] -= (side - width) // 2
         box[1::2] -= (side - height) // 2
+        if box_fault(box.tolist(), meta.size_hw) is BoxFault.OUTSIDE:  # cut below 0, it would be a line on the border
+            return UNPARSABLE
         box = np.maximum(box, 0)
     return _judged(box.tolist(), meta)
 
@@ -106,14 +117,18 @@ def like_lmms_eval(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     return UNPARSABLE if found is None else _scaled(found.groups(), 1, meta)
 
 
+def _of_answer(read: Reader) -> Reader:
+    return lambda text, meta, codec: read(answer_of(text), meta, codec)
+
+
 READERS: Mapping[str, Reader] = {
     "codec": by_codec,
-    "vpp-llava": like_vpp_llava,
-    "shikra": like_shikra,
-    "minigpt-v2": like_minigpt,
-    "qwen-vl": like_qwen,
-    "internvl": like_internvl,
-    "lmms-eval": like_lmms_eval,
+    "vpp-llava": _of_answer(like_vpp_llava),
+    "shikra": _of_answer(like_shikra),
+    "minigpt-v2": _of_answer(like_minigpt),
+    "qwen-vl": _of_answer(like_qwen),
+    "internvl": _of_answer(like_internvl),
+    "lmms-eval": _of_answer(like_lmms_eval),
 }
 
 
@@ -131,7 +146,7 @@ def _scaled(numbers: Sequence[str], full: int, meta: ImageMeta) -> ParsedBox:
 def _judged(box: Sequence[float], meta: ImageMeta) -> ParsedBox:
     """Say of a box, which stays as it is, whether it leaves the image or has its corners in the wrong order."""
     x1, y1, x2, y2 = box
-    if not all(map(math.isfinite, box)):
+    if box_fault(box, meta.size_hw) in (BoxFault.NOT_FINITE, BoxFault.OUTSIDE):
         return UNPARSABLE
     height, width = meta.size_hw
     if x2 < x1 or y2 < y1:

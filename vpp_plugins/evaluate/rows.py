@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
-from vpp_plugins.boxes import Box
+from vpp_plugins.boxes import Box, box_fault, shown_box
 from vpp_plugins.data import Describe, Issue, Locate, Numbers, Sample, Tally
 from vpp_plugins.data.scenes import Scene, SceneFolder
 from vpp_plugins.errors import VPPError, few
@@ -164,13 +164,19 @@ def plan(rows: Sequence[Row], batch_size: int) -> list[list[int]]:
 
 
 def check_rows(rows: Sequence[Row]) -> None:
-    """Raise VPPError for no rows, repeated ids and image files that do not exist, before anything is asked."""
+    """Raise VPPError for no rows, repeated ids, unusable boxes and missing image files, before anything is asked."""
     if not rows:
         raise VPPError("there is nothing to evaluate: the data hold no row.")
     if len({row.id for row in rows}) < len(rows):
         seen: set[str] = set()
         twice = next(row.id for row in rows if row.id in seen or seen.add(row.id))  # type: ignore[func-returns-value]
         raise VPPError(f"rows must have ids of their own, but '{twice}' comes twice: number them.")
+    for row in rows:
+        if fault := box_fault(row.box, row.size_hw):
+            raise VPPError(
+                f"the true box of row '{row.id}', {shown_box(row.box)}, {fault}, so that no answer could be right: "
+                "leave the row out, or correct its box."
+            )
     missing = sorted({str(row.image) for row in rows if isinstance(row.image, Path) and not row.image.is_file()})
     if missing:
         raise VPPError(f"{len(missing)} images are missing: {few(missing)}. Give their folder.")

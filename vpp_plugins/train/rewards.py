@@ -8,6 +8,7 @@ original image, and `size_hw`, that image's size. Families that measure in the r
 need `processed_size_hw`; `VPPProcessor.image_metas` tells it.
 """
 
+import reprlib
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,22 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Float
 
-from vpp_plugins.boxes import Box, BoxCodec, BoxLike, BoxStatus, Decoded, ImageMeta, box_iou, codec, generalized_box_iou
+from vpp_plugins.boxes import (
+    Box,
+    BoxCodec,
+    BoxLike,
+    BoxStatus,
+    Decoded,
+    ImageMeta,
+    box_fault,
+    box_iou,
+    codec,
+    generalized_box_iou,
+    opens_thought,
+    shown_box,
+)
 from vpp_plugins.errors import VPPError
 
 Score: TypeAlias = Callable[[Decoded, Sequence[BoxLike]], float]
@@ -47,6 +62,8 @@ class BoxReward:
     answers: int = 0
     rewarded: int = 0
     """How many answers got more than zero."""
+    outside: int = 0
+    """How many boxes were left out, as they lay wholly outside their images."""
     example: str = ""
     """The last answer that got nothing."""
 
@@ -61,22 +78,24 @@ class BoxReward:
         size_hw: Sequence[Sequence[int]],
         processed_size_hw: Sequence[Sequence[int]] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Sequence[Any] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float]:
         """Return one reward per completion, a text or a chat's messages; other columns are not looked at.
 
         With a tokenizer the answers are read from `completion_ids`: TRL's texts lack special tokens, and with them the
-        boxes of families that write these around them.
+        boxes of families that write these around them. `prompts` that end within a thought, as templates of reasoning
+        models do, have completions that begin in one.
         """
         resized = [None] * len(completions) if processed_size_hw is None else processed_size_hw
         unparsable = 0
         given = []
-        texts = self._texts(completions, completion_ids)
+        texts = self._texts(completions, completion_ids, prompts)
         for text, truth, size, processed in zip(texts, boxes, size_hw, resized, strict=True):
             decoded = self.codec.decode(text, _meta(size, processed))
             unparsable += decoded.statuses == (BoxStatus.UNPARSABLE,)
-            given.append(self._counted(text, decoded, self.score(decoded, _several(truth))))
+            given.append(self._counted(text, decoded, self.score(decoded, _several(truth, size))))
         if log_metric is not None and given:
             log_metric(f"{self.name}/unparsable", unparsable / len(given))
         if not self.rewarded and self.answers >= _PATIENCE > self.answers - len(given):
@@ -90,7 +109,11 @@ class BoxReward:
         if self.rewarded or not self.answers:
             return f"{said}."
         wanted = self.codec.encode([(10.0, 20.0, 60.0, 80.0)], ImageMeta((100, 100), (100, 100)))
-        if self.statuses.total() == self.statuses[BoxStatus.UNPARSABLE]:
+        if self.outside and self.statuses.total() == self.statuses[BoxStatus.UNPARSABLE]:
+            hint = (
+                f"{self.outside} boxes lie wholly outside their images: the model writes them in another unit or frame"
+            )
+        elif self.statuses.total() == self.statuses[BoxStatus.UNPARSABLE]:
             hint = "No answer holds a box of this family: ask in its words, raise the length of answers, or begin with "
             hint += "supervised training"
         else:
@@ -101,15 +124,26 @@ class BoxReward:
             f"{said}. The family '{self.codec.family}' writes a box as {wanted!r}; an answer was {example!r}. {hint}."
         )
 
-    def _texts(self, completions: Sequence[Any], ids: Sequence[Sequence[int]] | None) -> list[str]:
+    def _texts(
+        self, completions: Sequence[Any], ids: Sequence[Sequence[int]] | None, prompts: Sequence[Any] | None
+    ) -> list[str]:
+        texts = [_text(completion) for completion in completions]
         if self.tokenizer is not None and ids is not None:
-            texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=False)
-            return texts
-        return [_text(completion) for completion in completions]
+            texts = self.tokenizer.batch_decode(ids, skip_special_tokens=False)
+        begun = [self._in_thought(prompt) for prompt in prompts or [None] * len(texts)]
+        return [f"<think>{text}" if opened else text for text, opened in zip(texts, begun, strict=True)]
+
+    def _in_thought(self, prompt: Any) -> bool:
+        """Whether a prompt, a text or a chat for the tokenizer's template, ends within a thought."""
+        if isinstance(prompt, str) or self.tokenizer is None or not self.tokenizer.chat_template:
+            return isinstance(prompt, str) and opens_thought(prompt)
+        chat = [{"role": "user", "content": ""}]
+        return opens_thought(self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
     def _counted(self, text: str, decoded: Decoded, reward: float) -> float:
         self.answers += 1
         self.statuses.update(decoded.statuses)
+        self.outside += decoded.outside
         if reward > 0:
             self.rewarded += 1
         else:
@@ -177,13 +211,20 @@ def _matches(found: Sequence[Box], truth: Sequence[BoxLike], threshold: float) -
 
     if not found:
         return 0
-    same = np.array([[box_iou(a, b) >= threshold for b in truth] for a in found])
+    a, b = np.array(found)[:, None], np.array(truth, dtype=float)[None]  # an answer may hold thousands
+    overlap = _areas(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
+    union = _areas(a[..., :2], a[..., 2:]) + _areas(b[..., :2], b[..., 2:]) - overlap
+    same = overlap / union >= threshold
     rows, columns = linear_sum_assignment(same, maximize=True)
     return int(same[rows, columns].sum())
 
 
+def _areas(first: Float[np.ndarray, "*n 2"], second: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
+    return np.asarray(np.clip(second - first, 0, None).prod(axis=-1))
+
+
 def _well_written(decoded: Decoded, truth: Sequence[BoxLike]) -> float:
-    return float(all(status == BoxStatus.OK for status in decoded.statuses))
+    return float(not decoded.outside and all(status == BoxStatus.OK for status in decoded.statuses))
 
 
 def _only(truth: Sequence[BoxLike]) -> BoxLike:
@@ -192,12 +233,25 @@ def _only(truth: Sequence[BoxLike]) -> BoxLike:
     return truth[0]
 
 
-def _several(truth: Any) -> Sequence[BoxLike]:
+def _several(truth: Any, size_hw: Sequence[int]) -> Sequence[BoxLike]:
     """Return the true boxes of one sample as a list; a single box may stand without one."""
-    rows = np.asarray(truth, dtype=float)
+    meant = "the column 'boxes' holds lists of boxes x1, y1, x2, y2 in pixels, but one"
+    try:
+        rows = np.asarray(truth, dtype=float)
+    except OverflowError:  # such a number cannot be shown either
+        raise VPPError(f"{meant} holds a number that is too large for any image.") from None
+    except (TypeError, ValueError):
+        raise VPPError(f"{meant} is {reprlib.repr(truth)}.") from None
     if rows.size % 4 or rows.ndim > 2 or (rows.ndim == 2 and rows.shape[1] != 4 and rows.size):
-        raise VPPError(f"the column 'boxes' holds lists of boxes x1, y1, x2, y2 in pixels, but one is {truth!r}.")
-    return list(rows.reshape(-1, 4))
+        raise VPPError(f"{meant} is {reprlib.repr(truth)}.")
+    boxes: list[BoxLike] = list(rows.reshape(-1, 4))
+    for box in boxes:
+        if fault := box_fault(box, (size_hw[0], size_hw[1])):
+            raise VPPError(
+                f"no answer can be right about the true box {shown_box(box)}, which {fault} (height and width: "
+                f"{tuple(size_hw)}): leave this sample out, or correct its boxes."
+            )
+    return boxes
 
 
 def _meta(size_hw: Sequence[int], processed: Sequence[int] | None) -> ImageMeta:
@@ -209,7 +263,10 @@ def _text(completion: Any) -> str:
     """Return the text of a completion, which TRL gives as it is, or as the messages of a chat."""
     if isinstance(completion, str):
         return completion
-    content = completion[-1]["content"] if isinstance(completion, Sequence) and completion else completion
+    last = completion[-1] if isinstance(completion, Sequence) and completion else {"content": completion}
+    if last.get("role", "assistant") != "assistant" or last["content"] is None:  # a tool's words, or a call of one
+        return ""
+    content = last["content"]
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence) and all(isinstance(part, Mapping) for part in content):

@@ -69,6 +69,9 @@ class BoxColumns:
             backwards = "The second corner lies before the first."
             found += self._counted(Fault.OUT_OF_RANGE, ordered & ~inside, ids, outside)
             found += self._counted(Fault.INVERTED, ~ordered, ids, backwards)
+            corners = candidate.corners(self.numbers)
+            flat = (corners[:, :2] == corners[:, 2:]).any(axis=1)
+            found += self._counted(Fault.FLAT, flat, ids, "Nothing lies in them, and no answer can overlap them.")
         return found
 
     def _fractions(self, candidate: Candidate) -> Bool[np.ndarray, " n"]:

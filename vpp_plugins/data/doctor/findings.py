@@ -14,6 +14,7 @@ class Fault(StrEnum):
     WRONG_ORDER = "x and y in the wrong order"
     OUT_OF_RANGE = "boxes out of range"
     INVERTED = "inverted boxes"
+    FLAT = "boxes without an area"
     BROKEN_BOX = "broken boxes"
     IMAGE_REPEATED = "repeated <image>"
     IMAGE_MISSING = "missing <image>"
