@@ -164,7 +164,7 @@ def _with_places(
 ) -> Iterator[tuple[Sample, tuple[Path, int, int] | None]]:
     """Yield the samples that can be used, and where their images lie."""
     sizes, count = ImageSizes(root if root.is_dir() else None), 0
-    for record in data_format(format_name).read(path, reading):
+    for record in data_format(format_name).read(path, replace(reading, by_place=True)):
         if count == limit:
             return
         sample = to_sample(record, sizes, reading.tally)

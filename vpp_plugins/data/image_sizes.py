@@ -114,6 +114,7 @@ class ImageSizes:
         for number, row in enumerate(stream_lines(known), start=1):
             match row:
                 case {"image": str(name), "width": int(width), "height": int(height)} if width > 0 and height > 0:
-                    self._sizes[name] = (width, height)
+                    if self._sizes.setdefault(name, (width, height)) != (width, height):
+                        raise VPPError(f"'{known}', line {number}, gives '{name}' another size than a line before.")
                 case _:
                     raise VPPError(f"'{known}', line {number}, is not an object with image, width and height.")

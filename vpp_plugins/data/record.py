@@ -132,6 +132,8 @@ class Issue(StrEnum):
     NO_TURNS = "no turn left"
     UNSAFE_PATH = "image path that leaves its folder"
     NO_IMAGE = "image missing or unreadable"
+    REPEATED_ID = "id or name that stands for two different things, neither used"
+    IMAGE_RENAMED = "image with the name of another one, numbered"
     CROWD = "crowd annotation, skipped"
     OTHER_SPLIT = "sample of another split, skipped"
     NOT_SELECTED = "sample without a region, not selected"
@@ -140,7 +142,9 @@ class Issue(StrEnum):
     NOT_WRITABLE = "turn that the format cannot hold, left out"
 
 
-KEPT = frozenset({Issue.CLIPPED, Issue.ODD_LIST, Issue.IMAGE_REPEATED, Issue.IMAGE_MISSING, Issue.COUNT_DIFFERS})
+KEPT = frozenset(
+    {Issue.CLIPPED, Issue.ODD_LIST, Issue.IMAGE_REPEATED, Issue.IMAGE_MISSING, Issue.IMAGE_RENAMED, Issue.COUNT_DIFFERS}
+)
 """Issues that are cut or kept; all others cost the turn or the sample."""
 
 CHOSEN = frozenset({Issue.CROWD, Issue.OTHER_SPLIT, Issue.NOT_SELECTED, Issue.SKIPPED_SOURCE})

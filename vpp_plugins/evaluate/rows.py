@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 from vpp_plugins.boxes import Box, box_fault, shown_box
-from vpp_plugins.data import Describe, Issue, Locate, Numbers, Sample, Tally
+from vpp_plugins.data import Describe, Issue, Locate, Numbers, Sample, Tally, image_path
 from vpp_plugins.data.scenes import Scene, SceneFolder
 from vpp_plugins.errors import VPPError, few
 from vpp_plugins.images import load_image
@@ -74,7 +74,7 @@ def rows_of_folder(folder: SceneFolder) -> list[Row]:
     return [
         Row(
             id=f"{record['key']}/{number}",
-            image=folder.folder / record["image"],
+            image=image_path(folder.folder, record["image"]),
             size_hw=(record["height"], record["width"]),
             expression=item["text"],
             box=tuple(map(float, item["box_xyxy"])),  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ def tile_boxes(
     such an image.
     """
     known = _KNOWN.setdefault(processor, {})
-    setting = (processor.image_processor.to_json_string(), backbone.pixel_layout, backbone.frame, repr(settings))
+    setting = (_settings(processor.image_processor), backbone.pixel_layout, backbone.frame, repr(settings))
     if len(known) > KEPT:
         known.clear()
     each = []
@@ -67,6 +67,11 @@ def tile_boxes(
             windows = known[size_hw, *setting] = _find_windows(processor, size_hw, backbone, settings)
         each.append(windows)  # not looked up again: another thread may clear what is known
     return to_tile_boxes([window for windows in zip(*each, strict=True) for image in windows for window in image])
+
+
+def _settings(image_processor: Any) -> str:
+    """Return an image processor's settings in words; `to_json_string` fails while a method of it is replaced."""
+    return repr({name: value for name, value in vars(image_processor).items() if not callable(value)})
 
 
 def check_whole(processor: Any, sizes_hw: Sequence[tuple[int, int]], backbone: Backbone, **settings: Any) -> None:

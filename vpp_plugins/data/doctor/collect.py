@@ -48,6 +48,7 @@ class Collector:
         self._repeats = Repeats()
         self._rng, self._boxed = random.Random(0), 0
         self._columns: dict[int, tuple[BoxUnit | BoxCodec, BoxColumns]] = {}
+        self._two_sizes: list[str] = []
         self.ids: list[str] = []
         self.images: dict[str, tuple[int, int] | None] = {}
         """Names of images with the sizes that the data state."""
@@ -65,6 +66,8 @@ class Collector:
         if record.image:
             if self.images.setdefault(record.image, record.size_wh) is None:
                 self.images[record.image] = record.size_wh
+            if record.size_wh not in (None, self.images[record.image]):
+                self._two_sizes.append(record.image)
             if record.image_marks is not None:
                 count_marks(record.image_marks, record.id, self._seen)
         for turn in record.turns:
@@ -80,6 +83,9 @@ class Collector:
         found = self._repeats.findings(self.ids)
         if not self.ids:
             found.append(Finding(Fault.NO_SAMPLES, 1, 0, "No row could be read as a sample, nothing can be learned."))
+        about = "Other samples state other sizes of the same images: one name may stand for two."
+        count, shown = len(self._two_sizes), tuple(dict.fromkeys(self._two_sizes))[:_SHOWN]
+        found.append(Finding(Fault.SIZE_DIFFERS, count, len(self.ids), about, shown))
         for issue, (named, meaning) in _NAMED.items():
             examples = tuple(self._seen.examples.get(issue, ()))
             found.append(Finding(named, self._seen.counts[issue], len(self.ids), meaning, examples))

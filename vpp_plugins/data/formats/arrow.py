@@ -29,8 +29,11 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
         for number in range(len(rows)):
             record = _record(rows[number], f"{file.stem}-{number}", reading)
             if record is not None:
-                if record.image:
-                    reading.keep_image(record.image, _image(rows[number]) or b"")
+                if record.image and not reading.by_place:
+                    name = reading.keep_image(record.image, _image(rows[number]) or b"", record.id)
+                    if name is None:
+                        continue
+                    record = replace(record, image=name)
                 yield replace(record, place=(file, number, ROW))
 
 

@@ -5,32 +5,61 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vpp_plugins.data.formats.reading import Reading, Writing, array_into, json_bytes, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record
+from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record, Tally
 from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
 from vpp_plugins.files import whole_file
 
+Named = TypeVar("Named")
 
-def coco_images(path: Path) -> dict[int, tuple[str, tuple[int, int] | None]]:
-    """Return the file name and (width, height) of each image by its id."""
-    images = {}
-    for image in stream_array(path, "images"):
-        if isinstance(image, dict) and isinstance(image.get("id"), int) and isinstance(image.get("file_name"), str):
-            images[image["id"]] = (image["file_name"], positive_size(image.get("width"), image.get("height")))
-    return images
+
+def coco_images(path: Path, tally: Tally) -> dict[int, tuple[str, tuple[int, int] | None]]:
+    """Return the file name and (width, height) of each image by its id.
+
+    Of merged sets: an id of two images, and a name of images of two sizes, mean neither; they are counted.
+    """
+    images = by_id(
+        (
+            (image["id"], (image["file_name"], positive_size(image.get("width"), image.get("height"))))
+            for image in stream_array(path, "images")
+            if isinstance(image, dict) and isinstance(image.get("id"), int) and isinstance(image.get("file_name"), str)
+        ),
+        "image",
+        tally,
+    )
+    sizes: dict[str, set[tuple[int, int]]] = {}
+    for name, size_wh in images.values():
+        sizes.setdefault(name, set()).update({size_wh} if size_wh else ())
+    for name, found in sizes.items():
+        if len(found) > 1:
+            tally.add(Issue.REPEATED_ID, f"images '{name}'", f"of {len(found)} sizes")
+    return {key: image for key, image in images.items() if len(sizes[image[0]]) <= 1}
+
+
+def by_id(entries: Iterable[tuple[int, Named]], kind: str, tally: Tally) -> dict[int, Named]:
+    """Return things by their ids, without those whose id stands for different things, which are counted."""
+    found: dict[int, Named] = {}
+    twice: set[int] = set()
+    for key, value in entries:
+        if found.setdefault(key, value) != value:
+            twice.add(key)
+    for key in sorted(twice):
+        tally.add(Issue.REPEATED_ID, f"{kind} {key}", str(found.pop(key)))
+    return found
 
 
 def read_coco(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per image that has objects: a Locate per category with all its boxes. Crowds are left out."""
-    images = coco_images(path)
-    names = {
-        category["id"]: text_of(category.get("name"))
+    images = coco_images(path, reading.tally)
+    categories = (
+        (category["id"], text_of(category.get("name")))
         for category in stream_array(path, "categories")
         if isinstance(category, dict) and isinstance(category.get("id"), int)
-    }
+    )
+    names = by_id(categories, "category", reading.tally)
     for image_id, rows in _grouped(path, images, names, reading).items():
         name, size_wh = images[image_id]
         boxes: dict[int, list[Numbers]] = {}

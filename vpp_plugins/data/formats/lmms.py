@@ -27,11 +27,16 @@ def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise VPPError(f"'{path}' holds no parquet files.")
+    ids: set[str] = set()
     for file in files:
         if reading.split and not file.name.startswith(f"{reading.split}-"):
             continue
         for number, row in enumerate(_rows(file)):
-            yield from _records(row, f"{text_of(row.get('question_id')) or f'{file.stem}#{number}'}", reading)
+            row_id = text_of(row.get("question_id"))
+            if not row_id or row_id in ids:  # each split counts from 0
+                row_id = f"{file.stem}#{number}"
+            ids.add(row_id)
+            yield from _records(row, row_id, reading)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -60,7 +65,9 @@ def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Rec
         check_name(name)
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-        reading.keep_image(name, data)
+        kept = reading.keep_image(name, data, row_id)
+        if kept is None:
+            return
     except ImageError as error:
         reading.tally.add(Issue.UNSAFE_PATH, row_id, str(error))
         return
@@ -69,7 +76,7 @@ def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Rec
         return
     for number, expression in enumerate(expressions):
         turn = Locate(text_of(expression), (numbers,))
-        yield Record(f"{row_id}-{number}", name, size, (turn,), PIXELS_XYWH, split=reading.split)
+        yield Record(f"{row_id}-{number}", kept, size, (turn,), PIXELS_XYWH, split=reading.split)
 
 
 def _parquet() -> Any:

@@ -1,5 +1,7 @@
 """What every reader and every writer of a format is given, and the fields of rows that others wrote."""
 
+import errno
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +13,10 @@ from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
 from vpp_plugins.data.record import Issue, PixelBudget, Tally
 from vpp_plugins.data.sample import Sample, Turn
+from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
+
+_NO_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL, errno.ELOOP}
 
 
 @dataclass(frozen=True)
@@ -32,26 +37,54 @@ class Reading:
     largest: int = LARGEST_ELEMENT
     images_to: Path | None = None
     pixels: PixelBudget | None = None
+    by_place: bool = False
+    """Whether images in the data are found by the place that their records say, so that names need not differ."""
+    seen: dict[str, bytes] = field(default_factory=dict)
+    """Digests of the images that lie in the data, by their names."""
 
     def image_name(self, name: str) -> str:
         """Return the name of an image below its folder."""
         return self.image_prefix + name.removeprefix(self.strip_prefix) if name else ""
 
-    def keep_image(self, name: str, data: bytes) -> None:
-        """Write an image that lies in the data to `images_to`, where that is given and it is not there yet.
+    def keep_image(self, name: str, data: bytes, sample_id: str) -> str | None:
+        """Return the name of an image that lies in the data, and write it to `images_to`, where that is given.
 
-        A name that leaves the folder is passed over here, and counted when its record becomes a sample.
+        The name gets a number, which is counted, where another image has it, in the data or in that folder. A name
+        that leaves the folder stays as it is, and is counted when its record becomes a sample. None, counted, for a
+        name that no file can have: too long, or with another image's file as its folder.
         """
-        if self.images_to is None:
-            return
+        digest, free, number = hashlib.sha256(data).digest()[:16], name, 1
         try:
-            path = image_path(self.images_to, name)
+            while not self._is_free(free, digest, data):
+                number += 1
+                stem, dot, suffix = name.rpartition(".")
+                free = f"{stem}-{number}.{suffix}" if dot else f"{name}-{number}"
         except ImageError:
-            return
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
-                file.write(data)
+            return name
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_NAMES:
+                raise
+            self.tally.add(Issue.NO_IMAGE, sample_id, f"no file can be called so ({error})")
+            return None
+        if number > 1:
+            self.tally.add(Issue.IMAGE_RENAMED, sample_id, f"{name} is {free}")
+        return free
+
+    def _is_free(self, name: str, digest: bytes, data: bytes) -> bool:
+        """Whether no other image has the name; then it is this one's."""
+        if self.seen.setdefault(name, digest) != digest:
+            return False
+        if self.images_to is None:
+            return True
+        path = image_path(self.images_to, name)
+        if not path.parent.resolve().is_relative_to(self.images_to.resolve()):
+            raise VPPError(f"'{path}' lies behind a link that leaves '{self.images_to}'; it is not written.")
+        if path.exists():
+            return path.is_file() and path.read_bytes() == data
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write(data)
+        return True
 
 
 @dataclass

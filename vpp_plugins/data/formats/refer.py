@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.coco import coco_images
+from vpp_plugins.data.formats.coco import by_id, coco_images
 from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
 from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.json_stream import stream_array
@@ -41,8 +41,9 @@ def read_refer(path: Path, reading: Reading) -> Iterator[Record]:
     if reading.split and reading.split not in (splits := sorted({text_of(ref.get("split")) for ref in refs})):
         raise VPPError(f"'{pickled}' has no split '{reading.split}'; it has {', '.join(splits)}.")
     instances = pickled.parent / "instances.json"
-    images = coco_images(instances)
-    boxes = _boxes(instances, {ref["ann_id"] for ref in refs if isinstance(ref.get("ann_id"), int)})
+    images = coco_images(instances, reading.tally)
+    wanted = {ref["ann_id"] for ref in refs if isinstance(ref.get("ann_id"), int)}
+    boxes = by_id(_boxes(instances, wanted), "annotation", reading.tally)
     count = 0
     for number, ref in enumerate(refs):
         if reading.split and text_of(ref.get("split")) != reading.split:
@@ -66,27 +67,29 @@ def _pickle_file(path: Path) -> Path:
     return best[0]
 
 
-def _boxes(instances: Path, wanted: set[int]) -> dict[int, Numbers]:
-    boxes = {}
+def _boxes(instances: Path, wanted: set[int]) -> Iterator[tuple[int, tuple[Any, Numbers]]]:
+    """Yield the image and the box of each annotation that is wanted, by its id."""
     for annotation in stream_array(instances, "annotations"):
         if isinstance(annotation, dict) and isinstance(annotation.get("id"), int) and annotation["id"] in wanted:
             numbers = numbers_of(annotation.get("bbox"))
             if numbers is not None:
-                boxes[annotation["id"]] = numbers
-    return boxes
+                yield annotation["id"], (annotation.get("image_id"), numbers)
 
 
 def _records(
     ref: dict[str, Any],
     number: int,
     images: dict[int, tuple[str, tuple[int, int] | None]],
-    boxes: dict[int, Numbers],
+    boxes: dict[int, tuple[Any, Numbers]],
     reading: Reading,
 ) -> Iterator[Record]:
     ref_id = text_of(ref.get("ref_id")) or f"#{number}"
     image, numbers, sentences = ref.get("image_id"), ref.get("ann_id"), ref.get("sentences")
     if not isinstance(image, int) or image not in images or not isinstance(numbers, int) or numbers not in boxes:
         reading.tally.add(Issue.BAD_FIELD, ref_id, "image or annotation not in instances.json")
+        return
+    if boxes[numbers][0] != image:
+        reading.tally.add(Issue.BAD_FIELD, ref_id, f"annotation {numbers} is of image {boxes[numbers][0]}, not {image}")
         return
     name, size_wh = images[image]
     for sentence in sentences if isinstance(sentences, list) else ():
@@ -96,7 +99,7 @@ def _records(
             id=f"{ref_id}-{sent_id}",
             image=reading.image_name(name),
             size_wh=size_wh,
-            turns=(Locate(said, (boxes[numbers],)),),
+            turns=(Locate(said, (boxes[numbers][1],)),),
             unit=PIXELS_XYWH,
             split=text_of(ref.get("split")),
         )

@@ -60,8 +60,11 @@ def read_webdataset(path: Path, reading: Reading) -> Iterator[Record]:
                 if record.image:
                     start, length = packed.members[packed.image]
                     record = replace(record, place=(shard, start, length))
-                    if reading.images_to is not None:
-                        reading.keep_image(record.image, packed.read(packed.image))
+                    if not reading.by_place:
+                        name = reading.keep_image(record.image, packed.read(packed.image), record.id)
+                        if name is None:
+                            continue
+                        record = replace(record, image=name)
                 yield record
 
 

@@ -10,6 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
+from vpp_plugins.data.image_sizes import check_name, image_path
+from vpp_plugins.data.json_stream import json_value, stream_lines
 from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.expressions import Expression, SceneObject
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
@@ -61,6 +63,8 @@ def write_scenes(
         _check_same(out / "manifest.json", manifest)
         shutil.rmtree(work, ignore_errors=True)
         return out
+    if out.is_symlink():
+        raise VPPError(f"'{out}' is a link, and scenes take its place: name the folder that it leads to.")
     _start_or_continue(work, manifest)
     starts = [start for start in range(0, count, _CHUNK) if not _lines_file(work, start).is_file()]
     left = sum(min(_CHUNK, count - start) for start in starts)
@@ -75,12 +79,20 @@ def load_scenes(folder: str | Path) -> "SceneFolder":
     """Opens what `write_scenes` wrote. Raises VPPError for a folder that is no finished scene folder."""
     folder = Path(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "scenes.jsonl").is_file():
-        raise VPPError(f"{folder} holds no manifest.json and scenes.jsonl. Write scenes there with write_scenes().")
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    lines = (folder / "scenes.jsonl").read_text(encoding="utf-8").splitlines()
-    if len(lines) != manifest["count"]:
-        raise VPPError(f"{folder} should hold {manifest['count']} scenes but lists {len(lines)}. Write it again.")
-    return SceneFolder(folder, manifest, tuple(json.loads(line) for line in lines))
+        raise VPPError(
+            f"{folder} holds no manifest.json and scenes.jsonl. Write some with `vpp data scenes`, or write_scenes()."
+        )
+    manifest = json_value((folder / "manifest.json").read_bytes(), f"'{folder / 'manifest.json'}'")
+    records = tuple(stream_lines(folder / "scenes.jsonl"))
+    if not isinstance(manifest, dict) or not {"count", "split"} <= manifest.keys():
+        raise VPPError(f"'{folder / 'manifest.json'}' does not say count and split. Write the scenes again.")
+    if len(records) != manifest["count"]:
+        raise VPPError(f"{folder} should hold {manifest['count']} scenes but lists {len(records)}. Write it again.")
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict) or not isinstance(record.get("image"), str):
+            raise VPPError(f"'{folder / 'scenes.jsonl'}', line {number}, names no image. Write the scenes again.")
+        check_name(record["image"])
+    return SceneFolder(folder, manifest, records)
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class SceneFolder(Sequence[Scene]):
         record = self.records[index]
         return Scene(
             key=record["key"],
-            image=load_image(self.folder / record["image"]),
+            image=load_image(image_path(self.folder, record["image"])),
             width=record["width"],
             height=record["height"],
             objects=tuple(
@@ -122,7 +134,9 @@ class SceneFolder(Sequence[Scene]):
 
 
 def _start_or_continue(work: Path, manifest: dict[str, Any]) -> None:
-    for folder in (work / "lines", work / "scenes" / "images"):
+    for folder in (work, work / "lines", work / "scenes", work / "scenes" / "images"):
+        if folder.is_symlink():
+            raise VPPError(f"'{folder}' is a link, and scenes are not written through links: delete it.")
         folder.mkdir(parents=True, exist_ok=True)
     stored = work / "scenes" / "manifest.json"
     if stored.exists():
@@ -178,6 +192,7 @@ def _write_chunk(generator: SceneGenerator, work: Path, count: int, start: int) 
     for index in range(start, min(start + _CHUNK, count)):
         scene = generator.scene(index)
         name = f"images/{index:06d}.jpg"
+        (work / "scenes" / name).unlink(missing_ok=True)  # it may be a link
         scene.image.save(work / "scenes" / name, format="JPEG", quality=92, subsampling="4:2:0", optimize=False)
         record: dict[str, Any] = {"key": scene.key, "image": name, "width": scene.width, "height": scene.height}
         record["objects"] = [asdict(item) for item in scene.objects]
