@@ -48,6 +48,10 @@ class Slot:
         self.windows: EncoderWindows | None = None
         """What the encoders' inputs show; None is whole images."""
         self.host_call: Mapping[str, Any] = {}
+        self.placed: Tensor | bool = False
+        """How many features the embedding has put in at a time, at most; True where torch.compile counts none."""
+        self.overlaid = False
+        """Whether a vision encoder got the overlay."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layout": self.layout, "pixel_argument": self.pixel_argument}
@@ -84,8 +88,17 @@ def inject(
     if ids.ndim != 2 or ids.is_floating_point() or ids.shape[0] % slot.rows or ids.shape[1] == 1:
         return None
     is_placeholder = ids == slot.token_id
+    slot.placed = _most_placed(slot, is_placeholder)
     rows = F.embedding(_feature_index(is_placeholder, slot.rows, len(features)).to(features.device), features)
     return torch.where(is_placeholder[..., None].to(output.device), rows.to(output), output)
+
+
+def _most_placed(slot: Slot, is_placeholder: Bool[Tensor, "batch length"]) -> Tensor | bool:
+    """Return what `Slot.placed` becomes; on the device, so that nothing waits."""
+    if torch.compiler.is_compiling():
+        return True
+    placed = is_placeholder.sum() // (len(is_placeholder) // slot.rows)
+    return torch.maximum(placed, slot.placed) if isinstance(slot.placed, Tensor) else placed
 
 
 def _feature_index(
@@ -113,6 +126,7 @@ def overlay(
     own = dict(zip(encoder.__dict__[NAMES], args, strict=False)) | kwargs
     name = slot.pixel_argument if slot.pixel_argument in kwargs else next(iter(own))
     windows = None if slot.windows is None else slot.windows.next(encoder, slot.repeats)
+    slot.overlaid = True
     pixels = slot.layout(own.pop(name), axes, windows, {**slot.host_call, **own})
     if name in kwargs:
         return args, {**kwargs, name: pixels}
@@ -143,8 +157,11 @@ def open_session(
 
 def close_session(inner: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook on the inner model, called after an error too: end the session that it has opened."""
-    stack = inner.__dict__[HOST]._vpp_state.late.pop(_caller(), None)
+    state = inner.__dict__[HOST]._vpp_state
+    stack = state.late.pop(_caller(), None)
     if stack is not None:
+        if output is None:  # an error
+            state.slot.clear()
         stack.close()
 
 

@@ -15,7 +15,15 @@ from vpp_plugins.attach import hooks, vocabulary
 from vpp_plugins.attach.checkpoint import write_vpp
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
 from vpp_plugins.attach.state import HostState
-from vpp_plugins.attach.validation import check_call, embedded_ids, refuse_chunks, refuse_nested, warn_once
+from vpp_plugins.attach.validation import (
+    check_call,
+    check_used,
+    embedded_ids,
+    is_draft,
+    refuse_chunks,
+    refuse_nested,
+    warn_once,
+)
 from vpp_plugins.attach.windows import EncoderWindows, windows_of_calls
 from vpp_plugins.errors import VPPError
 from vpp_plugins.prompts import TOKEN, VPP
@@ -60,6 +68,12 @@ class AttachedHost:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
         names = type(self)._vpp_positional["generate"]
         call, rest = dict(zip(names, args, strict=False)) | kwargs, args[len(names) :]
+        if is_draft(call):
+            refuse_draft(self)
+            with self._vpp_state.entered():
+                return super().generate(*rest, **call)  # type: ignore[misc]
+        if call.get("assistant_model") is not None:
+            refuse_draft(call["assistant_model"], None if "assistant_tokenizer" in call else active_vpp(self).token_id)
         if vpp_pixel_values is not None:
             refuse_chunks(self, call)
         processors = vocabulary.with_never(call.get("logits_processor"), self._vpp_never_ids())
@@ -100,6 +114,7 @@ class AttachedHost:
                     warn_once(state, vpp, trained=self.vpp.trained)  # type: ignore[arg-type]
                     _fill(self, call, ids, pixels, tile_boxes)
                 yield
+                check_used(state, call)
             finally:
                 state.slot.clear()
 
@@ -200,6 +215,24 @@ def active_vpp(host: Any) -> VPP:
 def every_vpp(host: Any) -> list[VPP]:
     """Return the host's prompts and the copies of them that PEFT's modules_to_save keeps."""
     return [module for module in host.vpp.modules() if isinstance(module, VPP)]
+
+
+def refuse_draft(draft: Any, token_id: int | None = None) -> None:
+    """Raise VPPError for a draft of assisted decoding that has prompts: transformers gives it the main model's inputs.
+
+    And for one that embeds no placeholder, whose id the main model knows.
+    """
+    if any(isinstance(part, AttachedHost) and not part._vpp_state.disabled for part in draft.modules()):
+        raise VPPError(
+            "the draft (assistant_model) has VPP attached, but transformers gives it the main model's inputs, without "
+            "those of its prompts: call detach_vpp(draft), or generate within vpp_disabled(draft)."
+        )
+    rows = vocabulary.rows_of(draft)
+    if token_id is not None and token_id >= rows:
+        raise VPPError(
+            f"the draft (assistant_model) embeds {rows} ids, and {TOKEN}, which is {token_id}, is none of them: call "
+            "draft.resize_token_embeddings(n), n being the main model's rows, or generate without a draft."
+        )
 
 
 def _rebuild(host_class: type) -> Any:

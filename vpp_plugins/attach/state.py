@@ -47,6 +47,7 @@ class HostState:
         if self.late and not torch.compiler.is_compiling():
             stack = self.late.pop(threading.get_ident(), None)
             if stack is not None:
+                self.slot.clear()  # what has not ended well is not asked whether the prompts counted
                 stack.close()
 
     def inside(self) -> bool:

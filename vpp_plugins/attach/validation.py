@@ -44,9 +44,9 @@ def check_call(
     if not state.disabled:
         _check_images(state, vpp, call, pixels)
         _check_boxes(state, vpp, call, tile_boxes)
+    if pixels is not None and (ids is None or call.get("inputs_embeds") is not None):
+        raise VPPError("vpp_pixel_values need input_ids, where the placeholders stand; inputs_embeds have none.")
     if ids is None:
-        if pixels is not None:
-            raise VPPError("vpp_pixel_values need input_ids, where the placeholders stand; inputs_embeds have none.")
         return
     if vpp.token_id is None:
         if pixels is not None:
@@ -58,6 +58,21 @@ def check_call(
     if not torch.compiler.is_compiling():  # counting would break the graph
         placeholders = int(ids.eq(vpp.token_id).sum())
         _check_count(state, vpp, placeholders, images=0 if pixels is None else pixels.shape[0])
+
+
+def check_used(state: HostState, call: dict[str, Any]) -> None:
+    """Raise VPPError where a call has ended and the host went round the hooks, so that its prompts did not count."""
+    slot, (features, overlay) = state.slot, state.slot.prompts
+    if features is not None and slot.placed is not True and int(slot.placed) != len(features):
+        raise VPPError(
+            f"the host embedded {int(slot.placed)} of {len(features)} {TOKEN} placeholders in one piece, so the local "
+            "prompt did not count in this call: pass whole input_ids, and nothing that embeds or splits them elsewhere."
+        )
+    if overlay is not None and not slot.overlaid and state.has_images(call):
+        raise VPPError(
+            "the host did not call its vision encoder for the images of this call, so the global prompt did not count: "
+            "pass the pixels, and nothing that is encoded already."
+        )
 
 
 def embedded_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
@@ -108,6 +123,12 @@ def refuse_chunks(host: Any, call: dict[str, Any]) -> None:
     config = call.get("generation_config") or host.generation_config
     if call.get("prefill_chunk_size") or config.to_dict().get("prefill_chunk_size"):  # not every config has it
         raise VPPError("prefill_chunk_size cuts the prompt between placeholders: leave it unset together with VPP.")
+
+
+def is_draft(call: dict[str, Any]) -> bool:
+    """Return whether a generate is assisted decoding's, which asks a draft (`assistant_model`) for candidates."""
+    config = call.get("generation_config")
+    return bool(config is not None and config.to_dict().get("is_assistant"))
 
 
 def _check_count(state: HostState, vpp: VPP, placeholders: int, *, images: int) -> None:
