@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,9 @@ from vpp_plugins.files import whole_file
 
 _CLIMBS = re.compile(r"(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
 _TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+
+
+_DAMAGED = (struct.error, LookupError, TypeError, ArithmeticError)
 
 
 class ImageError(VPPError):
@@ -56,7 +60,14 @@ def upright_size(path: Path | BytesIO) -> tuple[int, int]:
         raise ImageError(f"'{path}' claims too many pixels to be a photograph.") from None
     except UnidentifiedImageError:
         raise ImageError(f"'{path}' is not an image that can be read.") from None
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:  # Pillow's plugins raise each of these
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        RuntimeError,
+        *_DAMAGED,
+    ) as error:  # Pillow's plugins raise each of these
         raise ImageError(f"'{path}' cannot be read ({error}).") from None
     return (height, width) if turned else (width, height)
 
@@ -105,7 +116,7 @@ class ImageSizes:
     def _measure(self, name: str) -> tuple[int, int]:
         if self.folder is None:
             raise VPPError(
-                f"the data hold no size for the image '{name}', and its boxes cannot be placed without one: "
+                f"the data hold no size for the image {name!r}, and its boxes cannot be placed without one: "
                 "give the folder of the images (--images), or a file of their sizes (--sizes)."
             )
         return upright_size(image_path(self.folder, name))

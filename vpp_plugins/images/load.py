@@ -1,8 +1,9 @@
 """Read any image a user may have into plain RGB."""
 
 import base64
+import http.client
 import io
-import urllib.error
+import struct
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
@@ -19,6 +20,8 @@ ImageSource = str | Path | bytes | Image.Image
 
 SMALLEST_SIDE = 8
 LARGEST_SIDE = 16_384
+LARGEST_PIXELS = 64_000_000
+"""No model sees more than a part of them, and decoding takes time and memory for each."""
 
 _WRONG: dict[tuple[type[Exception], ...], str] = {
     (FileNotFoundError, NotADirectoryError): "does not exist: give the path of an image.",
@@ -26,20 +29,25 @@ _WRONG: dict[tuple[type[Exception], ...], str] = {
     (IsADirectoryError,): "is a folder: give the path of one image.",
     (UnidentifiedImageError,): "is not an image that can be read (JPEG, PNG, WebP, ... expected).",
     (Image.DecompressionBombError,): (
-        f"has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and about 179 million in all "
+        f"has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and {LARGEST_PIXELS:,} in all "
         "are read; shrink it first."
     ),
 }
 
+_DAMAGED = (struct.error, LookupError, TypeError, ArithmeticError)
+"""What Pillow's decoders raise beside errors of files and values where a file is damaged."""
 
-def load_image(source: ImageSource) -> Image.Image:
+
+def load_image(source: ImageSource, *, max_pixels: int = LARGEST_PIXELS) -> Image.Image:
     """Return the image as 8-bit RGB, turned upright as its EXIF orientation says.
 
     A text is a path, an http(s) address, which is fetched, or a `data:image/...;base64,` address.
 
     CMYK, palette, 16-bit and grey images are converted, transparency is laid on white, and of an animation the first
     frame is taken.
-    Raises VPPError for a missing, empty, truncated or foreign file, and for sides below 8 or above 16,384 pixels.
+    Sixteen bits that hold 10, 12 or 14 are read as that, where their largest value says so.
+    Raises VPPError for a missing, empty, truncated or foreign file, for sides below 8 or above 16,384 pixels, and,
+    before anything is decoded, for more than `max_pixels` in all.
     """
     if not isinstance(source, ImageSource):
         raise VPPError(f"an image must be a path, an address, bytes or a PIL image, but is a {type(source).__name__}.")
@@ -48,11 +56,14 @@ def load_image(source: ImageSource) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side limit below is ours
             image = source if isinstance(source, Image.Image) else _open(source, name)
-            _check_size(image, name)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            _check_size(image, name, max_pixels)
+            sixteen = isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile[3]) for tile in image.tile)
+            upright = ImageOps.exif_transpose(image)
+            _check_depth(upright, sixteen, name)
+            return _to_rgb(upright)
     except VPPError:
         raise
-    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError, RuntimeError, *_DAMAGED) as error:
         raise VPPError(f"{name} {_what_is_wrong(error)}") from None
 
 
@@ -129,7 +140,7 @@ def _fetch(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=60) as answer:
             data: bytes = answer.read()
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         raise VPPError(f"'{address}' could not be fetched ({error}): check the address and the network.") from None
     return data
 
@@ -141,8 +152,13 @@ def _open(source: str | Path | bytes, name: str) -> Image.Image:
     return Image.open(io.BytesIO(data))
 
 
-def _check_size(image: Image.Image, name: str) -> None:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
+    if width * height > max_pixels and max(width, height) <= LARGEST_SIDE:
+        raise VPPError(
+            f"{name} has {width} x {height} pixels, and at most {max_pixels:,} are decoded: resize it first, or allow "
+            "more, load_image(..., max_pixels=...)."
+        )
     if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
         raise VPPError(
             f"{name} is {width} x {height} pixels, but sides of {SMALLEST_SIDE} to {LARGEST_SIDE} pixels are expected: "
@@ -150,10 +166,24 @@ def _check_size(image: Image.Image, name: str) -> None:
         )
 
 
+_FULL = (1023, 4095, 16383, 65535)
+"""The largest values of 10, 12, 14 and 16 bits: cameras and scanners store each in files of 16."""
+
+
+def _check_depth(image: Image.Image, sixteen: bool, name: str) -> None:
+    """Refuse colours of fewer than 16 bits in 16, of which Pillow keeps the upper 8: they would be nearly black."""
+    brightest = int(np.asarray(image).max()) if sixteen and image.mode == "RGB" else 0
+    if 0 < brightest <= 16383 >> 8:
+        raise VPPError(f"{name} has colours of 16 bits that use 14 or fewer: scale it to 8 bits first.")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # Pillow's own conversion clips 16-bit greys to white
         grey = np.asarray(image, dtype=np.float64)
-        return Image.fromarray((grey / 65535 * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        if grey.min() < 0 or grey.max() > 65535:
+            raise VPPError("a grey image of 32 bits has no known range: convert it to 8 bits first.")
+        full = next(full for full in _FULL if grey.max() <= full)
+        return Image.fromarray((grey / full * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise VPPError("a floating-point image has no known range: convert it to 8 bits first.")
     if image.has_transparency_data:

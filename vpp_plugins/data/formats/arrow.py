@@ -5,6 +5,8 @@ bytes. Arrow files are mapped into memory, and parquet is first written as Arrow
 """
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -27,10 +29,11 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
     for file in arrow_files(path):
         rows = _mapped(file)
         for number in range(len(rows)):
-            record = _record(rows[number], f"{file.stem}-{number}", reading)
+            row = rows[number].to_pylist()[0]
+            record = _record(row, f"{file.stem}-{number}", reading)
             if record is not None:
                 if record.image and not reading.by_place:
-                    name = reading.keep_image(record.image, _image(rows[number]) or b"", record.id)
+                    name = reading.keep_image(record.image, _image(row) or b"", record.id)
                     if name is None:
                         continue
                     record = replace(record, image=name)
@@ -52,7 +55,7 @@ def arrow_files(path: Path) -> list[Path]:
 def row_image(file: Path, number: int) -> bytes:
     """Return the bytes of the image in a row of a file."""
     rows = _mapped(file)
-    data = _image(rows[number]) if number < len(rows) else None
+    data = _image(rows[number].to_pylist()[0]) if number < len(rows) else None
     if data is None:
         raise VPPError(f"'{file}' has no image in row {number}: it was changed after it was converted.")
     return data
@@ -61,11 +64,10 @@ def row_image(file: Path, number: int) -> bytes:
 def map_rows(file: Path) -> Any:
     """Return an Arrow or parquet file as rows that are read when they are needed.
 
-    Raises VPPError where it is damaged, or `datasets` is not installed. Arrow trusts the offsets in a file, and one
-    that is damaged would end the process; so they are looked through first.
+    Raises VPPError where it is no such file, or `datasets` is not installed. Of a file that others wrote, see
+    `check_apart` first.
     """
     try:
-        import pyarrow as pa
         from datasets import Dataset
         from datasets.exceptions import DatasetsError
     except ModuleNotFoundError:
@@ -73,13 +75,38 @@ def map_rows(file: Path) -> Any:
     try:
         if file.suffix == ".parquet":
             return Dataset.from_parquet(str(file))
-        with pa.memory_map(str(file)) as source:
-            for batch in pa.ipc.open_stream(source):
-                batch.validate(full=True)
         return Dataset.from_file(str(file))
     except (OSError, ValueError, DatasetsError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise VPPError(f"'{file}' cannot be read as rows of a data set ({reason}).") from None
+
+
+_CHECK = """
+import sys
+import pyarrow as pa
+from pyarrow import parquet
+path = sys.argv[1]
+try:
+    tabular = path.endswith(".parquet")
+    source = parquet.ParquetFile(path).iter_batches(64) if tabular else pa.ipc.open_stream(pa.memory_map(path))
+    for batch in source:
+        batch.validate(full=True)
+except Exception as error:
+    sys.exit((str(error).strip() or type(error).__name__).splitlines()[0])
+"""
+
+
+def check_apart(file: Path) -> None:
+    """Read an Arrow or parquet file in a process of its own; raises VPPError where it is damaged.
+
+    Arrow trusts the offsets in a file, and a damaged one may end the process that reads it.
+    """
+    done = subprocess.run([sys.executable, "-c", _CHECK, str(file)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        reason = said[-1] if done.returncode > 0 else f"reading it ended a process, signal {-done.returncode}"
+        kind = "is not a parquet file, or damaged: it " if file.suffix == ".parquet" else ""
+        raise VPPError(f"'{file}' {kind}cannot be read as rows of a data set ({reason}).")
 
 
 def _record(row: dict[str, Any], name: str, reading: Reading) -> Record | None:
@@ -116,12 +143,19 @@ def _image(row: dict[str, Any]) -> bytes | None:
     return data if isinstance(data, bytes) else None
 
 
-@lru_cache(maxsize=_OPEN)
 def _mapped(file: Path) -> Any:
+    """Return a file's rows, looked through once for each state of the file."""
+    try:
+        state = file.stat()
+    except OSError as error:
+        raise VPPError(f"'{file}' cannot be read ({error.strerror or error}).") from None
+    return _looked_through(file, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=_OPEN)
+def _looked_through(file: Path, size: int, changed_ns: int) -> Any:
+    check_apart(file)
     rows = map_rows(file)
     if "turns" not in rows.column_names:
         raise VPPError(f"'{file}' has no column 'turns', as neutral rows have; it has {', '.join(rows.column_names)}.")
-    from datasets import Image
-
-    encoded = isinstance(rows.features.get("image"), Image)
-    return rows.cast_column("image", Image(decode=False)) if encoded else rows
+    return rows.with_format("arrow")  # nothing is decoded: images stay bytes, and audio is not asked for

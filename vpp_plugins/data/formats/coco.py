@@ -85,7 +85,7 @@ def _grouped(
         ):
             reading.tally.add(Issue.BAD_FIELD, place, "image_id or category_id")
         elif numbers is None or len(numbers) != 4:
-            reading.tally.add(Issue.WRONG_COUNT, place, str(found.get("bbox")))
+            reading.tally.add(Issue.WRONG_COUNT, place)
         else:
             rows.setdefault(image, array("d")).extend((category, *numbers))
     return rows

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from vpp_plugins.data.formats.arrow import check_apart
 from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.image_sizes import ImageError, check_name
 from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record
@@ -42,6 +43,9 @@ def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     parquet = _parquet()
     import pyarrow as pa
+
+    if path.is_file():
+        check_apart(path)
 
     try:
         with parquet.ParquetFile(path) as file:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,31 @@ _PLAIN = (
 )  # fmt: skip
 
 
+def _with_plain_keys(code: bytes) -> Callable[[Any], None]:
+    """Let a code set entries of dictionaries under strings and numbers only.
+
+    Tuples within tuples, each twice in the next, take for ever to hash, in a file of some bytes.
+    """
+    load = pickle._Unpickler.dispatch[code[0]]
+
+    def load_checked(unpickler: Any) -> None:
+        keys = unpickler.stack[-2:-1] if code == pickle.SETITEM else unpickler.stack[::2]
+        if not all(isinstance(key, str | bytes | int | float) for key in keys):
+            raise TypeError("a key that is no string and no number")
+        load(unpickler)
+
+    return load_checked
+
+
 class _PlainUnpickler(pickle._Unpickler):
     """Knows only the codes for containers, strings and numbers: a code that names or calls something is unknown to it.
 
     In Python, not C: there a memo is a dictionary, and one large index in a small file cannot claim all memory.
     """
 
-    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _PLAIN}
+    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _PLAIN} | {
+        code[0]: _with_plain_keys(code) for code in (pickle.SETITEM, pickle.SETITEMS, pickle.DICT)
+    }
 
 
 def load_plain_pickle(path: Path) -> Any:

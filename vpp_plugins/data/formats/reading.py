@@ -188,18 +188,20 @@ def image_of(row: Mapping[str, Any], sample_id: str, reading: Reading) -> str | 
 
 
 def _is_image(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_is_image, value))
-    if isinstance(value, dict):
-        return bool(value.get("bytes")) or _is_image(value.get("path"))
-    return isinstance(value, str) and _IMAGE_FILE.match(value) is not None
+    for entry in value if isinstance(value, list) else [value]:
+        name = entry.get("path") if isinstance(entry, dict) else entry
+        named = isinstance(name, str) and _IMAGE_FILE.match(name) is not None
+        if named or (isinstance(entry, dict) and entry.get("bytes")):
+            return True
+    return False
 
 
 def text_of(value: Any) -> str:
     """Return a string, or a whole number as one; "" for all else."""
     if isinstance(value, str):
         return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+    whole = isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1000
+    return str(value) if whole else ""
 
 
 def names_of(message: Any) -> tuple[str, str]:

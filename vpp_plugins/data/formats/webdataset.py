@@ -143,6 +143,8 @@ def tar_samples(path: Path) -> Iterator[TarSample]:
 
 def _walk(file: io.BufferedIOBase, name: str) -> Iterator[TarSample]:
     current: TarSample | None = None
+    whole = file.seek(0, io.SEEK_END)
+    file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             remembered: list[tarfile.TarInfo] = vars(tar)["members"]
@@ -150,6 +152,8 @@ def _walk(file: io.BufferedIOBase, name: str) -> Iterator[TarSample]:
                 remembered.clear()  # else it would hold all members of the shard
                 if tar.offset <= member.offset:
                     raise tarfile.ReadError("a member ends before it begins")
+                if member.issparse() or member.size > whole:
+                    raise tarfile.ReadError("a member is sparse, or larger than the shard")
                 key, extension = _parts(member.name)
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not key:
                     continue
@@ -159,7 +163,14 @@ def _walk(file: io.BufferedIOBase, name: str) -> Iterator[TarSample]:
                     current = TarSample(key, file)
                 current.members[extension] = (member.offset_data, member.size)
             file.seek(tar.offset)
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # headers say what they like
+    except (
+        tarfile.TarError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        EOFError,
+    ) as error:  # headers say what they like
         raise VPPError(f"{name} is damaged, or no tar file ({error}){_compressed(file)}: fetch it again.") from None
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged header for the end
         after = f" after the sample '{current.key}'" if current is not None else ""
