@@ -164,7 +164,7 @@ class TestLmms:
 
 LOCATED = [
     Sample("1", "a/1.png", WIDTH, HEIGHT, (Locate("the white cup", (BOX,)),)),
-    Sample("2", "a/2.png", 100, 200, (Locate("\"Größe\" 1", ((1, 2, 30.5, 40.25),)), Locate("cup", ((5, 6, 7, 8),)))),
+    Sample("2", "a/2.png", 100, 200, (Locate("\"Größe\" 1", ((1, 2, 30.5, 40.25),)), Locate("cup", ((5, 6, 17, 18),)))),
 ]  # fmt: skip
 MORE = [
     *LOCATED,
