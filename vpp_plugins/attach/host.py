@@ -153,7 +153,7 @@ class AttachedHost:
                 "model.push_to_hub(repo_id), which uploads both, or save_vpp(model, folder, push_to_hub=True)."
             )
         with vocabulary.narrowed(self, self._vpp_state.host_rows):
-            tensors = dict(self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
+            tensors = dict(self.state_dict() if state_dict is None else state_dict)
             prompts = {
                 name.removeprefix("vpp."): tensors.pop(name) for name in list(tensors) if name.startswith("vpp.")
             }
