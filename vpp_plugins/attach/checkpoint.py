@@ -47,22 +47,37 @@ def read_into(vpp: VPP, folder: Path, *, check: bool = True) -> None:
 
     `check` compares the file with the SHA-256 that `vpp_config.json` has of it.
     """
+    saved, tensors = read_prompts(vpp, folder, check=check)
+    if any(tensor.is_meta for tensor in vpp.state_dict().values()):
+        raise VPPError(
+            "the prompts are offloaded, and so cannot be loaded into: call load_vpp before dispatching the model."
+        )
+    vpp.load_state_dict(tensors)
+    adopt(vpp, saved)
+
+
+def read_prompts(vpp: VPP, folder: Path, *, check: bool = True) -> tuple[VPPConfig, dict[str, Tensor]]:
+    """Return what `read_into` loads; raises VPPError where it does not fit the prompts."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise VPPError(f"no '{WEIGHTS_FILE}' in '{folder}': give a folder that save_vpp wrote.")
     saved = read_config(folder)
     check_settings(saved, vpp.config, folder)
-    tensors, expected = read_safetensors([path]), vpp.state_dict()
-    check_tensors(tensors, expected, f"'{path}'")
+    tensors = read_safetensors([path])
+    check_tensors(tensors, vpp.state_dict(), f"'{path}'")
     if check:
         _check_hash(folder)
-    if any(tensor.is_meta for tensor in expected.values()):
-        raise VPPError(
-            "the prompts are offloaded, and so cannot be loaded into: call load_vpp before dispatching the model."
-        )
-    vpp.load_state_dict(tensors)
+    return saved, tensors
+
+
+def adopt(vpp: VPP, saved: VPPConfig) -> None:
+    """Have the prompts say of themselves what their weights, which have been loaded, were saved with."""
     vpp.trained = True
-    _adopt_normalisation(vpp, saved)
+    prompt = saved.global_vpp
+    if vpp.global_vpp is None or prompt is None or prompt.image_mean is None or prompt.image_std is None:
+        return
+    vpp.global_vpp.image_mean, vpp.global_vpp.image_std = prompt.image_mean, prompt.image_std
+    vpp.config = replace(vpp.config, global_vpp=prompt)
 
 
 def _check_hash(folder: Path) -> None:
@@ -104,14 +119,6 @@ def _settings(config: VPPConfig) -> dict[str, Any]:
     flat |= {f"{part}.{name}": value for part, fields in parts.items() for name, value in (fields or {}).items()}
     loose = ("global_vpp.image_mean", "global_vpp.image_std", "local_vpp.weights")
     return {name: value for name, value in flat.items() if name not in loose}
-
-
-def _adopt_normalisation(vpp: VPP, saved: VPPConfig) -> None:
-    prompt = saved.global_vpp
-    if vpp.global_vpp is None or prompt is None or prompt.image_mean is None or prompt.image_std is None:
-        return
-    vpp.global_vpp.image_mean, vpp.global_vpp.image_std = prompt.image_mean, prompt.image_std
-    vpp.config = replace(vpp.config, global_vpp=prompt)
 
 
 def resolve(

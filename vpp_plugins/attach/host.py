@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpp_plugins.attach import hooks, vocabulary
+from vpp_plugins.attach import hooks, trainer_compat, vocabulary
 from vpp_plugins.attach.checkpoint import write_vpp
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
 from vpp_plugins.attach.state import HostState
@@ -153,7 +153,7 @@ class AttachedHost:
                 "model.push_to_hub(repo_id), which uploads both, or save_vpp(model, folder, push_to_hub=True)."
             )
         with vocabulary.narrowed(self, self._vpp_state.host_rows):
-            tensors = dict(self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
+            tensors = dict(self.state_dict() if state_dict is None else state_dict)
             prompts = {
                 name.removeprefix("vpp."): tensors.pop(name) for name in list(tensors) if name.startswith("vpp.")
             }
@@ -165,6 +165,17 @@ class AttachedHost:
             vpp = active_vpp(self)
             whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
             write_vpp(vpp, save_directory, prompts if whole else None)
+            trainer_compat.keep_rows(self)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the host's own; while PEFT saves an adapter, write the prompts that train beside it."""
+        trainer_compat.keep(self)
+        return super().state_dict(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Load the prompts too, where Trainer or PEFT loads a checkpoint that has them beside it."""
+        trainer_compat.complete(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc]
 
     @property
     def peft_config(self) -> Any:

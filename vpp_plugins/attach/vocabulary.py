@@ -1,6 +1,6 @@
 """Room for one more token in a host that has no spare row, and the way back; tokens that are never an answer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
+
+ROWS_FILE = "vpp_rows.safetensors"
+"""In a checkpoint, what training made of the rows that the placeholder added to the vocabulary."""
 
 SECOND = "additional_embedding"
 """IDEFICS keeps its own tokens, the last ones, in a second table within its embedding."""
@@ -40,6 +43,22 @@ def shrink(host: Any, rows: int) -> None:
     """Cut the vocabulary back to its first `rows` rows, bit for bit what they were."""
     _replace(host, lambda table: table[:rows].clone())
     _record(host, rows)
+
+
+def added_rows(host: Any) -> dict[str, Tensor]:
+    """Return the rows that `<|vpp|>` added to the vocabulary's tables, by their names; {} where there are none."""
+    rows = host._vpp_state.host_rows
+    if rows is None:
+        return {}
+    return {name: table.detach()[rows:].cpu().clone() for name, table in _named_tables(host).items()}
+
+
+def put_rows(host: Any, saved: Mapping[str, Tensor]) -> None:
+    """Put rows that `added_rows` returned back."""
+    rows = host._vpp_state.host_rows
+    with torch.no_grad():
+        for name, table in _named_tables(host).items():
+            table[rows:] = saved[name].to(table)
 
 
 def narrow(host: Any, rows: int) -> list[Whole]:
@@ -97,6 +116,13 @@ def _replace(host: Any, change: Callable[[Tensor], Tensor]) -> None:
         for name, old in list(module.named_parameters(recurse=False)):
             if id(old) in new:
                 setattr(module, name, new[id(old)])
+
+
+def _named_tables(host: Any) -> dict[str, nn.Parameter]:
+    """Return the vocabulary's tables by a name each; a tied head is the embedding itself."""
+    head = host.get_output_embeddings()
+    tables = {"embedding": host.get_input_embeddings().weight}
+    return tables if head is None or head.weight is tables["embedding"] else {**tables, "head": head.weight}
 
 
 def _tables(host: Any) -> list[nn.Parameter]:

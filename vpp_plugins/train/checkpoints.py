@@ -7,13 +7,11 @@ import tempfile
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE, host_state
+from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import check_manifest, read_safetensors
 
@@ -151,22 +149,6 @@ def check_weights(folder: Path) -> None:
         raise VPPError(f"{len(empty)} tensors of the prompts were saved empty, {empty[0]} for one: gather them first.")
 
 
-def added_rows(host: Any) -> dict[str, Tensor]:
-    """Return the rows that `<|vpp|>` added to the vocabulary's tables, by their names; {} where there are none."""
-    rows = host_state(host).host_rows
-    if rows is None:
-        return {}
-    return {name: table.detach()[rows:].cpu().clone() for name, table in _tables(host).items()}
-
-
-def put_rows(host: Any, saved: dict[str, Tensor]) -> None:
-    """Put rows that `added_rows` returned back."""
-    rows = host_state(host).host_rows
-    with torch.no_grad():
-        for name, table in _tables(host).items():
-            table[rows:] = saved[name].to(table)
-
-
 def check_writable(folder: Path) -> None:
     """Make the folder if need be, and raise VPPError where it cannot be written."""
     try:
@@ -175,10 +157,3 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise VPPError(f"output_dir '{folder}' cannot be written ({error.strerror}): choose another folder.") from None
-
-
-def _tables(host: Any) -> dict[str, nn.Parameter]:
-    """Return the vocabulary's tables by a name each; a tied head is the embedding itself."""
-    head = host.get_output_embeddings()
-    tables = {"embedding": host.get_input_embeddings().weight}
-    return tables if head is None or head.weight is tables["embedding"] else {**tables, "head": head.weight}

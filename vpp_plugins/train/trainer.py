@@ -18,11 +18,9 @@ from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, sav
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_folder, write_manifest
 from vpp_plugins.train.checkpoints import (
-    added_rows,
     check_checkpoint,
     check_weights,
     gathered_prompts,
-    put_rows,
     read_host,
 )
 from vpp_plugins.train.collate import ABOUT, About
@@ -31,9 +29,6 @@ from vpp_plugins.train.evaluation import TrainingEvaluation
 from vpp_plugins.train.losses import AuxiliaryLoss
 from vpp_plugins.train.optim import EveryStep, WeightAverage, build_muon, scheduled
 from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
-
-ROWS_FILE = "vpp_rows.safetensors"
-"""In a checkpoint, the rows that `<|vpp|>` added to the vocabulary: the host's own files are without them."""
 
 
 class VPPTrainer(Trainer):
@@ -246,17 +241,27 @@ class VPPTrainer(Trainer):
             save_vpp(host, folder)
         else:  # gathered from the devices that share the model
             write_vpp(active_vpp(host), folder, gathered_prompts(state_dict))
-        added = added_rows(host) if self._in_checkpoint and state_dict is None else {}
+        added = vocabulary.added_rows(host) if self._in_checkpoint and state_dict is None else {}
         if added:
-            save_file(added, folder / ROWS_FILE)
+            save_file(added, folder / vocabulary.ROWS_FILE)
         for kept in self._kept if self._in_checkpoint else ():
             kept.save(folder)
         check_weights(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the host's part and the prompts; prompts that are missing are refused."""
+        check_checkpoint(Path(resume_from_checkpoint))
+        self._load_weights(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        """Load both of the best checkpoint; Trainer itself would leave the last prompts beside the best host."""
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            super()._load_best_model()
+        else:
+            self._load_weights(str(self.state.best_model_checkpoint), None)
+
+    def _load_weights(self, resume_from_checkpoint: str, model: nn.Module | None) -> None:
         folder, host = Path(resume_from_checkpoint), unwrap(self._parts[0])
-        check_checkpoint(folder)
         if self._has_lora or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif not self.keeps_host:
@@ -266,8 +271,8 @@ class VPPTrainer(Trainer):
             return
         for vpp in every_vpp(host):
             read_into(vpp, folder, check=False)  # the checkpoint's manifest was checked
-        if (folder / ROWS_FILE).is_file():
-            put_rows(host, load_file(folder / ROWS_FILE))
+        if (folder / vocabulary.ROWS_FILE).is_file():
+            vocabulary.put_rows(host, load_file(folder / vocabulary.ROWS_FILE))
         for kept in self._kept:
             kept.load(folder)
 
