@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from tests.evaluate.conftest import Stub
+from tests.tiny import attached, image
+from vpp_plugins import Grounder
 from vpp_plugins.boxes import BOX_CODECS, Box, BoxStatus, ImageMeta, answer_of, box_iou, codec, opens_thought
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.captions import summarise_captions
+from vpp_plugins.evaluate.kits.answers import answer
 from vpp_plugins.evaluate.protocol import protocols
 from vpp_plugins.evaluate.results import judge
 from vpp_plugins.train.rewards import rewards
@@ -251,6 +256,31 @@ class TestRewards:
         assert rewards("llava").iou([[call, tool]], **self.TRUTH) == [0]
         assert rewards("llava").iou([[tool, call]], **self.TRUTH) == [0]
         assert rewards("llava").iou([[tool, {"role": "assistant", "content": text}]], **self.TRUTH)[0] > 0.9
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize(("opening", "boxes"), [("<think>\n", 0), ("<think>\n\n</think>\n\n", 1), ("", 1)])
+def test_the_grounder_knows_that_its_template_opened_the_thought(opening: str, boxes: int) -> None:
+    model, processor = attached()
+    processor.processor.chat_template = f"<image> {{{{ messages[0].content[1].text }}}}{opening}"
+    processor.batch_decode = lambda ids, **_: ["near [0.1, 0.2, 0.3, 0.6], or"] * len(ids)
+    grounding = Grounder(model, processor, max_new_tokens=2)(image(0, (40, 24)), "the red cup")
+    assert len(grounding.boxes) == boxes
+    assert grounding.text.startswith("<think>") is (boxes == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("<think>[0.1, 0.2, 0.3, 0.6]</think>[0.5, 0.5, 0.7, 0.7]", "[0.5000, 0.5000, 0.7000, 0.7000]"),
+        ("<think>[0.1, 0.2, 0.3, 0.6], or", ""),
+        ("<think>[0.1, 0.2, 0.3, 0.6]</think>I cannot see it.", "I cannot see it."),
+    ],
+)
+def test_a_kit_finds_no_draft(text: str, given: str) -> None:
+    asked = "Give the bounding box coordinates of the region this sentence describes: cup"
+    asker = Stub(lambda question, image: text, "llava")
+    assert answer(asker, [Image.new("RGB", (100, 100))], [asked]) == [given]
 
 
 def test_whether_a_prompt_opens_a_thought() -> None:

@@ -7,11 +7,22 @@ measures in, the unit, the rounding, the order, the brackets) is a row of the ta
 from vpp_plugins.boxes.answer import answer_of, opens_thought
 from vpp_plugins.boxes.codecs import BoxCodec, Decoded
 from vpp_plugins.boxes.families import AXIS_SENTENCE, BOX_CODECS, codec
-from vpp_plugins.boxes.frames import Box, BoxLike, Frame, ImageMeta, frame_rectangle, padded_square
+from vpp_plugins.boxes.frames import (
+    Box,
+    BoxFault,
+    BoxLike,
+    BoxStatus,
+    Frame,
+    ImageMeta,
+    box_fault,
+    frame_rectangle,
+    inside_image,
+    padded_square,
+    shown_box,
+)
 from vpp_plugins.boxes.iou import box_iou, generalized_box_iou
 from vpp_plugins.boxes.metas import ShownSizes, check_shown, metas_of
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
-from vpp_plugins.boxes.status import BoxFault, BoxStatus, box_fault, inside_image, shown_box
 from vpp_plugins.boxes.text import BoxText
 
 __all__ = [

@@ -5,9 +5,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vpp_plugins.boxes.answer import answer_of, says_nothing
-from vpp_plugins.boxes.frames import FRAMES_OF_0_1_0, Box, BoxLike, Frame, ImageMeta, frame_rectangle
+from vpp_plugins.boxes.frames import (
+    FRAMES_OF_0_1_0,
+    Box,
+    BoxFault,
+    BoxLike,
+    BoxStatus,
+    Frame,
+    ImageMeta,
+    box_fault,
+    clip,
+    frame_rectangle,
+    inside_image,
+    shown_box,
+)
 from vpp_plugins.boxes.scales import Scale
-from vpp_plugins.boxes.status import BoxFault, BoxStatus, box_fault, clip, inside_image, shown_box
 from vpp_plugins.boxes.text import BoxText
 from vpp_plugins.errors import VPPError
 

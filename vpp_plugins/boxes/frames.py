@@ -1,7 +1,9 @@
-"""The rectangle in which a family measures its boxes, seen from the original image."""
+"""Boxes in their image: the frame that a family measures them in, which of them are usable, and what is cut off."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal, SupportsFloat, TypeAlias
 
 from vpp_plugins.errors import VPPError
@@ -55,3 +57,98 @@ def frame_rectangle(frame: Frame, size_hw: tuple[int, int]) -> tuple[int, int, i
         side, offset_x, offset_y = padded_square(size_hw)
         return -offset_x, -offset_y, side, side
     return 0, 0, width, height
+
+
+class BoxStatus(StrEnum):
+    """What became of a box, or of an answer that holds none."""
+
+    OK = "ok"
+    CLIPPED = "clipped"
+    """Part of it lay outside the image, by more than half a step of the unit; what is left is returned."""
+    INVERTED = "inverted"
+    """x2 < x1 or y2 < y1; returned with its corners reordered, and clipped where it needed that too."""
+    UNPARSABLE = "unparsable"
+    """The answer holds no box, or none that lies in its image; none is returned."""
+    NONE = "none"
+    """The answer says that there is nothing, or is an empty list; no box is returned."""
+
+
+class BoxFault(StrEnum):
+    """Why a box marks no place in its image; the values complete the sentence "the box ..."."""
+
+    WRONG_COUNT = "is not four numbers x1, y1, x2, y2"
+    NOT_FINITE = "holds a number that is not finite"
+    INVERTED = "has x2 < x1 or y2 < y1"
+    OUTSIDE = "lies wholly outside its image"
+    FLAT = "has no area"
+
+
+def box_fault(box: BoxLike, size_hw: tuple[int, int] | None = None) -> BoxFault | None:
+    """Return why an xyxy box is not usable, or None: the one definition, for true boxes and for answers.
+
+    A usable box has four finite numbers, its corners in order, and an area in its image, if that one's size is given.
+    A box without an area that lies in the image, such as rounding makes of a thin one, is FLAT and not OUTSIDE.
+    """
+    try:
+        x1, y1, x2, y2 = map(float, box)
+    except (TypeError, ValueError):
+        return BoxFault.WRONG_COUNT
+    except OverflowError:  # an integer of hundreds of digits
+        return BoxFault.NOT_FINITE
+    if not (math.isfinite(x1) and math.isfinite(y1) and math.isfinite(x2) and math.isfinite(y2)):
+        return BoxFault.NOT_FINITE
+    if x2 < x1 or y2 < y1:
+        return BoxFault.INVERTED
+    flat = x1 == x2 or y1 == y2
+    if size_hw is not None and not (x1 >= 0 and y1 >= 0 and x2 <= size_hw[1] and y2 <= size_hw[0]):
+        left, top, right, bottom = clip((x1, y1, x2, y2), size_hw)
+        beyond = x2 < 0 or y2 < 0 or x1 > size_hw[1] or y1 > size_hw[0]
+        if beyond or (not flat and (left == right or top == bottom)):
+            return BoxFault.OUTSIDE
+    return BoxFault.FLAT if flat else None
+
+
+def shown_box(box: BoxLike) -> str:
+    """Return a box as a message shows it, whatever it is."""
+    try:
+        text = str(tuple(map(float, box)))
+    except (TypeError, ValueError, OverflowError):
+        text = (
+            f"({', '.join(type(number).__name__ for number in box)})" if isinstance(box, Iterable) else str(type(box))
+        )
+    return text if len(text) <= 120 else f"{text[:120]} ..."
+
+
+def inside_image(box: Box, size_hw: tuple[int, int], slack_xy: tuple[float, float]) -> tuple[Box | None, BoxStatus]:
+    """Reorder a box's corners and cut it to its image; what exceeds it by up to the slack does not count as clipped.
+
+    None and unparsable where cutting would leave nothing, or where a number is not finite. A box without an area
+    within its image stays as it is: a coarse unit writes thin objects so.
+    """
+    x1, y1, x2, y2 = box
+    if 0 <= x1 <= x2 <= size_hw[1] and 0 <= y1 <= y2 <= size_hw[0]:
+        return box, BoxStatus.OK
+    if not all(map(math.isfinite, box)):
+        return None, BoxStatus.UNPARSABLE
+    ordered = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+    kept = clip(ordered, size_hw)
+    cut_x = max(abs(ordered[0] - kept[0]), abs(ordered[2] - kept[2]))
+    cut_y = max(abs(ordered[1] - kept[1]), abs(ordered[3] - kept[3]))
+    exceeds = cut_x > slack_xy[0] or cut_y > slack_xy[1]
+    if exceeds and (kept[0] == kept[2] or kept[1] == kept[3]):
+        return None, BoxStatus.UNPARSABLE
+    if ordered != box:
+        return kept, BoxStatus.INVERTED
+    return kept, BoxStatus.CLIPPED if exceeds else BoxStatus.OK
+
+
+def clip(box: Box, size_hw: tuple[int, int]) -> Box:
+    """Cut a box to its image; what lies wholly outside becomes a point or a line on the border."""
+    bottom, right = float(size_hw[0]), float(size_hw[1])
+    x1, y1, x2, y2 = box
+    return (
+        min(max(0.0, x1), right),
+        min(max(0.0, y1), bottom),
+        min(max(0.0, x2), right),
+        min(max(0.0, y2), bottom),
+    )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from vpp_plugins.boxes import answer_of
 from vpp_plugins.evaluate.run import Asker
 
 _REQUEST = re.compile(r"bounding box.*?region this sentence describes:\s*(?P<expr>.+?)\s*\Z", re.DOTALL | re.IGNORECASE)
@@ -17,7 +18,8 @@ def answer(
     """Answer one question per image.
 
     A request for a box is asked in the family's own words and answered `[x1, y1, x2, y2]`, 0 to 1 on the original
-    image, four decimals; an answer that holds no box stays as the model wrote it.
+    image, four decimals; an answer that holds no box stays as the model wrote it, without its thoughts: the kit would
+    find a box in them.
     """
     requests = [_REQUEST.search(question) for question in questions]
     put = [
@@ -32,5 +34,5 @@ def answer(
         answers += [
             "[{:.4f}, {:.4f}, {:.4f}, {:.4f}]".format(*(v / s for v, s in zip(box, (width, height) * 2, strict=True)))
             for box in boxes[:1]
-        ] or [text]
+        ] or [text if request is None else answer_of(text)]
     return answers
