@@ -216,7 +216,7 @@ class TestMistaken:
         found = broken(generate=False)
 
         assert {"forward", "gradients"} <= set(found)
-        assert found["gradients"] == "no finite gradient reaches 'global_prompt.prompt'"
+        assert "so the global prompt did not count" in found["gradients"]
 
     def test_a_generator_without_gradients(self, monkeypatch: pytest.MonkeyPatch) -> None:
         right = ToyGenerator.forward

@@ -185,18 +185,23 @@ class VPPProcessor:
         settings = self._image_settings(options)
         if self._tiled:
             views["vpp_tile_boxes"] = tile_boxes(*asked, **settings)
-        elif self._state.backbone.frame == "square" and not self._state.backbone.tiled:
+        elif self._state.backbone.frame == "square" and not self._state.backbone.tiled and self.image_processor:
             check_whole(*asked, **settings)
         return views
 
     def _image_settings(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call that concern images."""
+        if self.image_processor is None:  # a stranger's processor may have none of its own
+            return {}
         names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
         return {name: value for name, value in options.items() if name in names}
 
     def _remember_sizes(self, images: Any, flat: list[Image.Image], inputs: Any, options: dict[str, Any]) -> None:
         """Keep in which sizes the images were shown, for `image_metas`, where boxes are counted in them."""
-        codec = plugins.box_codec(self._state.backbone.box_format)
+        try:
+            codec = plugins.box_codec(self._state.backbone.box_format)
+        except VPPError:  # a format that nobody knows is for whoever reads boxes to refuse
+            return
         if flat and codec.scale.full is None:
             usual = metas_of(flat, codec, self.image_processor)
             shown = metas_of(flat, codec, self.image_processor, inputs, **self._image_settings(options))

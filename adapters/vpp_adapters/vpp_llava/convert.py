@@ -21,7 +21,7 @@ from vpp_adapters.vpp_llava.shards import StoredTensor, opened, stored_tensors
 from vpp_adapters.vpp_llava.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer
 from vpp_plugins import VPPConfig, VPPError
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
-from vpp_plugins.files import Shape, whole_folder
+from vpp_plugins.files import Shape, sha256_of, whole_folder
 from vpp_plugins.prompts import TOKEN
 
 SHARD_BYTES = 2**30
@@ -49,7 +49,7 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> Non
     plan = _plan(source)
     with whole_folder(target) as folder:
         _write_weights(plan, folder, dtype)
-        plan.prompts.save(folder / CONFIG_FILE)
+        plan.prompts.save(folder / CONFIG_FILE, weights_sha256=sha256_of(folder / WEIGHTS_FILE))
         _write_host_settings(plan, folder, dtype)
 
 
