@@ -16,6 +16,10 @@ AxisStyle = Literal["edge-0.1", "edge-0.05", "cross", "padding"]
 AxisUnit = Literal["0-1", "0-1000"]
 WEIGHTS_SHA256 = "weights_sha256"
 """What `save_vpp` adds to the file of a configuration: the SHA-256 of the weights saved with it."""
+TRAINED_ON = "trained_on"
+"""What `save_vpp` adds besides: the family of the host, and the frame and unit of its boxes."""
+MOST = {"size": 4096, "font_size": 4096, "num_queries": 10_000, "image_size": 8192, "projector_size": 65_536}
+"""The largest values that are taken: far beyond any model's, and small enough to be built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ class GlobalVPPConfig:
         most = (self.size - 1) // 2  # something must be left inside
         if not 0 < self.border <= most:
             raise VPPError(f"global_vpp.border must be 1 to {most} pixels (half of size), but is {self.border}.")
+        _check_most(self, "global_vpp.")
         if self.image_std is not None and min(self.image_std) <= 0:
             raise VPPError(f"global_vpp.image_std must be above 0, but is {self.image_std}.")
 
@@ -116,6 +121,7 @@ class LocalVPPConfig:
         for name, value in (("num_queries", self.num_queries), ("projector_size", self.projector_size)):
             if value < 1:
                 raise VPPError(f"local_vpp.{name} must be at least 1, but is {value}.")
+        _check_most(self, "local_vpp.")
         if self.image_size < 32 or self.image_size % 32:
             raise VPPError(f"local_vpp.image_size must be a multiple of 32, but is {self.image_size}.")
 
@@ -130,6 +136,8 @@ class VPPConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "")
+        if not -(2**63) <= self.seed < 2**63:
+            raise VPPError(f"seed must fit into 64 bits, but is {self.seed}.")
         if self.global_vpp is None and self.local_vpp is None:
             raise VPPError("a VPPConfig needs a global prompt, a local prompt or both, but both are None.")
 
@@ -172,10 +180,9 @@ class VPPConfig:
                 values[name] |= change
         return self.from_dict(values)
 
-    def save(self, path: str | Path, *, weights_sha256: str | None = None) -> None:
-        """Write as JSON, the whole file or none, with the SHA-256 of the weight file beside it, where there is one."""
-        digest = {} if weights_sha256 is None else {WEIGHTS_SHA256: weights_sha256}
-        write_whole(Path(path), json.dumps({**self.to_dict(), **digest}, indent=2) + "\n")
+    def save(self, path: str | Path, **beside: Any) -> None:
+        """Write as JSON, the whole file or none; `beside` are WEIGHTS_SHA256 and TRAINED_ON of saved weights."""
+        write_whole(Path(path), json.dumps({**self.to_dict(), **beside}, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -189,8 +196,10 @@ class VPPConfig:
             raise VPPError(f"'{path}' is not valid JSON ({error}): save it again with save_vpp.") from None
         if not isinstance(values, dict):
             raise VPPError(f"'{path}' must hold a JSON object, but holds a {type(values).__name__}.")
-        values.pop(WEIGHTS_SHA256, None)  # of the file beside it, which is checked where that is read
-        return cls.from_dict(values)
+        # of the file beside it, and checked where that is read
+        return cls.from_dict(
+            {name: value for name, value in values.items() if name not in (WEIGHTS_SHA256, TRAINED_ON)}
+        )
 
 
 def _build(part: type[Part], values: Mapping[str, Any], prefix: str) -> Part:
@@ -229,6 +238,14 @@ def _check_types(part: Any, prefix: str) -> None:
             raise VPPError(f"{prefix}{f.name} must be one of {', '.join(options)}, but is {value!r}.{hint}")
         wanted = f.type.__name__ if isinstance(f.type, type) else f.type
         raise VPPError(f"{prefix}{f.name} must be {wanted}, but is {value!r}.")
+
+
+def _check_most(part: Any, prefix: str) -> None:
+    """What would fill the memory, or take for ever, must not wait until it is built."""
+    for f in fields(part):
+        value, most = getattr(part, f.name), MOST.get(f.name)
+        if most is not None and value > most:
+            raise VPPError(f"{prefix}{f.name} is at most {most} in any model, but is {value}.")
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -264,18 +264,28 @@ def read_weights(source: str | os.PathLike[str], *, prefix: str = "") -> dict[st
 
 def read_safetensors(files: Sequence[Path], *, prefix: str = "") -> dict[str, "torch.Tensor"]:
     """Return the tensors of all files; where names with the prefix occur, only those are read."""
-    from safetensors import SafetensorError, safe_open
-
     with ExitStack() as stack:
         holders: dict[str, Any] = {}
         for file in files:
-            try:
-                opened = stack.enter_context(safe_open(file, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise VPPError(f"'{file}' is damaged or truncated ({error}): save or download it again.") from error
+            opened = stack.enter_context(_safetensors(file))
             holders |= dict.fromkeys(opened.keys(), opened)
         wanted = [name for name in holders if name.startswith(prefix)] or list(holders)
         return {name: holders[name].get_tensor(name) for name in wanted}
+
+
+def safetensors_shapes(file: Path) -> dict[str, Shape]:
+    """Return the shapes of a file's tensors, of which none is read."""
+    with _safetensors(file) as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
+
+
+def _safetensors(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise VPPError(f"'{file}' is damaged or truncated ({error}): save or download it again.") from error
 
 
 def read_pickled(file: Path) -> Any:

@@ -49,7 +49,7 @@ def attach_vpp(
     if "peft_config" in host.__dict__:
         refuse_dropped_prompts(host)
     config, backbone, folder = resolve_config(config, plugins.describe(host, adapter))
-    _put_on(host, build_vpp(config, backbone, folder), backbone)
+    _put_on(host, build_vpp(config, backbone, folder, family=host.config.model_type), backbone)
     return model
 
 

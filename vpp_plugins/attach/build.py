@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vpp_plugins import plugins
-from vpp_plugins.attach.checkpoint import read_config, read_into, resolve
+from vpp_plugins.attach.checkpoint import check_header, check_host, read_config, read_into, resolve
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone, FrozenWeights
@@ -37,17 +37,24 @@ def resolve_config(
     return replace(config, global_vpp=replace(prompt, image_mean=mean, image_std=std)), backbone, folder
 
 
-def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None) -> VPP:
+def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None, *, family: str = "") -> VPP:
     """Build the prompts, with the weights saved in `folder`, or else from the configuration's seed.
 
-    The global random state is left alone.
+    The global random state is left alone. `family` is the host's, as transformers calls it.
     """
+    boxes = plugins.BOX_CODECS.get(backbone.box_format)
+    host = {"family": family, "box_format": backbone.box_format, "frame": backbone.frame}
+    host |= {} if boxes is None else {"unit": boxes.unit}
+    if folder is not None:
+        check_host(folder, host)
+        check_header(folder, config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
         global_vpp = _build_global(config, backbone)
         local_vpp = _build_local(config, backbone, pretrained=folder is None)
         config = _with_frozen_weights(config, local_vpp)
         vpp = VPP(config, global_vpp=global_vpp, local_vpp=local_vpp, frame=backbone.frame)
+    vpp.trained_on = host
     if folder is not None:
         read_into(vpp, folder)
     return vpp

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vpp_plugins.config import WEIGHTS_SHA256, VPPConfig
+from vpp_plugins.config import TRAINED_ON, WEIGHTS_SHA256, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import check_tensors, local_folder, read_safetensors, sha256_of, whole_file
+from vpp_plugins.files import check_tensors, local_folder, read_safetensors, safetensors_shapes, sha256_of, whole_file
 from vpp_plugins.prompts import VPP
 
 CONFIG_FILE = "vpp_config.json"
@@ -34,7 +34,8 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with whole_file(target / WEIGHTS_FILE) as file:
         save_file(weights, file.name, metadata={"format": "pt"})
-    vpp.config.save(target / CONFIG_FILE, weights_sha256=sha256_of(target / WEIGHTS_FILE))
+    beside = {WEIGHTS_SHA256: sha256_of(target / WEIGHTS_FILE), TRAINED_ON: dict(vpp.trained_on)}
+    vpp.config.save(target / CONFIG_FILE, **{name: value for name, value in beside.items() if value})
 
 
 def read_config(folder: Path) -> VPPConfig:
@@ -58,16 +59,22 @@ def read_into(vpp: VPP, folder: Path, *, check: bool = True) -> None:
 
 def read_prompts(vpp: VPP, folder: Path, *, check: bool = True) -> tuple[VPPConfig, dict[str, Tensor]]:
     """Return what `read_into` loads; raises VPPError where it does not fit the prompts."""
-    path = folder / WEIGHTS_FILE
-    if not path.is_file():
-        raise VPPError(f"no '{WEIGHTS_FILE}' in '{folder}': give a folder that save_vpp wrote.")
+    path = _weights_of(folder)
     saved = read_config(folder)
+    check_host(folder, vpp.trained_on)
     check_settings(saved, vpp.config, folder)
     tensors = read_safetensors([path])
     check_tensors(tensors, vpp.state_dict(), f"'{path}'")
     if check:
         _check_hash(folder)
     return saved, tensors
+
+
+def _weights_of(folder: Path) -> Path:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise VPPError(f"no '{WEIGHTS_FILE}' in '{folder}': give a folder that save_vpp wrote.")
+    return path
 
 
 def adopt(vpp: VPP, saved: VPPConfig) -> None:
@@ -82,11 +89,13 @@ def adopt(vpp: VPP, saved: VPPConfig) -> None:
 
 def _check_hash(folder: Path) -> None:
     """Raise VPPError where the weights are not those that were saved with their configuration."""
-    path, expected = folder / WEIGHTS_FILE, json.loads((folder / CONFIG_FILE).read_bytes()).get(WEIGHTS_SHA256)
+    path, values = folder / WEIGHTS_FILE, json.loads((folder / CONFIG_FILE).read_bytes())
+    expected = values.get(WEIGHTS_SHA256)
     if expected is None:
+        unnamed = "" if TRAINED_ON in values else ", and does not say which family they are for"
         warnings.warn(
-            f"'{folder}' has no SHA-256 of its weights, as version 0.1.0 wrote none: whether they are as they were "
-            "saved cannot be checked; save_vpp adds it.",
+            f"'{folder}' has no SHA-256 of its weights{unnamed}, as version 0.1.0 wrote none: whether they are as they "
+            "were saved, and belong here, cannot be checked; save_vpp adds it.",
             stacklevel=4,
         )
     elif sha256_of(path) != expected:
@@ -95,6 +104,44 @@ def _check_hash(folder: Path) -> None:
             f"SHA-256 is another): take another copy of '{folder}'. Where you replaced it on "
             f"purpose, delete {WEIGHTS_SHA256} from '{CONFIG_FILE}'."
         )
+
+
+def check_host(folder: Path, here: Mapping[str, Any]) -> None:
+    """Raise VPPError where the prompts were trained on another family of hosts: its width may be the same by chance."""
+    there = json.loads((folder / CONFIG_FILE).read_bytes()).get(TRAINED_ON, {})
+    if not isinstance(there, dict):
+        raise VPPError(f"{TRAINED_ON} in '{folder / CONFIG_FILE}' must be an object, but is {there!r}.")
+    if any(there.get(name, value) != value for name, value in here.items()):
+        listed = [", ".join(f"{name} {value}" for name, value in host.items()) for host in (there, here)]
+        raise VPPError(
+            f"the prompts in '{folder}' were trained on another family ({listed[0]}) than this host's ({listed[1]}). "
+            "Nothing was loaded: take prompts of its own, or, to train on from these all the same, "
+            f"delete {TRAINED_ON} from '{CONFIG_FILE}'."
+        )
+
+
+def check_header(folder: Path, saved: VPPConfig) -> None:
+    """Raise VPPError where a configuration is not of the weights beside it, before anything of its sizes is built."""
+    path = _weights_of(folder)
+    shapes, prompt, local = safetensors_shapes(path), saved.global_vpp, saved.local_vpp
+    axes, projector = shapes.get("global_prompt.prompt"), shapes.get("local_prompt.projector.0.weight")
+    if prompt is not None and axes is not None and axes[-1] != prompt.size:
+        raise VPPError(_header_says(path, "global_vpp.size", prompt.size, axes[-1]))
+    if local is None:
+        return
+    if projector is not None and projector[0] != local.projector_size:
+        raise VPPError(_header_says(path, "local_vpp.projector_size", local.projector_size, projector[0]))
+    most = max([1024, len(shapes), *(side for shape in shapes.values() for side in shape)])
+    for name, value in local.generator_options.items():
+        if isinstance(value, int) and value > most:
+            raise VPPError(_header_says(path, f"local_vpp.generator_options.{name}", value, f"nothing above {most}"))
+
+
+def _header_says(path: Path, name: str, said: int, found: int | str) -> str:
+    return (
+        f"'{path}' does not fit '{CONFIG_FILE}' beside it: {name} is {said} there, and {found} in the weights. Nothing "
+        "was loaded: take another copy of both."
+    )
 
 
 def check_settings(saved: VPPConfig, attached: VPPConfig, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Both prompts of one host in one module: what `model.vpp` is."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,6 +45,8 @@ class VPP(nn.Module):
         self.detector_overlay = local.overlay_units if local is not None and local.overlay else "off"
         self.token_id: int | None = None
         self.trained = False
+        self.trained_on: Mapping[str, Any] = {}
+        """The family of the host, and the frame and unit of its boxes; saved prompts say so."""
         self._rendered: InferenceCache[Tensor] = InferenceCache()
         """The axes at the size of the detector's images: the same for all of them on the padded square."""
         self._check_frame()

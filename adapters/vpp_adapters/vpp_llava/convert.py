@@ -49,7 +49,8 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> Non
     plan = _plan(source)
     with whole_folder(target) as folder:
         _write_weights(plan, folder, dtype)
-        plan.prompts.save(folder / CONFIG_FILE, weights_sha256=sha256_of(folder / WEIGHTS_FILE))
+        host = {"family": "llava", "box_format": "vpp-llava", "frame": "square", "unit": "0-1"}
+        plan.prompts.save(folder / CONFIG_FILE, weights_sha256=sha256_of(folder / WEIGHTS_FILE), trained_on=host)
         _write_host_settings(plan, folder, dtype)
 
 
