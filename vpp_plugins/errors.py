@@ -25,7 +25,7 @@ EXTRAS = {
     "demo": (
         "filelock huggingface_hub jinja2 rich safetensors sentencepiece timm tokenizers torchvision transformers typer"
     ),
-    "train": "accelerate datasets gguf ijson peft pyarrow scipy tensorboard trl",
+    "train": "accelerate datasets gguf ijson peft psutil pyarrow scipy tensorboard trl",
     "eval": "pycocoevalcap",
     "all": "xformers",
 }

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.evaluate import full_image, mean_box, random_object, score, shuffled
+from vpp_plugins.evaluate import Row, full_image, mean_box, random_object, score, shuffled, shuffled_rows
 
 
 def labelled(sizes: list[int], seed: int = 0) -> tuple[list[str], list[str]]:
@@ -103,3 +103,15 @@ def test_a_random_object_is_one_of_the_images() -> None:
     assert chosen == [random_object(objects, seed=seed) for seed in range(50)]
     with pytest.raises(VPPError, match="no objects"):
         random_object([], seed=0)
+
+
+def test_shuffled_rows_change_their_expressions_alone(rows: list[Row]) -> None:
+    mixed = shuffled_rows(rows)
+
+    assert [(row.id, row.box, row.kind, row.category) for row in mixed] == [
+        (row.id, row.box, row.kind, row.category) for row in rows
+    ]
+    assert [row.expression for row in mixed] == shuffled(
+        [row.expression for row in rows], [row.id.rpartition("/")[0] for row in rows]
+    )
+    assert all(one.expression != other.expression for one, other in zip(rows, mixed, strict=True))

@@ -40,6 +40,9 @@ def run(
     box_format: Annotated[str | None, typer.Option(help="How the model writes boxes, if not as its family.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked at a time.", min=1)] = 8,
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.", min=1)] = None,
+    shuffled: Annotated[
+        bool, typer.Option("--shuffled", help="A control: each image is asked about another's expressions.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     meteor: Meteor = False,
     out: Annotated[Path, typer.Option(help="Folder of answers, results and report.")] = Path("out/eval"),
@@ -52,12 +55,14 @@ def run(
     Example: vpp eval --model pocket --data photos --out out/eval/photos
     """
     from vpp_plugins.data import Tally
-    from vpp_plugins.evaluate import load_grounder, load_rows, measure
+    from vpp_plugins.evaluate import load_grounder, load_rows, measure, shuffled_rows
     from vpp_plugins.evaluate import protocol as named
 
     rules = named(protocol)
     tally = Tally()
     rows = load_rows(data, data_format=data_format, images=images, split=split, task=rules.task, tally=tally)[:limit]
+    if shuffled:
+        rows = shuffled_rows(rows)
     grounder = load_grounder(model, vpp=vpp, box_format=box_format, dtype=dtype)
     name = model if vpp is None else f"{model} with {vpp}"
     results = measure(
@@ -70,6 +75,7 @@ def run(
         split=split,
         batch_size=batch_size,
         tally=tally,
+        control="shuffled" if shuffled else None,
         with_meteor=meteor,
     )
     if "figures" in results:

@@ -11,7 +11,7 @@
 
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
 from vpp_plugins.evaluate.compare import compare, write_comparison
-from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled
+from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled, shuffled_rows
 from vpp_plugins.evaluate.demo import answer_line, assets_or_none, demo_summary, run_demo, write_demo_page
 from vpp_plugins.evaluate.metrics import Scores, score
 from vpp_plugins.evaluate.models import load_grounder
@@ -47,6 +47,7 @@ __all__ = [
     "run_demo",
     "score",
     "shuffled",
+    "shuffled_rows",
     "write_comparison",
     "write_demo_page",
 ]

@@ -79,19 +79,23 @@ def measure(
     split: str | None = None,
     batch_size: int = 8,
     tally: Tally | None = None,
+    control: str | None = None,
     with_meteor: bool = False,
 ) -> dict[str, Any]:
     """Evaluate, and write `answers.jsonl`, `results.json` and `report.html` into `out`; returns the results.
 
     `model` and `data` are what the pages call them; `split` is a name such as "refcoco/testA", whose published number
-    of rows the protocol knows; `tally` says what `load_rows` left out; captions get METEOR `with_meteor`. Killed at any
-    point, the same call continues, and its results are the same.
+    of rows the protocol knows; `tally` says what `load_rows` left out; `control` names what was done to the rows, such
+    as "shuffled"; captions get METEOR `with_meteor`. Killed at any point, the same call continues, and its results are
+    the same.
     """
     _check_scorers(rules, with_meteor=with_meteor)
     if rules.task == "caption":
         rows = regions(rows)
     left_out = {issue: count for issue, count, _ in (tally or Tally()).rows()}
     about = {"model": model, "data": data, "split": split, "left_out": left_out, "versions": _versions()}
+    if control is not None:
+        about["control"] = control
     if isinstance(asker, Grounder):  # a model that was trained on is another one, under whatever name
         about["model_sha256"] = fingerprint_of_model(asker.model)
     answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)

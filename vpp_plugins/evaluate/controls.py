@@ -3,10 +3,12 @@
 import random
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from vpp_plugins.boxes import Box
 from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.rows import Row, image_id
 
 Item = TypeVar("Item")
 
@@ -29,6 +31,13 @@ def shuffled(expressions: Sequence[Item], groups: Sequence[Hashable], *, seed: i
     turned = order[largest:] + order[:largest]  # shifted by the largest group, nobody gets their own
     source = dict(zip(order, turned, strict=True))
     return [expressions[source[index]] for index in range(len(order))]
+
+
+def shuffled_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows, each with an expression of another image where that is possible; all else is as it was."""
+    images = [image_id(row.file, row.id) for row in rows]
+    expressions = shuffled([row.expression for row in rows], images)
+    return [replace(row, expression=expression) for row, expression in zip(rows, expressions, strict=True)]
 
 
 def full_image(size_hw: tuple[int, int]) -> Box:

@@ -7,8 +7,8 @@ to the answer's own.
 
 `groups` sorts a model's parameters into named parts and holds the learning rates of VPP-LLaVA; `optim` has Muon, the
 parts' schedules and an average of the weights; `preflight` checks that gradients arrive; `checkpoints` keeps the run's
-folder; `distributed` is for FSDP and DeepSpeed; `evaluation` asks the model while it learns, `forgetting` whether it
-still answers chats, and `report` writes the page of a run.
+folder, `cost` what it has cost; `distributed` is for FSDP and DeepSpeed; `evaluation` asks the model while it learns,
+`forgetting` whether it still answers chats, and `report` writes the page of a run.
 
 `detector` pretrains the local prompt's DETR on boxes. `rewards` are for TRL's GRPO, and `grpo` is its trainer.
 """

@@ -35,7 +35,8 @@ def open_run(output_dir: str | Path, resume: str | None, *, verify: bool = True)
     folder = Path(output_dir)
     check_writable(folder)
     if verify:
-        for left in (*folder.glob(".checkpoint-*.part"), folder / f".{FINAL}.part"):  # a killed run's: ours is the lock
+        killed = (*folder.glob(".checkpoint-*.part"), *folder.glob(".step-*.part"), folder / f".{FINAL}.part")
+        for left in killed:  # ours is the lock
             shutil.rmtree(left, ignore_errors=True)
     last = last_checkpoint(folder)
     if resume is None and (last is not None or (folder / FINAL).exists()):

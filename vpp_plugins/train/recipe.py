@@ -133,6 +133,8 @@ class Recipe:
     queries where the generator says where they look, else the image's own. looking and copying do so for the heads of
     the last layer, for tokenizers as `hide_boxes`. Plugins bring more."""
 
+    snapshots: tuple[int, ...] = ()
+    """Steps after which the weights are also written as they are at the end, to `step-N/` beside `final/`, for good."""
     average_weights: float = 0.0
     """Decay of an average of the weights over the steps, such as 0.998, which the run ends with and evaluation asks;
     0 is without."""

@@ -18,7 +18,7 @@ from vpp_plugins.data import TrainingData
 from vpp_plugins.data.formats import data_format
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate import protocol
-from vpp_plugins.files import only_one, whole_file, whole_folder
+from vpp_plugins.files import only_one, whole_file
 from vpp_plugins.plugins import box_codec
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.checkpoints import FINAL, check_room, check_writable, open_run
@@ -194,6 +194,7 @@ def _trainer(
         compute_loss_func=answer_loss(weights, processor.tokenizer),
         muon=recipe.trainer.get("optim") == MUON,
         average=_average(recipe, groups),
+        snapshots=recipe.snapshots,
     )
     if recipe.keep:
         as_answered = replace(recipe, turns_apart=False, hide_boxes=0.0)
@@ -222,6 +223,7 @@ def _average(recipe: Recipe, groups: Iterable[Mapping[str, Any]]) -> WeightAvera
 
 
 def _run(trainer: VPPTrainer, resume: Path | None) -> None:
+    trainer.cost.begin(resume)
     if resume is None:
         trainer.train()
         return
@@ -237,9 +239,7 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
 def _finished(trainer: VPPTrainer, run: Path) -> Trained:
     """Write the final weights and the page of the run."""
     skipped, history = tuple(trainer.skipped), trainer.state.log_history
-    with trainer.averaged(), whole_folder(run / FINAL, renames=trainer.args.should_save) as written:
-        trainer.save_model(str(written))
-        trainer.accelerator.wait_for_everyone()
+    trainer.write_weights(run / FINAL)
     if trainer.args.should_save:
         write_training_page(run / "report.html", json.loads((run / RUN).read_text()), history, skipped)
     return Trained(run / FINAL, trainer.state.global_step, history, skipped)

@@ -1,7 +1,7 @@
 """transformers' Trainer with the few things that prompts need: groups, checks, and checkpoints that hold them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from vpp_plugins.train.checkpoints import (
     read_host,
 )
 from vpp_plugins.train.collate import ABOUT, About
+from vpp_plugins.train.cost import Cost
 from vpp_plugins.train.distributed import whole_weights
 from vpp_plugins.train.evaluation import TrainingEvaluation
 from vpp_plugins.train.losses import AuxiliaryLoss
@@ -35,7 +36,7 @@ class VPPTrainer(Trainer):
     """Trainer for an attached model.
 
     `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `evaluation` is what `evaluate` asks;
-    `losses` are added to the answer's own.
+    `losses` are added to the answer's own; after the steps `snapshots` the weights are written to `step-N/`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class VPPTrainer(Trainer):
         losses: Sequence[AuxiliaryLoss] = (),
         muon: bool = False,
         average: WeightAverage | None = None,
+        snapshots: Collection[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -55,9 +57,12 @@ class VPPTrainer(Trainer):
         self._muon, self.average = muon, average
         if average is not None:
             self.add_callback(EveryStep(average.update))
+        if snapshots:
+            self.add_callback(EveryStep(partial(_snapshot, self, frozenset(snapshots))))
         for loss in losses:  # Trainer empties the gradients of the model alone
             self.add_callback(EveryStep(partial(_empty_gradients, loss)))
         self._about = About((), (), (), ())
+        self.cost = Cost()
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
         self._images = 0
@@ -186,7 +191,9 @@ class VPPTrainer(Trainer):
                 give_every_parameter_a_gradient(groups)
 
     def _count(self, about: About) -> None:
-        self._samples += len(about.samples) * self.args.world_size
+        seen = len(about.samples) * self.args.world_size
+        self._samples += seen
+        self.cost.samples += seen
         self.skipped |= dict.fromkeys(about.skipped)
         if len(self.skipped) > self.max_skipped:
             shown = "; ".join(list(self.skipped)[:5])
@@ -214,6 +221,7 @@ class VPPTrainer(Trainer):
                 self.state.best_model_checkpoint = str(target)
             if self.args.should_save:
                 self.state.save_to_json(str(written / "trainer_state.json"))
+                self.cost.write(written, step, self.args.device.type)
             self.accelerator.wait_for_everyone()  # the others have written theirs too
             if self.args.should_save:
                 write_manifest(written)
@@ -221,6 +229,14 @@ class VPPTrainer(Trainer):
         if self.args.should_save:
             limit = self.args.save_total_limit
             rotate_checkpoints(str(run), limit, self.state.best_model_checkpoint, use_mtime=False)
+
+    def write_weights(self, folder: Path) -> None:
+        """Write the weights that the run would end with now, or their average, and what they have cost."""
+        with self.averaged(), whole_folder(folder, renames=self.args.should_save) as written:
+            self.save_model(str(written))
+            if self.args.should_save:
+                self.cost.write(written, self.state.global_step, self.args.device.type)
+            self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the host's part, if it has learned, and the prompts beside it: they are nowhere else."""
@@ -297,3 +313,9 @@ class VPPTrainer(Trainer):
 
 def _empty_gradients(loss: AuxiliaryLoss, step: int) -> None:
     loss.zero_grad()
+
+
+def _snapshot(trainer: VPPTrainer, steps: Collection[int], step: int) -> None:
+    """Before the checkpoint of the same step is written: a run that goes on from there has the snapshot."""
+    if step in steps:
+        trainer.write_weights(Path(str(trainer.args.output_dir)) / f"step-{step}")
