@@ -85,7 +85,7 @@ def test_a_training_sample_from_file_to_loss(tmp_path: Path, monkeypatch: pytest
         lambda: train(settings, model=model, processor=processor),
         counts=lambda file: on_the_way > 0 or f"{CORE}/data/" in file,
     )
-    assert len(ran) <= 32, "\n".join(sorted(ran))
+    assert len(ran) <= 24, "\n".join(sorted(ran))
 
 
 def test_an_evaluation_row_from_file_to_report(tmp_path: Path) -> None:
@@ -103,4 +103,4 @@ def test_an_evaluation_row_from_file_to_report(tmp_path: Path) -> None:
         )
 
     ran = files_that_run(way)
-    assert len(ran) <= 23, "\n".join(sorted(ran))
+    assert len(ran) <= 22, "\n".join(sorted(ran))

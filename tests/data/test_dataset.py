@@ -17,8 +17,7 @@ from vpp_plugins import VPPError
 from vpp_plugins.data import StoredData, dataset, open_data
 from vpp_plugins.data.formats import Reading, Writing, data_format, read_samples
 from vpp_plugins.data.formats.webdataset import CONVERTED
-from vpp_plugins.data.record import Issue
-from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.data.sample import Issue, Locate, Sample, Talk
 
 COUNT = 40
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta, codec
 from vpp_plugins.data.dialogue import Phrases
-from vpp_plugins.data.record import Issue, Tally
-from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
+from vpp_plugins.data.sample import Describe, Issue, Locate, Talk, Tally, Turn
 
 PADBOX = json.loads((Path(__file__).parents[1] / "reference" / "padbox.json").read_text())
 LLAVA = Phrases(codec("llava"))

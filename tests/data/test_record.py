@@ -1,9 +1,26 @@
+import struct
+import zlib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from vpp_plugins import VPPError
 from vpp_plugins.boxes import BoxStatus, ImageMeta, codec
-from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, RELATIVE, BoxUnit
+from vpp_plugins.data.record import (
+    PIXELS,
+    PIXELS_XYWH,
+    RELATIVE,
+    BoxUnit,
+    ImageError,
+    ImageSizes,
+    UnsafePathError,
+    check_name,
+    image_path,
+    upright_size,
+)
 
 META = ImageMeta((480, 640))
 
@@ -36,3 +53,93 @@ def test_what_exceeds_the_edge_by_rounding_is_kept_as_it_is() -> None:
     assert PIXELS.to_pixels((-0.4, 0, 640.3, 480), META) == ((-0.4, 0, 640.3, 480), BoxStatus.OK)
     assert PIXELS.to_pixels((-0.6, 0, 640.3, 480), META) == ((0, 0, 640, 480), BoxStatus.CLIPPED)
     assert PIXELS.to_pixels((30, 0, 10, 480), META)[1] is BoxStatus.INVERTED
+
+
+UNSAFE = r"/etc/passwd ../a.jpg a/../../a.jpg .. a/.. ..\a a\..\..\b C:\a c:a \\server\share".split()
+
+
+@pytest.mark.parametrize("name", [*UNSAFE, "", "a\0.jpg"])
+def test_a_name_that_leaves_the_folder_is_refused(name: str) -> None:
+    with pytest.raises(UnsafePathError, match="does not stay below its folder"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "vg/VG_100K/1.jpg", "a..b.jpg", "..a/b.jpg", "a/.../b.jpg", "été/ü.png"])
+def test_other_names_stay_below_it(name: str) -> None:
+    check_name(name)
+    assert image_path(Path("root"), name) == Path("root") / name
+
+
+def test_size_is_the_upright_one(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("L", (30, 20)).save(tmp_path / "plain.png")
+    Image.new("L", (30, 20)).save(tmp_path / "turned.png", exif=exif)
+    assert upright_size(tmp_path / "turned.png") == (20, 30)
+    assert upright_size(tmp_path / "turned.jpg") == (20, 30)
+    assert upright_size(tmp_path / "plain.png") == (30, 20)
+
+
+def test_what_is_no_image_says_so(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    for name in ("text.jpg", "empty.png", "loop.jpg", "missing.jpg", "."):
+        with pytest.raises(ImageError):
+            upright_size(tmp_path / name)
+
+
+def test_a_header_of_a_bomb_costs_nothing(tmp_path: Path) -> None:
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"")),
+        (b"IEND", b""),
+    )
+    chunks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    ]
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    with pytest.raises(ImageError, match="too many pixels"):
+        upright_size(tmp_path / "bomb.png")
+
+
+class TestImageSizes:
+    def test_reads_each_header_once(self, tmp_path: Path) -> None:
+        Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+        sizes = ImageSizes(tmp_path)
+        assert sizes("a.png") == (30, 20)
+        (tmp_path / "a.png").unlink()
+        assert sizes("a.png") == (30, 20)
+
+    def test_what_was_found_is_kept_and_found_again_without_images(self, tmp_path: Path) -> None:
+        Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+        known = tmp_path / "sizes.jsonl"
+        sizes = ImageSizes(tmp_path, known)
+        sizes("a.png")
+        sizes.save()
+        assert ImageSizes(known=known)("a.png") == (30, 20)
+
+    def test_nothing_new_writes_nothing(self, tmp_path: Path) -> None:
+        sizes = ImageSizes(tmp_path, tmp_path / "sizes.jsonl")
+        with pytest.raises(ImageError):
+            sizes("missing.png")
+        with pytest.raises(ImageError):
+            sizes("missing.png")
+        sizes.save()
+        assert not (tmp_path / "sizes.jsonl").exists()
+
+    def test_without_any_source_it_says_what_to_give(self) -> None:
+        with pytest.raises(VPPError, match=r"give the folder of the images \(--images\)") as error:
+            ImageSizes()("a.png")
+        assert not isinstance(error.value, ImageError)
+
+    @pytest.mark.parametrize("line", ['{"image": "a"}', '{"image": "a", "width": -1, "height": 2}', "[]"])
+    def test_a_file_of_sizes_that_is_none(self, tmp_path: Path, line: str) -> None:
+        (tmp_path / "sizes.jsonl").write_text(line)
+        with pytest.raises(VPPError, match="line 1, is not an object with image, width and height"):
+            ImageSizes(known=tmp_path / "sizes.jsonl")
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(VPPError, match="does not exist"):
+            ImageSizes(tmp_path / "missing")

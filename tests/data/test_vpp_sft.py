@@ -6,7 +6,7 @@ import pytest
 from tests.data.formats import layouts
 from tests.data.formats.layouts import ASK, image, lines, whole
 from vpp_plugins import VPPError
-from vpp_plugins.data.record import Issue
+from vpp_plugins.data.sample import Issue
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
 TEXT = "[0.1, 0.28, 0.5, 0.72]"

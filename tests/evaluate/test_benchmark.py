@@ -16,8 +16,7 @@ from vpp_plugins.boxes import BoxCodec, codec
 from vpp_plugins.cli import main
 from vpp_plugins.data.formats.neutral import write_neutral
 from vpp_plugins.data.formats.reading import Writing
-from vpp_plugins.data.record import Issue, Tally
-from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
+from vpp_plugins.data.sample import Describe, Issue, Locate, Sample, Talk, Tally
 from vpp_plugins.data.scenes.folder import load_scenes, write_scenes
 from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.evaluate import captions, models

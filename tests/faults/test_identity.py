@@ -12,7 +12,7 @@ from PIL import Image
 
 from vpp_plugins.data import Issue, convert
 from vpp_plugins.data.formats import Reading, read_samples
-from vpp_plugins.data.image_sizes import ImageSizes
+from vpp_plugins.data.record import ImageSizes
 from vpp_plugins.errors import VPPError
 
 

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from vpp_plugins.boxes import BOX_CODECS, BoxStatus, ImageMeta, codec
 from vpp_plugins.data.dialogue import Phrases
-from vpp_plugins.data.record import Tally
-from vpp_plugins.data.sample import Talk
+from vpp_plugins.data.sample import Talk, Tally
 
 META = ImageMeta((480, 640), (476, 644))
 TOKENS, TWINS = ("kosmos-2", "florence-2", "paligemma"), ("vpp-llava", "llava-next", "qwen3.5")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vpp_plugins.images.letterbox import IMAGENET_MEAN, IMAGENET_STD, letterbox, letterboxes
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox, letterboxes
 
 # (width, height) -> (top, left, height, width) at 640; rows of the table recorded from VPP-LLaVA's test transforms
 # (commit facddeb), the odd paddings and the half-way roundings among them

@@ -22,7 +22,7 @@ from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.windows import to_windows
 from vpp_plugins.images import letterbox, load_image
 from vpp_plugins.plugins.backbone import Backbone
-from vpp_plugins.processor.placeholders import Placement
+from vpp_plugins.processor.processor import Placement
 
 pytestmark = [
     pytest.mark.usefixtures("toy"),

@@ -12,8 +12,7 @@ from tests.families import FAMILIES
 from vpp_plugins.attach.attach import attach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.data import LoadedSample, TrainingData
-from vpp_plugins.data.record import Tally
-from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Turn
+from vpp_plugins.data.sample import Describe, Locate, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import build_pocket
 from vpp_plugins.processor.processor import VPPProcessor

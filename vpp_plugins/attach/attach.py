@@ -16,10 +16,9 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import hooks, vocabulary
 from vpp_plugins.attach.build import build_vpp, resolve_config
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
-from vpp_plugins.attach.hooks import Slot
+from vpp_plugins.attach.hooks import HostState, Slot
 from vpp_plugins.attach.host import AttachedHost, active_vpp, attached_class, onloaded
 from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
-from vpp_plugins.attach.state import HostState
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone

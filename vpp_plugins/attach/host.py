@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vpp_plugins.attach import hooks, trainer_compat, vocabulary
 from vpp_plugins.attach.checkpoint import write_vpp
+from vpp_plugins.attach.hooks import HostState
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
-from vpp_plugins.attach.state import HostState
 from vpp_plugins.attach.validation import (
     check_call,
     check_used,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpp_plugins.attach.state import HostState
+from vpp_plugins.attach.hooks import HostState
 from vpp_plugins.errors import HalfPrecisionVPPWarning, UntrainedVPPWarning, VPPError
 from vpp_plugins.prompts import TOKEN, VPP
 

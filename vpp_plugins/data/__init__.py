@@ -2,10 +2,11 @@
 
 Other people's data:
 
-- `sample.py` is the neutral sample that stands between all formats; `formats/` reads and writes them by name
-  (`read_samples("refcoco/", "refer", split="val")`), and `convert.py` turns one into another as a stream.
-- `record.py` makes samples of what files say: `image_sizes.py` finds sizes, units and codecs bring boxes to pixels,
-  what is faulty is counted; `dialogue.py` reads and writes boxes in text.
+- `sample.py` is the neutral sample that stands between all formats, and what can be wrong with one; `formats/` reads
+  and writes them by name (`read_samples("refcoco/", "refer", split="val")`), and `convert.py` turns one into another as
+  a stream.
+- `record.py` makes samples of what files say: sizes are found, units and codecs bring boxes to pixels, what is faulty
+  is counted; `dialogue.py` reads and writes boxes in text.
 - `json_stream.py` reads JSON of any size, and `vpp_sft.py` assembles VPP-SFT.
 - `dataset.py` converts the samples of a run once, leaves them on disk, gives each with its image, and mixes sets.
 - `doctor/` examines a set, judges frame and unit of its boxes, and shows them.
@@ -36,9 +37,8 @@ from vpp_plugins.data.dataset import (
     open_data,
 )
 from vpp_plugins.data.dialogue import Phrases
-from vpp_plugins.data.image_sizes import ImageError, image_path
-from vpp_plugins.data.record import CHOSEN, KEPT, Issue, PixelBudget, Tally
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Turn
+from vpp_plugins.data.record import ImageError, PixelBudget, image_path
+from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Sample, Tally, Turn
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
 __all__ = [

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
-from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.json_stream import progress_bar
-from vpp_plugins.data.record import Tally, samples
-from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.record import ImageSizes, samples
+from vpp_plugins.data.sample import Sample, Tally
 from vpp_plugins.errors import VPPError
 
 Item = TypeVar("Item")

@@ -26,13 +26,12 @@ from jaxtyping import Int64
 from PIL import Image
 
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.data.formats.arrow import map_rows, row_image
+from vpp_plugins.data.formats.arrow import row_image
 from vpp_plugins.data.formats.webdataset import CONVERTED
-from vpp_plugins.data.image_sizes import ImageError, ImageSizes, image_path
 from vpp_plugins.data.json_stream import progress_bar
-from vpp_plugins.data.record import CHOSEN, KEPT, ROW, Issue, Tally, to_sample
-from vpp_plugins.data.sample import Sample
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.data.record import ROW, ImageError, ImageSizes, image_path, to_sample
+from vpp_plugins.data.sample import CHOSEN, KEPT, Issue, Sample, Tally
+from vpp_plugins.errors import VPPError, named_extras, nearest
 from vpp_plugins.files import sealed, sha256_of, unsealed, whole_file
 
 LARGE = 64 << 20
@@ -137,7 +136,7 @@ def open_data(
     for kept in (beside, own):
         about = _about(kept, stamp)
         if about is not None:
-            return StoredData(map_rows(kept), about)
+            return _stored(kept, about)
     target = beside if large and _writable(beside.parent) else own
     if not _writable(target.parent):
         raise VPPError(f"'{target.parent}' cannot be written: samples are converted there, so choose another folder.")
@@ -150,7 +149,14 @@ def open_data(
     if data_format(format_name).has_images or not about["counts"].get(Issue.NO_IMAGE):
         with whole_file(target.with_suffix(".json")) as file:
             file.write(json.dumps(sealed({**about, "stamp": stamp})).encode())
-    return StoredData(map_rows(target), about)
+    return _stored(target, about)
+
+
+@named_extras()
+def _stored(file: Path, about: Mapping[str, Any]) -> StoredData:
+    from datasets import Dataset
+
+    return StoredData(Dataset.from_file(str(file)), about)
 
 
 def no_samples(tally: Tally) -> VPPError:
@@ -190,6 +196,7 @@ def _image_is_there(root: Path, sample: Sample, tally: Tally) -> bool:
     return True
 
 
+@named_extras()
 def _write(target: Path, samples: Iterator[Any], advance: Any, tally: Tally) -> dict[str, Any]:
     """Write the Arrow file, whole or not at all, and return what must be known of it."""
     from datasets import Features, Value

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta
-from vpp_plugins.data.record import BoxUnit, Issue, PixelBudget, Tally
-from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.record import BoxUnit, PixelBudget
+from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 
 IMAGE = "<image>"

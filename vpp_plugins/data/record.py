@@ -1,12 +1,17 @@
 """From what a file says to neutral samples: sizes found, boxes checked and brought to pixels, faults counted."""
 
+import json
 import math
-from collections import Counter
+import re
+import struct
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
+
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vpp_plugins.boxes import (
     Box,
@@ -19,12 +24,15 @@ from vpp_plugins.boxes import (
     frame_rectangle,
     inside_image,
 )
-from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, check_name
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Sample, Talk, Turn
+from vpp_plugins.data.json_stream import stream_lines
+from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import whole_file
 
+_CLIMBS = re.compile(r"(?:\A|[/\\])\.\.(?:[/\\]|\Z)")
+_TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
+_DAMAGED = (struct.error, LookupError, TypeError, ArithmeticError)
 _HUGE = 1e6
-_EXAMPLES = 5
 PATCH = 28
 """Qwen's processors make the sides of images multiples of it, in pixels."""
 _SLACK_PX = 0.5  # annotation tools round to the pixel
@@ -109,66 +117,115 @@ PIXELS_XYWH = BoxUnit(order="xywh")
 RELATIVE = BoxUnit(full=1.0)
 
 
-class Issue(StrEnum):
-    """What can be wrong with a sample. Those in `KEPT` are kept or cut; the others cost the turn or the sample."""
-
-    NOT_FINITE = "box with NaN or infinity"
-    HUGE_NUMBER = "box with a number beyond a million"
-    WRONG_COUNT = "box with a wrong count of numbers"
-    INVERTED = "inverted box (x2 < x1 or y2 < y1)"
-    FLAT = "box without an area"
-    OUTSIDE = "box wholly outside its image"
-    CLIPPED = "box beyond the edge, cut to its image"
-    NO_BOX = "box expected, none found"
-    AMBIGUOUS = "several boxes where one is expected"
-    ODD_LIST = "list of numbers that is no box, kept as text"
-    PLACEHOLDER = "text that holds the box placeholder itself"
-    IMAGE_REPEATED = "<image> more than once in a dialogue"
-    IMAGE_MISSING = "image without an <image> in the dialogue"
-    IMAGE_UNNAMED = "<image> in a dialogue that names no image"
-    BAD_FIELD = "field missing or of the wrong type"
-    BAD_TURNS = "turns that do not alternate"
-    EMPTY_TEXT = "empty expression"
-    NO_TURNS = "no turn left"
-    UNSAFE_PATH = "image path that leaves its folder"
-    NO_IMAGE = "image missing or unreadable"
-    REPEATED_ID = "id or name that stands for two different things, neither used"
-    IMAGE_RENAMED = "image with the name of another one, numbered"
-    CROWD = "crowd annotation, skipped"
-    OTHER_SPLIT = "sample of another split, skipped"
-    NOT_SELECTED = "sample without a region, not selected"
-    SKIPPED_SOURCE = "sample of a source that the recipe leaves out"
-    COUNT_DIFFERS = "count differs from the published one"
-    NOT_WRITABLE = "turn that the format cannot hold, left out"
+class ImageError(VPPError):
+    """An image that cannot be had: its name leaves the folder, or the file is missing or no image."""
 
 
-KEPT = frozenset(
-    {Issue.CLIPPED, Issue.ODD_LIST, Issue.IMAGE_REPEATED, Issue.IMAGE_MISSING, Issue.IMAGE_RENAMED, Issue.COUNT_DIFFERS}
-)
-"""Issues that are cut or kept; all others cost the turn or the sample."""
-
-CHOSEN = frozenset({Issue.CROWD, Issue.OTHER_SPLIT, Issue.NOT_SELECTED, Issue.SKIPPED_SOURCE})
-"""Not faults of the data: what was asked for leaves these out."""
+class UnsafePathError(ImageError):
+    """An image's name that is absolute, or climbs out of its folder."""
 
 
-@dataclass
-class Tally:
-    """Counts of issues, and for each the first samples that have it."""
+def check_name(name: str) -> None:
+    r"""Refuse an image's name that could leave its folder: absolute, with `..`, a drive or a zero byte.
 
-    counts: Counter[Issue] = field(default_factory=Counter)
-    examples: dict[Issue, list[str]] = field(default_factory=dict)
+    Names come from files that others wrote, for any system: `\` separates as `/` does. Raises UnsafePathError.
+    """
+    if name[:1] in ("", "/", "\\") or name[1:2] == ":" or "\0" in name or (".." in name and _CLIMBS.search(name)):
+        raise UnsafePathError(f"the image's name {name!r} does not stay below its folder; it is refused.")
 
-    def add(self, issue: Issue, sample_id: str, detail: str = "") -> None:
-        """Count one issue of a sample; the detail is kept for the first few only."""
-        self.counts[issue] += 1
-        if self.counts[issue] <= _EXAMPLES:
-            said = f"{sample_id}: {detail[:120]}" if detail else sample_id
-            said = said.encode(errors="replace").decode()  # JSON can hold half a character, which cannot be printed
-            self.examples.setdefault(issue, []).append(said)
 
-    def rows(self) -> list[tuple[str, int, str]]:
-        """Return (issue, count, examples) for each issue, the most frequent first."""
-        return [(str(issue), count, "; ".join(self.examples[issue])) for issue, count in self.counts.most_common()]
+def image_path(folder: Path, name: str) -> Path:
+    """Return where an image of a data set lies; links that you put into the folder yourself are followed.
+
+    Raises UnsafePathError as `check_name` does.
+    """
+    check_name(name)
+    return folder / name
+
+
+def upright_size(path: Path | BytesIO) -> tuple[int, int]:
+    """Return (width, height) of an image as EXIF turns it, from its header. Raises ImageError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a header tells no bomb: nothing is decoded here
+            with Image.open(path) as image:
+                width, height = image.size
+                # Asked for EXIF that is not in front, Pillow decodes a PNG whole, which a header must not cost.
+                exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
+                turned = exif.get(ExifTags.Base.Orientation) in _TURNED
+    except Image.DecompressionBombError:
+        raise ImageError(f"'{path}' claims too many pixels to be a photograph.") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"'{path}' is not an image that can be read.") from None
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        RuntimeError,
+        *_DAMAGED,
+    ) as error:  # Pillow's plugins raise each of these
+        raise ImageError(f"'{path}' cannot be read ({error}).") from None
+    return (height, width) if turned else (width, height)
+
+
+class ImageSizes:
+    """Sizes of images by name: from the file `known` first, then from the headers below `folder`.
+
+    What was found in headers is added to `known` by `save`, so that a second run, or one that was interrupted, need
+    not open the images again. `known` is JSON lines of {"image", "width", "height"}.
+    """
+
+    def __init__(self, folder: Path | None = None, known: Path | None = None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise VPPError(f"the folder of images '{folder}' does not exist.")
+        self.folder, self.known = folder, known
+        self._sizes: dict[str, tuple[int, int]] = {}
+        self._failed: dict[str, ImageError] = {}
+        self._found = 0
+        if known is not None and known.exists():
+            self._load(known)
+
+    def __call__(self, name: str) -> tuple[int, int]:
+        """Return (width, height) in pixels. Raises ImageError for an image that cannot be had."""
+        if name in self._sizes:
+            return self._sizes[name]
+        if name in self._failed:
+            raise self._failed[name]
+        try:
+            size = self._measure(name)
+        except ImageError as error:
+            self._failed[name] = error
+            raise
+        self._sizes[name] = size
+        self._found += 1
+        return size
+
+    def save(self) -> None:
+        """Write all sizes to `known`, if there is such a file to keep and something new."""
+        if self.known is None or not self._found:
+            return
+        with whole_file(self.known) as file:
+            for name, (width, height) in self._sizes.items():
+                file.write(json.dumps({"image": name, "width": width, "height": height}).encode() + b"\n")
+        self._found = 0
+
+    def _measure(self, name: str) -> tuple[int, int]:
+        if self.folder is None:
+            raise VPPError(
+                f"the data hold no size for the image {name!r}, and its boxes cannot be placed without one: "
+                "give the folder of the images (--images), or a file of their sizes (--sizes)."
+            )
+        return upright_size(image_path(self.folder, name))
+
+    def _load(self, known: Path) -> None:
+        for number, row in enumerate(stream_lines(known), start=1):
+            match row:
+                case {"image": str(name), "width": int(width), "height": int(height)} if width > 0 and height > 0:
+                    if self._sizes.setdefault(name, (width, height)) != (width, height):
+                        raise VPPError(f"'{known}', line {number}, gives '{name}' another size than a line before.")
+                case _:
+                    raise VPPError(f"'{known}', line {number}, is not an object with image, width and height.")
 
 
 @dataclass(frozen=True, slots=True)

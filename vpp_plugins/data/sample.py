@@ -1,11 +1,13 @@
-"""The neutral sample: an image and what is said about it, with boxes in pixels of the original image.
+"""The neutral sample: an image and what is said about it, with boxes in pixels; and what can be wrong with one.
 
 Data are kept so, and a family of models renders them in its own words, frame and unit when they are loaded.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Self, TypeAlias
 
 from vpp_plugins.boxes import ImageMeta
@@ -15,6 +17,7 @@ Numbers: TypeAlias = tuple[float, ...]
 
 BOX = "<bbox>"
 """Stands for a box in the text of a Talk; the boxes follow in the same order."""
+_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,68 @@ class Sample:
             return json.dumps(self.to_row(), ensure_ascii=False, sort_keys=True).encode()
         except UnicodeEncodeError:  # half a character, which JSON can only say as an escape
             return json.dumps(self.to_row(), sort_keys=True).encode()
+
+
+class Issue(StrEnum):
+    """What can be wrong with a sample. Those in `KEPT` are kept or cut; the others cost the turn or the sample."""
+
+    NOT_FINITE = "box with NaN or infinity"
+    HUGE_NUMBER = "box with a number beyond a million"
+    WRONG_COUNT = "box with a wrong count of numbers"
+    INVERTED = "inverted box (x2 < x1 or y2 < y1)"
+    FLAT = "box without an area"
+    OUTSIDE = "box wholly outside its image"
+    CLIPPED = "box beyond the edge, cut to its image"
+    NO_BOX = "box expected, none found"
+    AMBIGUOUS = "several boxes where one is expected"
+    ODD_LIST = "list of numbers that is no box, kept as text"
+    PLACEHOLDER = "text that holds the box placeholder itself"
+    IMAGE_REPEATED = "<image> more than once in a dialogue"
+    IMAGE_MISSING = "image without an <image> in the dialogue"
+    IMAGE_UNNAMED = "<image> in a dialogue that names no image"
+    BAD_FIELD = "field missing or of the wrong type"
+    BAD_TURNS = "turns that do not alternate"
+    EMPTY_TEXT = "empty expression"
+    NO_TURNS = "no turn left"
+    UNSAFE_PATH = "image path that leaves its folder"
+    NO_IMAGE = "image missing or unreadable"
+    REPEATED_ID = "id or name that stands for two different things, neither used"
+    IMAGE_RENAMED = "image with the name of another one, numbered"
+    CROWD = "crowd annotation, skipped"
+    OTHER_SPLIT = "sample of another split, skipped"
+    NOT_SELECTED = "sample without a region, not selected"
+    SKIPPED_SOURCE = "sample of a source that the recipe leaves out"
+    COUNT_DIFFERS = "count differs from the published one"
+    NOT_WRITABLE = "turn that the format cannot hold, left out"
+
+
+KEPT = frozenset(
+    {Issue.CLIPPED, Issue.ODD_LIST, Issue.IMAGE_REPEATED, Issue.IMAGE_MISSING, Issue.IMAGE_RENAMED, Issue.COUNT_DIFFERS}
+)
+"""Issues that are cut or kept; all others cost the turn or the sample."""
+
+CHOSEN = frozenset({Issue.CROWD, Issue.OTHER_SPLIT, Issue.NOT_SELECTED, Issue.SKIPPED_SOURCE})
+"""Not faults of the data: what was asked for leaves these out."""
+
+
+@dataclass
+class Tally:
+    """Counts of issues, and for each the first samples that have it."""
+
+    counts: Counter[Issue] = field(default_factory=Counter)
+    examples: dict[Issue, list[str]] = field(default_factory=dict)
+
+    def add(self, issue: Issue, sample_id: str, detail: str = "") -> None:
+        """Count one issue of a sample; the detail is kept for the first few only."""
+        self.counts[issue] += 1
+        if self.counts[issue] <= _EXAMPLES:
+            said = f"{sample_id}: {detail[:120]}" if detail else sample_id
+            said = said.encode(errors="replace").decode()  # JSON can hold half a character, which cannot be printed
+            self.examples.setdefault(issue, []).append(said)
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """Return (issue, count, examples) for each issue, the most frequent first."""
+        return [(str(issue), count, "; ".join(self.examples[issue])) for issue, count in self.counts.most_common()]
 
 
 def turn_of(entry: Any) -> Turn | None:

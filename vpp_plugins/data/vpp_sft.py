@@ -15,9 +15,8 @@ from vpp_plugins.data.convert import Conversion, advancing, check_target
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.formats import Reading, Writing, Written, data_format
 from vpp_plugins.data.formats.conversations import conversation
-from vpp_plugins.data.image_sizes import ImageSizes
 from vpp_plugins.data.json_stream import progress_bar
-from vpp_plugins.data.record import samples
+from vpp_plugins.data.record import ImageSizes, samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError, few
 

@@ -1,4 +1,4 @@
-"""Read any image a user may have into plain RGB."""
+"""Read any image a user may have into plain RGB, and letterbox it for the detector."""
 
 import base64
 import http.client
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from vpp_plugins.errors import VPPError
 
 ImageSource = str | Path | bytes | Image.Image
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 8
 LARGEST_SIDE = 16_384
 LARGEST_PIXELS = 64_000_000
@@ -96,6 +100,39 @@ def _each_once(read: Callable[[Any], Image.Image], sources: Iterable[Any]) -> li
         if name not in images:
             images[name] = read(source)
     return [images[name] for name in names]
+
+
+def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
+    """Fit an RGB image into a square, centred, ImageNet-normalised, with exact zeros around it.
+
+    No 8-bit value normalises to exactly 0 (255 times no ImageNet mean is an integer), so the zeros tell padding from
+    image. Same arithmetic as VPP-LLaVA's test transforms: 8-bit bilinear resize, then offsets of half the padding,
+    rounded down.
+    """
+    ratio = side / max(image.size)
+    width, height = (max(1, round(length * ratio)) for length in image.size)
+    resized = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+    canvas = torch.zeros(3, side, side)
+    top, left = (side - height) // 2, (side - width) // 2
+    normalise(resized, IMAGENET_MEAN, IMAGENET_STD, into=canvas[:, top : top + height, left : left + width])
+    return canvas
+
+
+def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "images 3 side side"]:
+    """Return every image as `letterbox` does, in one batch; an object that comes several times is fitted once."""
+    fitted: dict[int, Tensor] = {}
+    for image in images:
+        if id(image) not in fitted:
+            fitted[id(image)] = letterbox(image, side)
+    return torch.stack([fitted[id(image)] for image in images])
+
+
+def normalise(
+    pixels: np.ndarray, mean: Sequence[float], std: Sequence[float], *, into: Float[Tensor, "3 height width"]
+) -> None:
+    """Write 8-bit pixels [height, width, 3], from 0 to 1 and normalised: in place, so that no more floats are held."""
+    means, stds = (torch.tensor(numbers)[:, None, None] for numbers in (mean, std))
+    into.copy_(torch.from_numpy(pixels).permute(2, 0, 1)).div_(255).sub_(means).div_(stds)
 
 
 def image_sources(images: Any) -> Iterator[Any]:

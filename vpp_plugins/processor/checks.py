@@ -1,4 +1,4 @@
-"""Whether a processor can be this host's, another family's would fail late, and whether its pixels are the prompt's."""
+"""What a host's processor says of itself: whether it can be this host's, what marks an image, what its pixels are."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,6 +8,12 @@ import numpy as np
 from vpp_plugins.attach import vocabulary
 from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.prompts import RGB, TOKEN
+
+IMAGES_FIRST = frozenset(
+    "BlipProcessor Blip2Processor Florence2Processor FuyuProcessor GitProcessor IdeficsProcessor InstructBlipProcessor "
+    "Kosmos2Processor Kosmos2_5Processor PaliGemmaProcessor".split()
+)
+"""transformers' processors that set a text's images before it themselves: their texts need no marker."""
 
 
 def check_processor(processor: Any) -> None:
@@ -82,3 +88,32 @@ def normalisation(image_processor: Any) -> tuple[RGB, RGB]:
     if isinstance(mean, float):  # Fuyu has one for all
         return (mean, mean, mean), (std, std, std)
     return tuple(mean), tuple(std)
+
+
+def image_marker(processor: Any, image_token: str | None) -> str:
+    """Return what stands for one image in the processor's texts, or "" where it sets images before the text itself.
+
+    `image_token` is the adapter's word on it; None leaves it to the processor.
+    """
+    if image_token is not None:
+        return image_token
+    if IMAGES_FIRST & {kind.__name__ for kind in type(processor).__mro__}:
+        return ""
+    if vars(processor).get("image_token") is None:
+        raise VPPError(
+            f"{type(processor).__name__} does not say what stands for an image in its texts: name it in the adapter, "
+            'Backbone(image_token="<image>"), or "" where it sets images before the text.'
+        )
+    return str(processor.image_token)
+
+
+def check_marker(processor: Any, marker: str) -> None:
+    """Raise VPPError where the processor's tokenizer does not know the host's image token."""
+    if not marker or marker in processor.tokenizer.get_vocab():
+        return
+    # some processors turn the marker into tokens of another name
+    if vars(processor).get("image_token_id") not in processor.tokenizer.get_added_vocab().values():
+        raise VPPError(
+            f"the processor's tokenizer does not know the image token '{marker}': load the processor that belongs to "
+            "the model."
+        )

@@ -2,7 +2,8 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -15,8 +16,13 @@ from vpp_plugins.attach import active_vpp, every_vpp, host_state, unwrap, vocabu
 from vpp_plugins.boxes import ImageMeta, ShownSizes, metas_of
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import flatten_images, image_sources, letterboxes
-from vpp_plugins.processor.checks import check_pair, check_processor, match_normalisation
-from vpp_plugins.processor.placeholders import Placement, check_marker, image_marker
+from vpp_plugins.processor.checks import (
+    check_marker,
+    check_pair,
+    check_processor,
+    image_marker,
+    match_normalisation,
+)
 from vpp_plugins.processor.tile_boxes import check_whole, tile_boxes
 from vpp_plugins.prompts import TOKEN
 
@@ -47,7 +53,9 @@ class VPPProcessor:
         self._state.backbone.prepare_processor(self.processor)
         self._tokens_per_image = vpp.tokens_per_image
         self._tiled = vpp.global_vpp is not None and self._state.backbone.tiled
-        self._shown = ShownSizes()
+        self._shown, self._codec = ShownSizes(), None
+        with suppress(VPPError):  # a format that nobody knows is for whoever reads boxes to refuse
+            self._codec = plugins.box_codec(self._state.backbone.box_format)
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         for copied in every_vpp(host):
             match_normalisation(copied, self.image_processor)
@@ -198,11 +206,8 @@ class VPPProcessor:
 
     def _remember_sizes(self, images: Any, flat: list[Image.Image], inputs: Any, options: dict[str, Any]) -> None:
         """Keep in which sizes the images were shown, for `image_metas`, where boxes are counted in them."""
-        try:
-            codec = plugins.box_codec(self._state.backbone.box_format)
-        except VPPError:  # a format that nobody knows is for whoever reads boxes to refuse
-            return
-        if flat and codec.scale.full is None:
+        codec = self._codec
+        if flat and codec is not None and codec.scale.full is None:
             usual = metas_of(flat, codec, self.image_processor)
             shown = metas_of(flat, codec, self.image_processor, inputs, **self._image_settings(options))
             self._shown.remember([*image_sources(images)], usual, shown)
@@ -251,3 +256,95 @@ def _add_token(tokenizer: Any, host: Any, state: Any) -> int:
         state.host_rows = rows if state.host_rows is None else state.host_rows
         vocabulary.grow(host, token_id + 1)
     return token_id
+
+
+class Placement:
+    """Puts `per_image` placeholders next to each image of a processor's texts.
+
+    There are three kinds of processor. Most write each image's tokens in `replace_image_token`: the run follows them.
+    Others leave that to a marker in the text: the run follows the marker. The rest set images before the text
+    themselves: the runs begin the text.
+    """
+
+    def __init__(self, marker: str, per_image: int) -> None:
+        self.marker, self.run = marker, TOKEN * per_image
+
+    def __call__(self, processor: Any, text: Any, sizes: Sequence[int] | None, images: int) -> tuple[Any, Any]:
+        """Return the processor to call, and the text or texts to call it with.
+
+        `images` is how many came, and `sizes` how many of them for each text; None is a flat list.
+        """
+        if not isinstance(text, str | list | tuple | None) or not all(isinstance(one, str) for one in text or ()):
+            raise VPPError(f"the text must be a string or a list of strings, but is {text!r}.")
+        texts = [text] if isinstance(text, str) else list(text or [])
+        if any(TOKEN in one for one in texts):
+            raise VPPError(f"the text holds {TOKEN}, which VPPProcessor places itself: leave it out.")
+        if self.marker and texts:
+            self._check_counts([one.count(self.marker) for one in texts], sizes, images)
+        if not images:
+            return processor, text
+        if _writes_images(processor):
+            return _with_run(processor, self.run), text
+        if self.marker:
+            texts = [one.replace(self.marker, self.marker + self.run) for one in texts]
+        elif texts:
+            counts = _spread(len(texts), sizes, images)
+            space = " " if _is_a(processor, "Kosmos2Processor") else ""  # it sets one before the text
+            texts = [self.run * count + space + one for one, count in zip(texts, counts, strict=True)]
+        return _keeping_qformer(processor), texts[0] if isinstance(text, str) else texts or None
+
+    def _check_counts(self, found: list[int], sizes: Sequence[int] | None, images: int) -> None:
+        if sum(found) != images:
+            raise VPPError(
+                f"the text has {sum(found)} image placeholders '{self.marker}', but {images} images came: every image "
+                "needs one."
+            )
+        if sizes is not None and list(sizes) != found:
+            raise VPPError(
+                f"the texts have {found} image placeholders '{self.marker}', but {list(sizes)} images came for them: "
+                "give each text a list of its own images."
+            )
+
+
+def _is_a(processor: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(processor).__mro__)
+
+
+def _writes_images(processor: Any) -> bool:
+    from transformers import ProcessorMixin
+
+    if not isinstance(processor, ProcessorMixin) or _is_a(processor, "MllamaProcessor"):
+        return False  # Mllama attends to images from its single image token, and heeds no replacement
+    return type(processor).replace_image_token is not ProcessorMixin.replace_image_token
+
+
+def _with_run(processor: Any, run: str) -> Any:
+    """Return a shallow copy of the processor that writes `run` after each image: other threads use the original."""
+
+    def replace_image_token(*args: Any, **kwargs: Any) -> str:
+        return str(processor.replace_image_token(*args, **kwargs)) + run
+
+    changed = copy.copy(processor)
+    changed.replace_image_token = replace_image_token
+    return changed
+
+
+def _keeping_qformer(processor: Any) -> Any:
+    """Return the processor; InstructBLIP's as a shallow copy whose Q-Former is asked without placeholders."""
+    if not _is_a(processor, "InstructBlipProcessor"):
+        return processor
+
+    def qformer_tokenizer(texts: list[str], **kwargs: Any) -> Any:
+        return processor.qformer_tokenizer([text.replace(TOKEN, "") for text in texts], **kwargs)
+
+    changed = copy.copy(processor)
+    changed.qformer_tokenizer = qformer_tokenizer
+    return changed
+
+
+def _spread(texts: int, sizes: Sequence[int] | None, images: int) -> list[int]:
+    """Return how many images each text has where no marker says so."""
+    counts = list(sizes) if sizes is not None else [images] if texts == 1 else [1] * texts
+    if len(counts) != texts or sum(counts) != images:
+        raise VPPError(f"{images} images came for {texts} texts: give each text a list of its own images.")
+    return counts

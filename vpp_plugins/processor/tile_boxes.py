@@ -18,7 +18,7 @@ from vpp_plugins.boxes import Frame
 from vpp_plugins.errors import VPPError
 from vpp_plugins.plugins import Backbone
 from vpp_plugins.plugins.layouts import Patches
-from vpp_plugins.processor.placeholders import image_marker
+from vpp_plugins.processor.checks import image_marker
 from vpp_plugins.prompts import Overlay, Window
 
 NOWHERE: Window = (2.0, 2.0, 3.0, 3.0)

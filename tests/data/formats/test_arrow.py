@@ -13,8 +13,7 @@ from PIL import Image
 from vpp_plugins import VPPError
 from vpp_plugins.data import StoredData, open_data
 from vpp_plugins.data.formats import Reading, read_samples
-from vpp_plugins.data.record import Issue
-from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.data.sample import Issue, Locate, Sample, Talk
 
 datasets = pytest.importorskip("datasets")
 

@@ -7,8 +7,7 @@ from tests.data.formats.layouts import ASK, BOX, LLAVA_665K, gpt, human, image, 
 from vpp_plugins import VPPError
 from vpp_plugins.data.convert import convert
 from vpp_plugins.data.formats import Reading, read_samples
-from vpp_plugins.data.record import Issue
-from vpp_plugins.data.sample import Describe, Locate, Talk
+from vpp_plugins.data.sample import Describe, Issue, Locate, Talk
 
 
 def near(box: tuple[float, ...]) -> object:

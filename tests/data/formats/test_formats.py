@@ -14,8 +14,7 @@ from tests.data.formats import layouts
 from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, image, lines, lmms_parquet, refer_folder, whole
 from vpp_plugins import VPPError
 from vpp_plugins.data.formats import FORMATS, Reading, Writing, data_format, read_samples
-from vpp_plugins.data.record import Issue
-from vpp_plugins.data.sample import Describe, Locate, Sample, Talk
+from vpp_plugins.data.sample import Describe, Issue, Locate, Sample, Talk
 from vpp_plugins.data.scenes.folder import write_scenes
 from vpp_plugins.data.scenes.shapes import Shapes
 

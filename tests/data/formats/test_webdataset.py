@@ -14,8 +14,7 @@ from tests.data.formats.layouts import BOX, HEIGHT, WIDTH, image
 from vpp_plugins import VPPError
 from vpp_plugins.data.formats import Reading, Writing, read_samples
 from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, tar_samples, write_webdataset
-from vpp_plugins.data.record import Issue
-from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.data.sample import Issue, Locate, Sample, Talk
 
 ROW = {"id": "a", "width": WIDTH, "height": HEIGHT, "turns": [{"locate": "cup", "boxes": [list(BOX)]}]}
 CUP = Locate("cup", (BOX,))

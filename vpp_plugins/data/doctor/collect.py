@@ -10,9 +10,8 @@ from vpp_plugins.data.doctor.box_columns import BoxColumns
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_candidates import declared_candidate
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
-from vpp_plugins.data.image_sizes import ImageSizes
-from vpp_plugins.data.record import CHOSEN, KEPT, BoxUnit, Issue, Record, Tally, count_marks, fault
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk, Turn
+from vpp_plugins.data.record import BoxUnit, ImageSizes, Record, count_marks, fault
+from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 
 _EXAMPLES = 12

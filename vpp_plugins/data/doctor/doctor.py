@@ -14,9 +14,8 @@ from vpp_plugins.data.doctor.collect import Collector, Example
 from vpp_plugins.data.doctor.findings import Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.data.image_sizes import ImageError, ImageSizes, UnsafePathError, image_path, upright_size
 from vpp_plugins.data.json_stream import progress_bar
-from vpp_plugins.data.record import PixelBudget
+from vpp_plugins.data.record import ImageError, ImageSizes, PixelBudget, UnsafePathError, image_path, upright_size
 
 _SHOWN = 5
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")

@@ -13,7 +13,7 @@ from vpp_plugins.data.doctor.collect import Example
 from vpp_plugins.data.doctor.doctor import DoctorReport
 from vpp_plugins.data.doctor.frame_candidates import Candidate
 from vpp_plugins.data.doctor.frame_evidence import ENOUGH, FrameVerdict
-from vpp_plugins.data.image_sizes import image_path
+from vpp_plugins.data.record import image_path
 from vpp_plugins.errors import VPPError
 
 _COLUMNS = 3

@@ -24,8 +24,7 @@ from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.scenes import read_scenes
 from vpp_plugins.data.formats.swift import read_swift, write_swift
 from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, write_webdataset
-from vpp_plugins.data.image_sizes import ImageSizes
-from vpp_plugins.data.record import Record, samples
+from vpp_plugins.data.record import ImageSizes, Record, samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError, nearest
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading, text_of
-from vpp_plugins.data.image_sizes import ImageError, upright_size
 from vpp_plugins.data.json_stream import json_value
-from vpp_plugins.data.record import ROW, Issue, Record
-from vpp_plugins.errors import VPPError
+from vpp_plugins.data.record import ROW, ImageError, Record, upright_size
+from vpp_plugins.data.sample import Issue
+from vpp_plugins.errors import VPPError, named_extras
 
 _OPEN = 64
 """Files that stay mapped."""
@@ -61,17 +61,16 @@ def row_image(file: Path, number: int) -> bytes:
     return data
 
 
+@named_extras()
 def map_rows(file: Path) -> Any:
     """Return an Arrow or parquet file as rows that are read when they are needed.
 
     Raises VPPError where it is no such file, or `datasets` is not installed. Of a file that others wrote, see
     `check_apart` first.
     """
-    try:
-        from datasets import Dataset
-        from datasets.exceptions import DatasetsError
-    except ModuleNotFoundError:
-        raise VPPError("Data on disk need datasets: pip install 'vpp-plugins[train]'.") from None
+    from datasets import Dataset
+    from datasets.exceptions import DatasetsError
+
     try:
         if file.suffix == ".parquet":
             return Dataset.from_parquet(str(file))

@@ -12,8 +12,8 @@ from typing import Any
 from vpp_plugins.data.formats.conversations import paired, without_marks
 from vpp_plugins.data.formats.reading import Reading, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import Issue, Record
-from vpp_plugins.data.sample import Describe, Locate, Numbers, Talk, Turn, numbers_of
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, Talk, Turn, numbers_of
 
 _LEAD = "I have provided the box of "
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from vpp_plugins.data.formats.reading import Reading, Writing, array_into, json_bytes, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record, Tally
-from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
+from vpp_plugins.data.record import PIXELS_XYWH, Record
+from vpp_plugins.data.sample import Issue, Locate, Numbers, Sample, Tally, numbers_of
 from vpp_plugins.files import whole_file
 
 Named = TypeVar("Named")

@@ -13,8 +13,8 @@ from vpp_plugins.boxes import BOX_CODECS, BoxCodec
 from vpp_plugins.data.dialogue import IMAGE, Phrases
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_records
-from vpp_plugins.data.record import BoxUnit, Issue, Record
-from vpp_plugins.data.sample import Locate, Sample, Talk, Turn
+from vpp_plugins.data.record import BoxUnit, Record
+from vpp_plugins.data.sample import Issue, Locate, Sample, Talk, Turn
 from vpp_plugins.errors import VPPError
 
 _ASKS = frozenset({"human", "user"})

@@ -10,9 +10,8 @@ from PIL import Image
 
 from vpp_plugins.data.formats.arrow import check_apart
 from vpp_plugins.data.formats.reading import Reading, text_of
-from vpp_plugins.data.image_sizes import ImageError, check_name
-from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record
-from vpp_plugins.data.sample import Locate, numbers_of
+from vpp_plugins.data.record import PIXELS_XYWH, ImageError, Record, check_name
+from vpp_plugins.data.sample import Issue, Locate, numbers_of
 from vpp_plugins.errors import VPPError
 
 _ANNOTATION = re.compile(r"\A(COCO_\w+_\d{12})_\d+(\.\w+)\Z")

@@ -9,8 +9,8 @@ from typing import Any
 
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, positive_size, row_id, text_of
 from vpp_plugins.data.json_stream import stream_lines
-from vpp_plugins.data.record import Issue, Record
-from vpp_plugins.data.sample import Sample, turn_of
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Issue, Sample, turn_of
 
 
 def read_neutral(path: Path, reading: Reading) -> Iterator[Record]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from vpp_plugins.data.formats.reading import Reading, Writing, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_lines
-from vpp_plugins.data.record import Issue, Record
-from vpp_plugins.data.sample import Locate, Numbers, Sample, numbers_of
+from vpp_plugins.data.record import Record
+from vpp_plugins.data.sample import Issue, Locate, Numbers, Sample, numbers_of
 
 
 def read_odvg(path: Path, reading: Reading) -> Iterator[Record]:

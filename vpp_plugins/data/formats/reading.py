@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from vpp_plugins.data.image_sizes import ImageError, image_path
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
-from vpp_plugins.data.record import Issue, PixelBudget, Tally
-from vpp_plugins.data.sample import Sample, Turn
+from vpp_plugins.data.record import ImageError, PixelBudget, image_path
+from vpp_plugins.data.sample import Issue, Sample, Tally, Turn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 

@@ -8,8 +8,8 @@ from vpp_plugins.data.formats.coco import by_id, coco_images
 from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
 from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.json_stream import stream_array
-from vpp_plugins.data.record import PIXELS_XYWH, Issue, Record
-from vpp_plugins.data.sample import Locate, Numbers, numbers_of
+from vpp_plugins.data.record import PIXELS_XYWH, Record
+from vpp_plugins.data.sample import Issue, Locate, Numbers, numbers_of
 from vpp_plugins.errors import VPPError
 
 SENTENCES = {

@@ -12,8 +12,8 @@ from typing import Any
 from vpp_plugins.data.formats.conversations import paired, unnamed
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, row_id, text_of
 from vpp_plugins.data.json_stream import stream_records
-from vpp_plugins.data.record import PIXELS, RELATIVE, Issue, Record
-from vpp_plugins.data.sample import BOX, Describe, Locate, Numbers, Sample, Talk, Turn, numbers_of
+from vpp_plugins.data.record import PIXELS, RELATIVE, Record
+from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, Sample, Talk, Turn, numbers_of
 
 _REF = "<ref-object>"
 _QUESTION = f"Please provide the bounding box coordinate of the region this sentence describes: {_REF}."

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes, text_of
-from vpp_plugins.data.image_sizes import ImageError, image_path, upright_size
 from vpp_plugins.data.json_stream import json_value
-from vpp_plugins.data.record import Issue, Record
-from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.record import ImageError, Record, image_path, upright_size
+from vpp_plugins.data.sample import Issue, Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file, whole_folder
 

@@ -7,8 +7,7 @@ from random import Random
 from typing import Any
 
 from vpp_plugins.data.dataset import LoadedSample, TrainingData
-from vpp_plugins.data.record import Tally
-from vpp_plugins.data.sample import Describe, Locate, Sample, Turn
+from vpp_plugins.data.sample import Describe, Locate, Sample, Tally, Turn
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, SceneGenerator
 from vpp_plugins.data.scenes.shapes import Shapes

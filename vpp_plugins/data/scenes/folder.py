@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
-from vpp_plugins.data.image_sizes import check_name, image_path
 from vpp_plugins.data.json_stream import json_value, stream_lines
+from vpp_plugins.data.record import check_name, image_path
 from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.expressions import Expression, SceneObject
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
