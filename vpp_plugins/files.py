@@ -28,7 +28,10 @@ Shape = tuple[int, ...]
 _PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt"}
 MANIFEST = "manifest.json"
+_FILES = "the files of a folder"
 LOCK = ".lock"
+HOLDS = "holds"
+"""Key under which a JSON file says what it is, so that none is read as another."""
 _SEAL = "values_sha256"
 _JUST_MADE = 2.0
 """Seconds in which a part may still be without its lock."""
@@ -131,19 +134,25 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON values with a digest of themselves, by which `unsealed` finds that they were changed."""
-    return {**values, _SEAL: _digest(values)}
+def sealed(values: Mapping[str, Any], holds: str) -> dict[str, Any]:
+    """Return JSON values that say what they are, with a digest, by which `unsealed` finds that they were changed."""
+    said = {HOLDS: holds, **values}
+    return {**said, _SEAL: _digest(said)}
 
 
-def unsealed(values: Any) -> dict[str, Any]:
-    """Return the values without their digest; those of 0.1.0 have none. Raises ValueError where they were changed."""
+def unsealed(values: Any, holds: str) -> dict[str, Any]:
+    """Return the values that were sealed; those of 0.1.0 were not.
+
+    Raises ValueError where they were changed, and where they say that they are something else than what is expected.
+    """
     if not isinstance(values, dict):
         raise ValueError(f"a {type(values).__name__} instead of an object")
-    held = {key: value for key, value in values.items() if key != _SEAL}
-    if _SEAL in values and values[_SEAL] != _digest(held):
+    said = {key: value for key, value in values.items() if key != _SEAL}
+    if _SEAL in values and values[_SEAL] != _digest(said):
         raise ValueError("its values were changed since they were written")
-    return held
+    if said.get(HOLDS, holds) != holds:
+        raise ValueError(f"it holds {said[HOLDS]} instead of {holds}")
+    return {key: value for key, value in said.items() if key != HOLDS}
 
 
 def _digest(values: Mapping[str, Any]) -> str:
@@ -157,7 +166,7 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_whole(folder / MANIFEST, json.dumps(sealed({"files": files}), indent=1) + "\n")
+    write_whole(folder / MANIFEST, json.dumps(sealed({"files": files}, _FILES), indent=1) + "\n")
 
 
 def check_manifest(folder: Path) -> bool:
@@ -169,7 +178,7 @@ def check_manifest(folder: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        files: dict[str, list[Any]] = unsealed(json.loads(path.read_bytes()))["files"]
+        files: dict[str, list[Any]] = unsealed(json.loads(path.read_bytes()), _FILES)["files"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise VPPError(
             f"'{path}' is damaged ({error!r}): take another copy of '{folder}', or an earlier one."

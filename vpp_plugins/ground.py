@@ -17,6 +17,15 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.images import ImageSource, draw_boxes, load_images
 from vpp_plugins.processor import VPPProcessor, image_marker
 
+GREEDY: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "max_time": None,
+}
+"""What the host's own generation configuration may not decide: one answer a question, whatever the clock says."""
+
 
 @dataclass(frozen=True)
 class Grounding:
@@ -113,13 +122,19 @@ class Grounder:
             inputs = self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", padding=True)
         metas = metas_of(images, self.codec, self.processor.image_processor, inputs)
         inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
-        settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": self.max_new_tokens, **generation}
+        settings = self.generation(**generation)
+        if unwrap(self.model).generation_config.stop_strings:
+            settings["tokenizer"] = self.processor.tokenizer  # generate needs it for them
         with _evaluating(self.model), torch.no_grad(), encoded_once(unwrap(self.model), self._backbone):
             output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
         answers = self._decode(_without_prompt(output, inputs["input_ids"]))
         # Where the template opens the thought, an answer that was cut off within it would hold no tag at all.
         answers = [f"<think>{own}" if opens_thought(text) else own for text, own in zip(texts, answers, strict=True)]
         return list(zip(answers, metas, strict=True))
+
+    def generation(self, **changes: Any) -> dict[str, Any]:
+        """Return the arguments of the model's `generate` where `ask` gets `changes`: what the host may not decide."""
+        return {**GREEDY, "max_new_tokens": self.max_new_tokens, **changes}
 
     def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:
         """Return what the codec must know of images, as `ask` will show them; nothing is run."""

@@ -60,6 +60,16 @@ def test_much_damage_to_any_file_gives_the_same_answers_or_a_sentence(finished: 
     check_every_file(finished, tmp_path / "copy", range(2, 30))
 
 
+@pytest.mark.parametrize("of_0_1_0", [False, True])
+def test_results_are_not_read_as_what_was_asked(finished: Path, of_0_1_0: bool) -> None:
+    """results.json in run.json's place was taken for it: its protocol, rows and hashes are the same."""
+    values = json.loads((finished / "results.json").read_text())
+    del values["holds" if of_0_1_0 else "notes"]
+    (finished / "run.json").write_text(json.dumps(values))
+    with pytest.raises(VPPError, match=r"run\.json' is damaged \(it holds results"):
+        load_evaluation(finished)
+
+
 CHANGES: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
     "lost": (lambda rows: rows.pop(3), "holds 9 answers, but 10 rows were asked"),
     "repeated": (lambda rows: rows.extend(rows[:2] * 4), "holds 18 answers, but 10 rows were asked"),

@@ -38,6 +38,7 @@ LARGE = 64 << 20
 """Bytes of data from which on what is converted is kept beside them, for other runs too, and a bar is shown."""
 WHOLE = -2
 """Length of an image that is a file of its own."""
+_ABOUT = "about converted samples"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def open_data(
         raise no_samples(reading.tally)
     if data_format(format_name).has_images or not about["counts"].get(Issue.NO_IMAGE):
         with whole_file(target.with_suffix(".json")) as file:
-            file.write(json.dumps(sealed({**about, "stamp": stamp})).encode())
+            file.write(json.dumps(sealed({**about, "stamp": stamp}, _ABOUT)).encode())
     return _stored(target, about)
 
 
@@ -232,7 +233,7 @@ def _stamp(files: Sequence[Path], choices: tuple[str, ...]) -> list[Any]:
 def _about(kept: Path, stamp: list[Any]) -> dict[str, Any] | None:
     """Return what stands beside a converted file, or None where that is another's, or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        about = unsealed(json.loads(kept.with_suffix(".json").read_bytes()))
+        about = unsealed(json.loads(kept.with_suffix(".json").read_bytes()), _ABOUT)
         if about["stamp"] == stamp and about["sha256"] == sha256_of(kept):
             return about
     return None

@@ -14,6 +14,7 @@ from vpp_plugins.evaluate.rows import Row, whole_characters
 from vpp_plugins.files import sealed, unsealed
 
 ANSWERS = "answers.jsonl"
+_BATCH = "a batch of answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ class Ledger:
     def append(self, number: int, answers: Sequence[Answer]) -> None:
         """Add a batch, and return when it has reached the disk."""
         batch = {"batch": number, "answers": [answer.to_json() for answer in answers]}
-        line = json.dumps(sealed(batch), ensure_ascii=False)
+        line = json.dumps(sealed(batch, _BATCH), ensure_ascii=False)
         with self.file.open("ab") as file:
             file.write(line.encode() + b"\n")
             file.flush()
@@ -159,7 +160,7 @@ def _whole(file: Path) -> list[tuple[int, list[Answer]]]:
         if not line.endswith(b"\n"):  # what a killed process left
             continue
         try:
-            values = unsealed(json.loads(line))
+            values = unsealed(json.loads(line), _BATCH)
             batches.append((int(values["batch"]), [Answer.from_json(answer) for answer in values["answers"]]))
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise VPPError(

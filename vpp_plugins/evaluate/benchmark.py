@@ -16,8 +16,18 @@ from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import Protocol, protocol
 from vpp_plugins.evaluate.results import load_evaluation, summarise, write_report
 from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
-from vpp_plugins.evaluate.run import ANSWERS_SHA256, Asker, evaluate, processes, read_evaluation, read_run, write_run
-from vpp_plugins.files import sha256_of, write_whole
+from vpp_plugins.evaluate.run import (
+    ANSWERS_SHA256,
+    Asker,
+    evaluate,
+    generation_of,
+    processes,
+    read_evaluation,
+    read_run,
+    write_run,
+)
+from vpp_plugins.evaluate.settings import answer_settings
+from vpp_plugins.files import HOLDS, sha256_of, write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
 
@@ -98,6 +108,7 @@ def measure(
         about["control"] = control
     if isinstance(asker, Grounder):  # a model that was trained on is another one, under whatever name
         about["model_sha256"] = fingerprint_of_model(asker.model)
+        about |= answer_settings(asker, generation_of(rules))
     answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
     if not processes().is_main_process:
         return read_run(out)
@@ -154,13 +165,14 @@ def _write_results(
     folder: Path, rules: Protocol, answers: Sequence[Answer], rows: Sequence[Row] | None, *, with_meteor: bool
 ) -> dict[str, Any]:
     settings = read_run(folder)
+    told = {HOLDS: "results", **settings}
     shown = rows_at_hand(settings) if rows is None else rows
     if rules.task == "caption":
-        results = {**settings, "figures": summarise_captions(answers, with_meteor=with_meteor)}
+        results = {**told, "figures": summarise_captions(answers, with_meteor=with_meteor)}
         write_caption_report(settings, results["figures"], answers, folder / REPORT, shown)
     else:
         evaluation = load_evaluation(folder)
-        results = {**settings, "figures": summarise(evaluation.judged, rules), "notes": _notes(settings, rules, rows)}
+        results = {**told, "figures": summarise(evaluation.judged, rules), "notes": _notes(settings, rules, rows)}
         write_report(evaluation, folder / REPORT, shown)
     write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results

@@ -1,10 +1,11 @@
 """Why two evaluations of the same rows differ: by chance, by protocol, by frame and unit, or by what they find."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from vpp_plugins.boxes import BoxCodec, BoxStatus, Frame, Rounded
 from vpp_plugins.errors import VPPError
@@ -13,6 +14,7 @@ from vpp_plugins.evaluate.metrics import Paired, paired
 from vpp_plugins.evaluate.protocol import Protocol, write_alike
 from vpp_plugins.evaluate.results import SHOWN, Evaluation, answer_card, facts, figures_tables, judge, summarise
 from vpp_plugins.evaluate.rows import Row, image_id
+from vpp_plugins.evaluate.settings import PARTS, differences
 from vpp_plugins.plugins import box_codec
 from vpp_plugins.report import write_page
 
@@ -120,9 +122,34 @@ def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
             for under in (a.protocol, b.protocol)
             if (on_a := _accuracy(a, under)) is not None and (on_b := _accuracy(b, under)) is not None
         ]
+    reasons += _set_otherwise(a.settings, b.settings)
     for name, side in (("A", a), ("B", b)):
         reasons += _misread(name, side) + _statuses(name, side)
     return reasons
+
+
+def _set_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Say, part by part, which settings differ that decide what is answered."""
+    reasons = []
+    for part in PARTS:
+        apart = [f"{name} ({_short(of_a)} and {_short(of_b)})" for name, of_a, of_b in _apart(part, a, b)]
+        if apart:
+            reasons.append(f"Settings of A and B differ: {', '.join(apart)}.")
+    return reasons
+
+
+def _apart(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield what differs in a part; one that only one side has kept is a single difference."""
+    if part in a and part in b:
+        yield from differences({part: a[part]}, {part: b[part]})
+    elif part in a or part in b:
+        of_a, of_b = ("known" if part in side else "not known" for side in (a, b))
+        yield part, of_a, of_b
+
+
+def _short(value: Any) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 60 else f"{text[:60]} ..."
 
 
 def _accuracy(side: Evaluation, under: Protocol) -> float | None:

@@ -20,9 +20,11 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, answer_lines, read_answers
 from vpp_plugins.evaluate.protocol import Protocol
 from vpp_plugins.evaluate.rows import Row, check_rows, fingerprint, plan
+from vpp_plugins.evaluate.settings import differences
 from vpp_plugins.files import only_one, sealed, sha256_of, unsealed, write_whole
 
 RUN = "run.json"
+ASKED = "what was asked"
 ANSWERS_SHA256 = "answers_sha256"
 """Key of `run.json` for the SHA-256 of the answers, which stands there before they do."""
 
@@ -122,14 +124,17 @@ def processes() -> Any:
 
 def write_run(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write what a folder of `evaluate` says of itself."""
-    write_whole(folder / RUN, json.dumps(sealed(settings), indent=2, ensure_ascii=False) + "\n")
+    write_whole(folder / RUN, json.dumps(sealed(settings, ASKED), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
     """Return what a folder of `evaluate` says of itself; raises VPPError where it is none."""
     path = Path(folder) / RUN
     try:
-        return unsealed(json.loads(path.read_text(encoding="utf-8")))
+        settings = unsealed(json.loads(path.read_text(encoding="utf-8")), ASKED)
+        if "figures" in settings:  # 0.1.0's did not say so
+            raise ValueError("it holds results")
+        return settings
     except FileNotFoundError:
         raise VPPError(f"no '{RUN}' in '{folder}': give the folder of a `vpp eval`.") from None
     except (ValueError, RecursionError) as error:
@@ -165,13 +170,10 @@ def read_evaluation(folder: str | Path) -> tuple[dict[str, Any], list[Answer]]:
 def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
     images = _images(rows)
     readable = [(row, image) for row, image in zip(rows, images, strict=True) if not isinstance(image, str)]
-    generation = {"max_new_tokens": protocol.max_new_tokens, "num_beams": protocol.num_beams}
-    if protocol.min_new_tokens:
-        generation["min_new_tokens"] = protocol.min_new_tokens
     shown = [image for _, image in readable]
     metas = asker.metas(shown)
     questions = [protocol.ask(row, asker.codec, meta) for (row, _), meta in zip(readable, metas, strict=True)]
-    given = asker.ask(shown, questions, **generation) if shown else []
+    given = asker.ask(shown, questions, **generation_of(protocol)) if shown else []
     if protocol.task == "caption":  # its questions hold boxes
         check_shown(metas, [meta for _, meta in given])
     texts = {row.id: answer for (row, _), answer in zip(readable, given, strict=True)}
@@ -179,6 +181,12 @@ def _ask(asker: Asker, rows: Sequence[Row], protocol: Protocol) -> list[Answer]:
         Answer.of(row, *texts[row.id]) if row.id in texts else Answer.of(row, "", None, error=str(image))
         for row, image in zip(rows, images, strict=True)
     ]
+
+
+def generation_of(protocol: Protocol) -> dict[str, int]:
+    """Return what a protocol says about how answers are generated, as arguments of `Asker.ask`."""
+    least = {"min_new_tokens": protocol.min_new_tokens} if protocol.min_new_tokens else {}
+    return {"max_new_tokens": protocol.max_new_tokens, "num_beams": protocol.num_beams, **least}
 
 
 def _images(rows: Sequence[Row]) -> list[Image.Image | str]:
@@ -217,9 +225,8 @@ def _settings(
 def _open(folder: Path, settings: Mapping[str, Any]) -> None:
     if (folder / RUN).exists():
         known = read_run(folder)
-        keys = sorted((known.keys() | settings.keys()) - {ANSWERS_SHA256})
-        differing = [key for key in keys if known.get(key) != settings.get(key)]
-        if differing == ["batches_sha256"]:
+        differing = {key: values for key, *values in differences(known, settings) if key != ANSWERS_SHA256}
+        if [*differing] == ["batches_sha256"]:
             if (folder / ANSWERS).exists():
                 return
             raise VPPError(
@@ -229,7 +236,7 @@ def _open(folder: Path, settings: Mapping[str, Any]) -> None:
         if differing:
             key = next(key for key in differing if key != "batches_sha256")
             raise VPPError(
-                f"'{folder}' holds another evaluation: its {key} is {known.get(key)}, and now {settings.get(key)}. "
+                f"'{folder}' holds another evaluation: its {key} is {differing[key][0]}, and now {differing[key][1]}. "
                 "Give another folder, or delete this one."
             )
         return
