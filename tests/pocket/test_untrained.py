@@ -1,4 +1,4 @@
-"""The pocket model before training: random but for its backbone, which tower and detector compute once between them."""
+"""The pocket model before training: random but for its tower's backbone and its detector, which never learn."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from vpp_plugins import Grounder, VPPProcessor, save_vpp
 from vpp_plugins.attach.attach import attach_vpp
 from vpp_plugins.pocket import build_pocket, pocket_config, untrained_pocket
-from vpp_plugins.pocket.untrained import SIZE
+from vpp_plugins.pocket.untrained import SIZE, start_with_boxes
 from vpp_plugins.pocket.vision import make_constant, register_pocket
 from vpp_plugins.pocket.weights import load_backbone
 from vpp_plugins.train.groups import choose_parts, parameter_groups
@@ -26,42 +26,30 @@ def pocket() -> tuple[Any, VPPProcessor]:
     return model, wrapped
 
 
-@pytest.fixture
-def calls(pocket: tuple[Any, VPPProcessor], monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The images that the tower's backbone was given, one by one."""
-    tower, seen = pocket[0].model.vision_tower, []
-    own = tower.backbone.forward
-    monkeypatch.setattr(tower.backbone, "forward", lambda pixels: (seen.append(pixels), own(pixels))[1])
-    return seen
-
-
 def inputs(processor: VPPProcessor, count: int = 2) -> Any:
     noise = torch.randint(0, 256, (count, SIZE, SIZE, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = [[Image.fromarray(image.numpy())] for image in noise]
     return processor(images=images, text=["USER: <image>\nthe cup ASSISTANT:"] * count, return_tensors="pt")
 
 
-def test_the_backbone_is_imagenets_in_both_places(pocket: tuple[Any, VPPProcessor]) -> None:
-    model, shipped = pocket[0], load_backbone()
-    body = model.vpp.local_vpp.generator.backbone.body.state_dict()
+def test_the_towers_backbone_is_imagenets(pocket: tuple[Any, VPPProcessor]) -> None:
+    shipped = load_backbone()
+    mine = pocket[0].model.vision_tower.backbone.state_dict()
 
-    assert all(
-        torch.equal(value, shipped[name]) for name, value in model.model.vision_tower.backbone.state_dict().items()
-    )
-    assert all(torch.equal(value, shipped[name]) for name, value in body.items())
-    assert len(body) > 200
+    assert len(mine) > 200
+    assert all(torch.equal(value, shipped[name]) for name, value in mine.items())
 
 
-def test_the_backbone_learns_nowhere(pocket: tuple[Any, VPPProcessor]) -> None:
+def test_neither_backbone_nor_detector_learns(pocket: tuple[Any, VPPProcessor]) -> None:
     model = pocket[0]
     groups = parameter_groups(model, choose_parts())
     trained = {id(parameter) for group in groups for parameter in group["params"]}
 
     assert not trained & {id(parameter) for parameter in model.model.vision_tower.backbone.parameters()}
-    assert not list(model.vpp.local_vpp.generator.backbone.parameters())
+    assert not list(model.vpp.local_vpp.generator.parameters())
 
 
-def test_state_dicts_are_those_of_a_detector_by_itself(pocket: tuple[Any, VPPProcessor], tmp_path: Any) -> None:
+def test_saved_prompts_go_on_another_host(pocket: tuple[Any, VPPProcessor], tmp_path: Any) -> None:
     model = pocket[0]
     save_vpp(model, tmp_path)
     host, _ = build_pocket()
@@ -75,37 +63,28 @@ def test_state_dicts_are_those_of_a_detector_by_itself(pocket: tuple[Any, VPPPro
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_in_training_tower_and_detector_compute_the_maps_once(
-    pocket: tuple[Any, VPPProcessor], calls: list[Tensor]
-) -> None:
-    model, processor = pocket
-    model.vpp.global_prompt.requires_grad_(False)
-    batch = inputs(processor)
-    model.train()
-    once = model(**batch).logits
-    assert len(calls) == len(batch["pixel_values"])
-
-    model.eval()
+def test_a_querys_box_reaches_the_language_model_at_first_as_it_is() -> None:
+    """Half of the projector is a linear map of the box's numbers: what two boxes' sum gives is the sum of both."""
+    projector = nn.Sequential(nn.Linear(20, 16), nn.GELU(), nn.Linear(16, 4))
+    start_with_boxes(projector, slice(8, 20))
+    code = torch.randn(2, 12)
     with torch.no_grad():
-        torch.testing.assert_close(model(**batch).logits, once, atol=1e-4, rtol=1e-4)
-    assert len(calls) == 3 * len(batch["pixel_values"])
+        projector[2].weight[:, 8:] = 0  # the other half is random
+        none, *each, both = (
+            projector(torch.cat([torch.zeros(8), numbers])) for numbers in (torch.zeros(12), *code, code.sum(0))
+        )
+
+    torch.testing.assert_close(both - none, sum(each) - 2 * none)
+    assert (both - none).abs().max() > 0.01
 
 
-def test_other_images_get_their_own_maps(pocket: tuple[Any, VPPProcessor]) -> None:
-    tower = pocket[0].model.vision_tower.train()
-    first, second = torch.randn(2, 1, 3, 64, 64)
-    kept = [tower.maps(pixels) for pixels in (first, second, second, second)]
+def test_a_boxs_numbers_come_as_long_as_a_word(pocket: tuple[Any, VPPProcessor]) -> None:
+    local = untrained_pocket()[0].vpp.local_vpp
+    waves = torch.randn(64, 512, generator=torch.Generator().manual_seed(9)).sign() * 0.5**0.5
+    hidden = local.projector[0].weight[:256, local.generator.box_code] @ waves.T
+    length = (local.projector[2].weight[:, :256] @ torch.nn.functional.gelu(hidden)).norm(dim=0)
 
-    assert not torch.equal(kept[0][1], kept[1][1])
-    assert kept[1][1] is kept[2][1]
-    assert kept[3][1] is not kept[2][1]  # taken over once, then forgotten
-
-
-def test_with_gradients_to_the_pixels_nothing_is_kept(pocket: tuple[Any, VPPProcessor]) -> None:
-    tower = pocket[0].model.vision_tower.train()
-    pixels = torch.randn(1, 3, 64, 64, requires_grad=True)
-
-    assert tower.maps(pixels)[1] is not tower.maps(pixels)[1]
+    assert 0.8 < length.mean() < 1.2
 
 
 def test_the_seed_decides_and_changes_are_made() -> None:

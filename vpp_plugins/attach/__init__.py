@@ -2,6 +2,7 @@
 
 from vpp_plugins.attach import vocabulary
 from vpp_plugins.attach.attach import (
+    attach_control,
     attach_vpp,
     detach_vpp,
     host_state,
@@ -24,6 +25,7 @@ __all__ = [
     "WEIGHTS_FILE",
     "NeverTokens",
     "active_vpp",
+    "attach_control",
     "attach_vpp",
     "detach_vpp",
     "encoded_once",

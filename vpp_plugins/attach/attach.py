@@ -52,6 +52,22 @@ def attach_vpp(
     return model
 
 
+def attach_control(model: Model) -> Model:
+    """Attach to a model, in place, no prompt at all, so that it can be trained and asked as an attached one is.
+
+    It is the control of a comparison: it answers as the bare host does, bit for bit, and what is saved is the host
+    alone. `detach_vpp` takes it off.
+    """
+    host = unwrap(model)
+    if is_attached(host):
+        raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
+    backbone = plugins.describe(host)
+    nothing = VPP(backbone.defaults, global_vpp=None, local_vpp=None, frame=backbone.frame)
+    nothing.trained = True  # there is nothing that could be untrained
+    _put_on(host, nothing, backbone)
+    return model
+
+
 def detach_vpp(model: Model) -> Model:
     """Take VPP off, in place, and return the model: weights, class and hooks are bit for bit what they were."""
     host = _attached_host(model)
@@ -104,6 +120,8 @@ def save_vpp(
     With `push_to_hub` they are then uploaded to `repo_id` (default: the folder's name).
     """
     vpp = active_vpp(_attached_host(model))
+    if vpp.is_empty:
+        raise VPPError("this model is a control without prompts, so there are none to save: save the model itself.")
     with onloaded(vpp):
         write_vpp(vpp, folder)
     if push_to_hub:

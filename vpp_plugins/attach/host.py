@@ -161,8 +161,8 @@ class AttachedHost:
             super().save_pretrained(  # type: ignore[misc]
                 save_directory, is_main_process=is_main_process, state_dict=host_only, **kwargs
             )
-        if is_main_process:
-            vpp = active_vpp(self)
+        vpp = active_vpp(self)
+        if is_main_process and not vpp.is_empty:
             whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
             write_vpp(vpp, save_directory, prompts if whole else None)
             trainer_compat.keep_rows(self)

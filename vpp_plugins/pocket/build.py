@@ -27,10 +27,10 @@ def build_pocket(
     tokenizer: PreTrainedTokenizerFast | None = None,
     *,
     image_size: int = 320,
-    hidden_size: int = 256,
+    hidden_size: int = 128,
     layers: int = 5,
     heads: int = 4,
-    intermediate_size: int = 704,
+    intermediate_size: int = 352,
     seed: int = 0,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Return an untrained pocket model and its processor; the backbone is random, see `load_imagenet_backbone`.
@@ -135,7 +135,7 @@ def _smooth_coordinates(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Start the coordinates' rows as random Fourier features of their value; input and output share the table."""
     table: Tensor = model.get_input_embeddings().weight
     width = table.shape[1]
-    frequencies = torch.randn(width // 2) * 4
+    frequencies = torch.randn(width // 2) * torch.tensor([4.0, 14.0]).repeat_interleave(width // 4)  # one band blurs
     values = torch.tensor([float(value) for value in COORDINATES])
     waves = 2 * torch.pi * values[:, None] * frequencies / 2
     rows = torch.cat([waves.sin(), waves.cos()], dim=-1) * (2 / width) ** 0.5

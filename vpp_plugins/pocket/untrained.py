@@ -1,78 +1,76 @@
-"""The pocket model before training, prompts attached: a random language model on ImageNet's backbone."""
+"""The pocket model before training, prompts attached: a random language model on ImageNet's and COCO's weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from vpp_plugins.attach import attach_vpp
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket.build import build_pocket
-from vpp_plugins.pocket.vision import BACKBONE, PocketVisionModel, make_constant
 from vpp_plugins.pocket.weights import load_backbone
 
 SIZE = 320
-"""Side of the tower's and of the detector's images, in pixels."""
-_DETECTOR: Mapping[str, Any] = {
-    "backbone": BACKBONE,
-    "width": 128,
-    "heads": 8,
-    "feedforward": 512,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "dropout": 0.0,
-    "fold": False,
-}
+"""Side of the tower's images, in pixels."""
+DETECTOR_SIZE, QUERIES = 416, 16
+"""Side of the detector's images, in pixels, and how many of its places are queries."""
+
+
+@runtime_checkable
+class WritesBoxes(Protocol):
+    """A generator that says which numbers of its queries write their boxes, as sines and cosines."""
+
+    box_code: slice
 
 
 def pocket_config(seed: int = 0) -> VPPConfig:
-    """Return the pocket model's prompts: axes at the tower's size, and a small DETR on the tower's kind of backbone."""
+    """Return the pocket model's prompts: axes at the tower's size, and the frozen NanoDet's best places."""
     return VPPConfig(
         global_vpp=GlobalVPPConfig(size=SIZE, border=29, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD),
-        # the detector's boxes are those of the padded square, as the answers' are: padding must not shift positions
+        # a frozen detector knows no axes
         local_vpp=LocalVPPConfig(
-            num_queries=24, generator_options=dict(_DETECTOR), image_size=SIZE, projector_size=256, mask_padding=False
+            generator="nanodet", num_queries=QUERIES, image_size=DETECTOR_SIZE, projector_size=512, overlay=False
         ),
         seed=seed,
     )
 
 
-def untrained_pocket(changes: Mapping[str, Any] | None = None, *, seed: int = 0) -> tuple[Any, Any]:
-    """Return an untrained pocket model with its prompts attached, and the host's processor.
+def untrained_pocket(changes: Mapping[str, Any] | None = None, *, vpp: bool = True, seed: int = 0) -> tuple[Any, Any]:
+    """Return an untrained pocket model with its prompts attached, or with `vpp=False` the bare host, and its processor.
 
-    `changes` are made to `pocket_config`, see `VPPConfig.changed`. The backbone, the tower's and the detector's, has
-    ImageNet's weights and never learns. All else is drawn from `seed`.
+    `changes` are made to `pocket_config`, see `VPPConfig.changed`. The tower's backbone has ImageNet's weights, the
+    detector COCO's, and neither ever learns. All else is drawn from `seed`, the host's part alike with and without VPP.
     """
-    weights = load_backbone()
     host, processor = build_pocket(seed=seed)
     tower: Any = host.model.vision_tower
-    tower.backbone.load_state_dict(weights)
+    tower.backbone.load_state_dict(load_backbone())
     tower.backbone.to(memory_format=torch.channels_last)  # in which bfloat16 runs twice as fast on a CPU
+    if not vpp:
+        return host, processor
     model: Any = attach_vpp(host, pocket_config(seed).changed(changes or {}))
     local = model.vpp.local_vpp
-    if local is not None:
-        local.generator.backbone = TowersBackbone(local.generator.backbone, tower, weights)
+    if local is not None and isinstance(local.generator, WritesBoxes):
+        start_with_boxes(local.projector, local.generator.box_code, seed=seed)
     return model, processor
 
 
-class TowersBackbone(nn.Module):
-    """The detector's backbone while both are trained: its maps are the tower's, computed once for both.
+@torch.no_grad()
+def start_with_boxes(projector: nn.Sequential, columns: slice, *, seed: int = 0) -> None:
+    """Have half of a local prompt's projector begin as a random linear map of the numbers that write a query's box.
 
-    `body` has the same weights, so that state dicts are those of a detector by itself.
+    gelu(x) - gelu(-x) = x: a hidden number and its opposite hand on a sum as it is. Half of the hidden numbers must
+    be at least twice the language model's width. A box's numbers, each about 0.7 large, come to length 1, as words do.
     """
-
-    def __init__(self, own: nn.Module, tower: PocketVisionModel, weights: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.body = own.get_submodule("body")
-        self.body.load_state_dict({name: weights[name] for name in self.body.state_dict()})
-        make_constant(self.body)
-        self._tower = (tower,)  # not in our state dict
-
-    def forward(
-        self, pixel_values: Float[Tensor, "images 3 height width"]
-    ) -> Float[Tensor, "images channels rows columns"]:
-        _, coarse = self._tower[0].maps(pixel_values)
-        return coarse
+    first, _, last = projector
+    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
+        raise TypeError(f"a projector begins and ends with a linear layer, but this one is {projector}.")
+    width, numbers = last.weight.shape[0], columns.stop - columns.start
+    draw = torch.Generator().manual_seed(seed)
+    code = torch.randn(width, numbers, generator=draw) * (2 / (width * numbers)) ** 0.5
+    once = torch.zeros(width, first.weight.shape[1])
+    once[:, columns] = code
+    first.weight[: 2 * width] = torch.cat([once, -once])
+    first.bias[: 2 * width] = 0
+    last.weight[:, : 2 * width] = torch.cat([torch.eye(width), -torch.eye(width)], dim=1)

@@ -16,8 +16,6 @@ TOKEN_WIDTH = COARSE_CHANNELS + 4 * FINE_CHANNELS
 Maps: TypeAlias = tuple[
     Float[Tensor, "batch 112 fine_rows fine_columns"], Float[Tensor, "batch 320 coarse_rows coarse_columns"]
 ]
-SAME = 1e-3
-"""Normalised pixels that differ by less are equal: a step of 8 bits is 0.017."""
 
 
 class PocketVisionConfig(PretrainedConfig):
@@ -50,7 +48,6 @@ class PocketVisionModel(PreTrainedModel):
         super().__init__(config)
         self.backbone = create_backbone()
         self.norm = nn.LayerNorm(config.hidden_size)
-        self._kept: tuple[Tensor, Maps] | None = None
         self.position = nn.Parameter(sine_positions(config.image_size // config.patch_size, config.hidden_size))
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -73,24 +70,11 @@ class PocketVisionModel(PreTrainedModel):
         return merge_maps(*self.maps(pixel_values))
 
     def maps(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Maps:
-        """Return the backbone's stride-16 and stride-32 maps.
-
-        In training they are kept until the next call, which takes them over if it is about the same images: so a
-        detector on this backbone and the tower itself compute them once between them.
-        """
-        kept, self._kept = self._kept, None
-        if (
-            kept is not None
-            and kept[0].shape == pixel_values.shape
-            and torch.allclose(kept[0], pixel_values, rtol=0, atol=SAME)
-        ):
-            return kept[1]
+        """Return the backbone's stride-16 and stride-32 maps."""
         alone = pixel_values.is_cpu and not torch.compiler.is_compiling()
         # the maps of one image fit a CPU's caches, a batch's do not
         images = pixel_values.split(1) if alone else [pixel_values]
         fine, coarse = (torch.cat(parts) for parts in zip(*map(self.backbone, images), strict=True))
-        if self.training and not pixel_values.requires_grad:
-            self._kept = pixel_values, (fine, coarse)
         return fine, coarse
 
     def embed(self, features: Float[Tensor, "batch tokens 768"]) -> Float[Tensor, "batch tokens 768"]:

@@ -62,6 +62,11 @@ class VPP(nn.Module):
         return self.local_prompt
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is no prompt at all: the host is its own control."""
+        return self.global_prompt is None and self.local_prompt is None
+
+    @property
     def tokens_per_image(self) -> int:
         """Placeholder tokens that every image gets; 0 without a local prompt."""
         return 0 if self.local_vpp is None else self.local_vpp.num_queries

@@ -25,12 +25,13 @@ _STATE = {
 """What a run goes on with beside weights, and the files that hold it: transformers' own, FSDP's, DeepSpeed's."""
 
 
-def open_run(output_dir: str | Path, resume: str | None, *, verify: bool = True) -> Path | None:
+def open_run(output_dir: str | Path, resume: str | None, *, prompts: bool = True, verify: bool = True) -> Path | None:
     """Make the run's folder writable and tidy, and return the checkpoint to go on from, or None.
 
     `resume` is None, "auto" for the last checkpoint if there is one, or a checkpoint's folder. Raises VPPError where
     the folder cannot be written, where it holds checkpoints and nobody said to go on, and as `check_checkpoint` does;
-    with `verify`, which one process of several is enough for, also where a file is not as it was saved.
+    with `verify`, which one process of several is enough for, also where a file is not as it was saved. `prompts` is
+    whether the run has some.
     """
     folder = Path(output_dir)
     check_writable(folder)
@@ -48,7 +49,7 @@ def open_run(output_dir: str | Path, resume: str | None, *, verify: bool = True)
     if resume is None or (resume == "auto" and last is None):
         return None
     chosen = last if resume == "auto" and last is not None else Path(resume)
-    check_checkpoint(chosen)
+    check_checkpoint(chosen, prompts=prompts)
     if verify:
         check_files(chosen)
     return chosen
@@ -60,12 +61,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def check_checkpoint(folder: Path) -> None:
-    """Raise VPPError where a run cannot go on from this folder."""
+def check_checkpoint(folder: Path, *, prompts: bool = True) -> None:
+    """Raise VPPError where a run, with prompts or without, cannot go on from this folder."""
     if not folder.is_dir():
         raise VPPError(f"there is no checkpoint '{folder}': give a folder checkpoint-N of an earlier run, or auto.")
     missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
-    if missing:
+    if not prompts and len(missing) < 2:
+        raise VPPError(
+            f"the checkpoint '{folder}' has prompts, but the recipe says vpp = \"none\": choose another output_dir."
+        )
+    if prompts and missing:
         raise VPPError(
             f"the checkpoint '{folder}' holds no {' and no '.join(missing)}: going on from it would begin with "
             "untrained prompts and a trained host. Go on from another one, or begin anew with its host as the model."

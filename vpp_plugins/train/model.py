@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from vpp_plugins import plugins
-from vpp_plugins.attach import attach_vpp, every_vpp, host_state, is_attached, unwrap
+from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import PARTS, Part, choose_parts, lora_targets, parameter_groups
-from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 
 POCKET = "pocket"
 """The recipe's `model` for the pocket model, which begins at random, its prompts attached."""
@@ -26,7 +26,8 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
 
     if recipe.model == POCKET:
         _check_pocket(recipe)
-        return untrained_pocket(_prompts(recipe), seed=int(recipe.trainer.get("seed", 0)))
+        seed = int(recipe.trainer.get("seed", 0))
+        return untrained_pocket(_prompts(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
     register_pocket()  # a pocket model that was trained before lies in a folder like any other
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
@@ -52,7 +53,7 @@ def _check_pocket(recipe: Recipe) -> None:
     """Raise VPPError where the recipe asks for what is only chosen when a model is loaded, or brings other prompts."""
     asked, usual = vars(recipe), vars(Recipe(model="", data="", output_dir=""))
     for key in ("processor", "dtype", "attn_implementation", "load_in_4bit", "vpp"):
-        if asked[key] != usual[key]:
+        if asked[key] != usual[key] and (key, asked[key]) != ("vpp", NO_PROMPTS):
             raise VPPError(
                 f'model = "{POCKET}" is built at random with prompts of its own, so {key} has nothing to act on: '
                 "leave it out."
@@ -89,8 +90,12 @@ def check_family(host: Any, recipe: Recipe) -> None:
 
 def attach(host: nn.Module, processor: Any, recipe: Recipe) -> tuple[Any, VPPProcessor]:
     """Attach the recipe's prompts, unless some are attached, and return the model and its VPPProcessor."""
+    if recipe.vpp == NO_PROMPTS and is_attached(host) and not active_vpp(host).is_empty:
+        raise VPPError('the recipe says vpp = "none", but the given model has VPP attached: call detach_vpp(model).')
     if not is_attached(host):
-        if recipe.vpp is not None:
+        if recipe.vpp == NO_PROMPTS:
+            attach_control(host)
+        elif recipe.vpp is not None:
             attach_vpp(host, recipe.vpp)
         else:
             attach_vpp(host, plugins.describe(unwrap(host)).defaults.changed(_prompts(recipe)))

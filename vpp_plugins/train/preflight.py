@@ -29,9 +29,11 @@ REASONS: Mapping[str, str] = {
 Groups = Sequence[Mapping[str, Any]]
 
 
-def show(data: TrainingData, collator: Collator, groups: Groups) -> None:
-    """Print what is trained, the faults of the data, and the first sample's tokens."""
+def show(data: TrainingData, collator: Collator, groups: Groups, *, off: Sequence[str] = ()) -> None:
+    """Print what is trained, the faults of the data, and the first sample's tokens; `off` has nothing to act on."""
     console = Console(stderr=True)
+    if off:
+        console.print(f"Trained without prompts, so these have nothing to act on: {', '.join(off)}.", highlight=False)
     table = Table(title=f"{len(data)} samples; what is trained")
     scheduled = any(group["schedule"] for group in groups)
     for column in ("part", "tensors", "parameters", "learning rate", "weight decay", *["schedule"] * scheduled):

@@ -17,6 +17,8 @@ from vpp_plugins.config import fits
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.groups import PARTS
 
+NO_PROMPTS = "none"
+"""The recipe's `vpp` for a run without any prompt."""
 TABLES = ("lr", "schedule", "keep", "global_vpp", "local_vpp")
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
 
@@ -37,6 +39,8 @@ _RANGES: Mapping[str, tuple[float, float]] = {
 }
 """The least and the most of keys that are numbers."""
 
+NEED_PROMPTS = ("detection",)
+"""Losses on the prompts alone."""
 OLD_LOSSES = {"word_alignment": "words", "detection_loss": "detection", "soft_boxes": "coordinates"}
 """Keys of 0.1.0 that are entries of `losses` now; they work until 0.2."""
 
@@ -71,7 +75,8 @@ class Recipe:
     """QLoRA: the host's linear layers in 4 bits (bitsandbytes). Prompts are never quantised."""
 
     vpp: str | None = None
-    """Prompts to begin with, a folder or hub id that `save_vpp` wrote; None begins with drawn axes."""
+    """Prompts to begin with, a folder or hub id that `save_vpp` wrote; None begins with drawn axes. "none" trains the
+    host without any prompt, as the control of a comparison: all else stays equal, and what needs prompts is off."""
     global_vpp: Mapping[str, Any] | bool = field(default_factory=dict)
     """Changes to the family's `GlobalVPPConfig`; false leaves the global prompt out."""
     local_vpp: Mapping[str, Any] | bool = field(default_factory=dict)
@@ -120,6 +125,10 @@ class Recipe:
     lora_alpha: int = 128
     lora_dropout: float = 0.05
 
+    cache_encodings: str | None = None
+    """Folder in which what frozen encoders (the vision encoder, the local prompt's generator) make of each image is
+    kept, to be read by every later step, epoch and run; of the pocket model 0.3 MB an image. None computes it each
+    time. The axes must be frozen."""
     turns_apart: bool = False
     """Whether the turns of a dialogue share its image alone, and none sees another; for LLaVA and its like."""
     hide_boxes: float = 0.0
@@ -197,7 +206,17 @@ class Recipe:
         weights = dict(_loss_weight(entry) for entry in self.losses)
         if len(weights) < len(self.losses):
             raise VPPError(f"losses = {list(self.losses)} names one loss twice.")
-        return {name: weight for name, weight in weights.items() if weight}
+        off = self.switched_off()
+        return {name: weight for name, weight in weights.items() if weight and name not in off}
+
+    def switched_off(self) -> list[str]:
+        """Return what the recipe says that has nothing to act on without prompts; empty where there are some."""
+        if self.vpp != NO_PROMPTS:
+            return []
+        named = [key for key in ("global_vpp", "local_vpp") if getattr(self, key)]
+        parts = [part for part in (*self.lr, *self.schedule, *self.freeze) if part.startswith("vpp.")]
+        losses = [name for name, weight in map(_loss_weight, self.losses) if name in NEED_PROMPTS and weight]
+        return list(dict.fromkeys([*named, *parts, *losses]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the flat keys, without those that were not set."""

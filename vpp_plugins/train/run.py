@@ -25,6 +25,7 @@ from vpp_plugins.train.checkpoints import FINAL, check_room, check_writable, ope
 from vpp_plugins.train.collate import ChatWriter, Collator
 from vpp_plugins.train.data import load_kept, load_mixture
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
+from vpp_plugins.train.encodings import KeptEncodings
 from vpp_plugins.train.evaluation import evaluation_of
 from vpp_plugins.train.forgetting import Forgetting
 from vpp_plugins.train.groups import SCOPES
@@ -40,7 +41,7 @@ from vpp_plugins.train.model import (
 from vpp_plugins.train.optim import MUON, WeightAverage, muon_groups
 from vpp_plugins.train.packing import PackingCollator, check_packing
 from vpp_plugins.train.preflight import preview, show
-from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 from vpp_plugins.train.report import write_training_page
 from vpp_plugins.train.trainer import VPPTrainer
 
@@ -81,24 +82,27 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
 
 def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Trained:
     asked, first = recipe.trainer.get("resume_from_checkpoint"), arguments.local_process_index == 0
-    resume = open_run(recipe.output_dir, asked, verify=first)
+    resume = open_run(recipe.output_dir, asked, prompts=recipe.vpp != NO_PROMPTS, verify=first)
     with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
         data = load_mixture(recipe)
     _check_images(data)
     model, processor, groups = _prepared(recipe, model, processor)
     shard_by_units(arguments, model)
     collator = _collator(recipe, data, model, processor)
+    kept = None if recipe.cache_encodings is None else KeptEncodings(model, recipe.cache_encodings)
     trainer = _trainer(recipe, arguments, collator, model, groups)
     if arguments.should_save:
         check_room(Path(recipe.output_dir), _checkpoint_bytes(trainer))
         _record(recipe, data, resumed=resume is not None)
-        show(data, collator, groups)
+        show(data, collator, groups, off=recipe.switched_off())
     trainer.accelerator.wait_for_everyone()
     try:
         _run(trainer, resume)
     finally:
         for loss in trainer.losses:
             loss.remove()
+        if kept is not None:
+            kept.remove()
     return _finished(trainer, Path(recipe.output_dir))
 
 
@@ -161,7 +165,8 @@ def preview_sample(recipe: Recipe, index: int) -> Text:
     local = recipe.local_vpp
     if isinstance(local, Mapping):
         local = {name: value for name, value in local.items() if name != "weights"}
-    model, wrapped = attach(host, processor, replace(recipe, vpp=None, local_vpp=local))
+    vpp = recipe.vpp if recipe.vpp == NO_PROMPTS else None
+    model, wrapped = attach(host, processor, replace(recipe, vpp=vpp, local_vpp=local))
     return preview(_collator(recipe, data, model, wrapped), index)
 
 

@@ -253,7 +253,9 @@ class VPPTrainer(Trainer):
             names = {"save_original_format": False} if own_names else {}
             trained.save_pretrained(folder, state_dict=state_dict, **names)
         processor.save_pretrained(folder)
-        if state_dict is None:
+        if active_vpp(host).is_empty:
+            pass  # a control: the host is all there is
+        elif state_dict is None:
             save_vpp(host, folder)
         else:  # gathered from the devices that share the model
             write_vpp(active_vpp(host), folder, gathered_prompts(state_dict))
@@ -262,11 +264,12 @@ class VPPTrainer(Trainer):
             save_file(added, folder / vocabulary.ROWS_FILE)
         for kept in self._kept if self._in_checkpoint else ():
             kept.save(folder)
-        check_weights(folder)
+        if not active_vpp(host).is_empty:
+            check_weights(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the host's part and the prompts; prompts that are missing are refused."""
-        check_checkpoint(Path(resume_from_checkpoint))
+        check_checkpoint(Path(resume_from_checkpoint), prompts=not active_vpp(unwrap(self._parts[0])).is_empty)
         self._load_weights(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
@@ -285,7 +288,7 @@ class VPPTrainer(Trainer):
                 read_host(host, folder)
         if self.is_fsdp_enabled:  # its shards hold the prompts too
             return
-        for vpp in every_vpp(host):
+        for vpp in (vpp for vpp in every_vpp(host) if not vpp.is_empty):
             read_into(vpp, folder, check=False)  # the checkpoint's manifest was checked
         if (folder / vocabulary.ROWS_FILE).is_file():
             vocabulary.put_rows(host, load_file(folder / vocabulary.ROWS_FILE))

@@ -61,6 +61,8 @@ class NanoDetQueries(nn.Module):
 
     width = sum(PARTS.values())
     names = NAMES
+    box_code = slice(PARTS["features"] + PARTS["scores"] + 8, PARTS["features"] + PARTS["scores"] + PARTS["box"])
+    """Which numbers of a query are its box's waves: see `box_code` of this file."""
 
     def __init__(self, network: NanoDet, *, num_queries: int, pretrained: bool) -> None:
         super().__init__()

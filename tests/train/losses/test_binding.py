@@ -38,7 +38,8 @@ def pocket(*, queries: bool, heads: int = 4) -> tuple[Any, VPPProcessor]:
     model: Any = attach_vpp(host, VPPConfig(global_vpp=None, local_vpp=TOY_LOCAL)).train()
     model.vpp.trained = True
     if queries:
-        model.vpp.local_vpp.generator.boxes = boxes_of_places
+        generator = model.vpp.local_vpp.generator
+        generator.boxes, generator.names, generator.scores = boxes_of_places, (), torch.zeros_like
     return model, VPPProcessor(processor, model)
 
 

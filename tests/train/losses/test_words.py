@@ -10,7 +10,7 @@ from tests.tiny import attached, inputs_for, tiny_llava
 from vpp_plugins import VPPError
 from vpp_plugins.data.sample import Describe, Locate, Sample
 from vpp_plugins.train.collate import About
-from vpp_plugins.train.losses.words import WordAlignment
+from vpp_plugins.train.losses.words import WordAlignment, described_things, shown_by_cells, shown_by_queries
 
 pytestmark = pytest.mark.usefixtures("toy")
 SIDE = 4
@@ -41,10 +41,7 @@ def loss_of(task: WordAlignment, given: list[Sample]) -> torch.Tensor:
 
 def words(task: WordAlignment, given: Sample) -> list[list[int]]:
     """Token ids of the cells, row by row."""
-    cells: list[list[int]] = [[] for _ in range(SIDE * SIDE)]
-    for cell, word in task._words(given, SIDE):
-        cells[cell].append(word)
-    return cells
+    return [task._ids(text) for text in shown_by_cells(*described_things(given), SIDE)]
 
 
 def test_a_cell_stands_for_what_is_described_at_its_centre(task: WordAlignment) -> None:
@@ -133,3 +130,36 @@ def test_taken_off_it_leaves_no_hook(host: Any) -> None:
     WordAlignment(model, processor).remove()
 
     assert not model.model.multi_modal_projector._forward_hooks
+
+
+def test_a_query_stands_for_what_it_overlaps_by_half() -> None:
+    things = sample(Describe(((0.0, 0.0, 20.0, 20.0),), "cup"), Describe(((0.0, 0.0, 40.0, 40.0),), "table"))
+    queries = torch.tensor([[0, 0, 0.5, 0.5], [0, 0, 0.6, 0.5], [0, 0, 1, 0.9], [0.5, 0.5, 1, 1], [0, 0, 0, 0]])
+
+    assert shown_by_queries(*described_things(things), queries) == ["cup", "cup", "table", "", ""]
+    assert shown_by_queries(*described_things(sample()), queries) == [""] * 5
+
+
+def test_queries_that_say_where_they_look_are_read_too(host: Any) -> None:
+    model, processor = host
+    batch, given = inputs_for(processor, [1]), [sample(Describe(((0.0, 0.0, 40.0, 40.0),), "cup"))]
+    plain = WordAlignment(model, processor)
+    model(**batch)
+    cells = loss_of(plain, given)
+    plain.remove()
+    local = model.vpp.local_vpp
+    local.generator.boxes = lambda queries: torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(*queries.shape[:2], 4)
+    local.generator.names, local.generator.scores = (), lambda queries: queries[..., :0]
+    task = WordAlignment(model, processor)
+    seen: list[torch.Tensor] = []
+    handle = local.projector.register_forward_hook(lambda module, args, output: seen.append(output))
+    model(**batch)
+    together = loss_of(task, given)
+    handle.remove()
+    task.remove()
+
+    table = model.get_input_embeddings().weight
+    read = torch.nn.functional.rms_norm(seen[0], seen[0].shape[-1:]) @ table.T
+    cup = processor.tokenizer.convert_tokens_to_ids("cup")
+    torch.testing.assert_close(together, cells - read.log_softmax(-1)[..., cup].mean())
+    assert any(name.startswith("vpp.local_prompt") for name, _ in model.named_parameters())

@@ -13,6 +13,7 @@ from vpp_plugins.attach import active_vpp, host_state, to_windows
 from vpp_plugins.boxes import BoxLike
 from vpp_plugins.data import Describe, Locate, Sample
 from vpp_plugins.errors import VPPError
+from vpp_plugins.plugins import BoxedQueries
 from vpp_plugins.train.collate import About
 from vpp_plugins.train.detector import letterboxed
 from vpp_plugins.train.labels import IGNORED
@@ -77,17 +78,14 @@ class EvidenceLoss(AuxiliaryLoss):
         self.backbone = host_state(self.host).backbone
         settings = self.host.config.to_dict()
         self.image_id: int | None = settings.get("image_token_id", settings.get("image_token_index"))
-        vpp = active_vpp(self.host)
-        self.generator = None if vpp.local_vpp is None else vpp.local_vpp.generator
-        if self.generator is not None and callable(getattr(self.generator, "boxes", None)):
+        self.generator = boxed_generator(self.host)
+        if self.generator is not None:
             self.catch("queries", self.generator)
         elif self.image_id is None:
             raise VPPError(
                 f"the loss '{self.name}' needs an image's own tokens in the text, or queries that say where they look, "
                 f"but a '{settings.get('model_type')}' with this generator has neither: leave it out."
             )
-        else:
-            self.generator = None
 
     def evidence(self, about: About, inputs: Mapping[str, Any]) -> Evidence | None:
         """Return the evidence of the forward that just ran, or None where it had no image."""
@@ -98,7 +96,7 @@ class EvidenceLoss(AuxiliaryLoss):
         rows = torch.tensor([row for row, meta in enumerate(about.metas) if meta is not None], device=ids.device)
         if self.generator is not None:
             columns = _columns(ids[rows], active_vpp(self.host).token_id or -1, self.name)
-            boxes = self.generator.boxes(queries[: len(rows)].detach()).float()  # type: ignore[operator]
+            boxes = self.generator.boxes(queries[: len(rows)].detach()).float()
             return Evidence(rows, columns, boxes, square=True, are_queries=True)
         columns = _columns(ids[rows], self.image_id or -1, self.name)
         boxes = self._parts(columns.shape[1], len(rows), inputs).to(ids.device)
@@ -134,7 +132,7 @@ class EvidenceLoss(AuxiliaryLoss):
         if grids is not None:
             merge = self.host.config.vision_config.to_dict().get("spatial_merge_size", 1)
             sides = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grids[:images].tolist()]
-            return torch.stack([_grid(*side) for side in sides])
+            return torch.stack([grid(*side) for side in sides])
         windows = [(0.0, 0.0, 1.0, 1.0)] * images
         if inputs.get("vpp_tile_boxes") is not None:
             windows = to_windows(inputs["vpp_tile_boxes"])
@@ -145,9 +143,15 @@ class EvidenceLoss(AuxiliaryLoss):
                 f"the loss '{self.name}' cannot tell what part of its image each of {tokens} tokens shows: leave it "
                 "out for this host, or take a generator that says where its queries look, such as 'nanodet'."
             )
-        cells = _grid(side, side)
+        cells = grid(side, side)
         laid = [torch.cat([_into(cells, w) for w in windows[n * each : (n + 1) * each]]) for n in range(images)]
         return torch.stack(laid)
+
+
+def boxed_generator(host: Any) -> Any:
+    """Return the local prompt's generator where it says where its queries look, or else None."""
+    local = active_vpp(host).local_vpp
+    return local.generator if local is not None and isinstance(local.generator, BoxedQueries) else None
 
 
 def answers(labels: Int64[Tensor, " length"]) -> list[tuple[int, int]]:
@@ -192,7 +196,7 @@ def _columns(ids: Int64[Tensor, "images length"], token: int, loss: str) -> Int6
     return (ids == token).nonzero()[:, 1].reshape(len(ids), -1)
 
 
-def _grid(rows: int, columns: int) -> Float[Tensor, "cells 4"]:
+def grid(rows: int, columns: int) -> Float[Tensor, "cells 4"]:
     """Return the cells of a grid over the whole frame, row by row."""
     top, left = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     cells = torch.stack([left / columns, top / rows, (left + 1) / columns, (top + 1) / rows], dim=-1)

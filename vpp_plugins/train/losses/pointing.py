@@ -6,7 +6,7 @@ averaged over places and over the two layers below the last. Ours; the nearest p
 (Vinyals et al., arXiv 1506.03134, equation 3).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class Pointing(EvidenceLoss):
         self.catch_inputs("inputs", layers[0])
         for name in self.chosen:
             self.catch(name, layers[int(name.split()[1])])
+
+    def learning_rate(self, groups: Sequence[Mapping[str, Any]]) -> float:
+        """Return the fastest part's rate: the maps are as new as what is trained from the start."""
+        return max(float(group["lr"]) for group in groups)
 
     def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
         """Return the mean over all places that speak of a box; zero where there is none."""

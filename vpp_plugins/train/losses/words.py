@@ -1,6 +1,8 @@
-"""A loss that aligns an image's projected tokens with the words for what they show, as LLaVA's first stage does.
+"""A loss that aligns tokens that show an image with the words for what they show, as LLaVA's first stage does.
 
-A token counts as what is described at its place (`Describe` turns); with nothing described there, as padding.
+These are the image's own projected tokens and, where the generator says where its queries look, the projected queries.
+A token counts as what is described at its place (`Describe` turns), a query as what it overlaps most, from half on;
+with nothing described there, as padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torchvision.ops import box_iou
 
-from vpp_plugins.attach import host_state
+from vpp_plugins.attach import active_vpp, host_state
 from vpp_plugins.data import Describe, Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import About
 from vpp_plugins.train.detector import letterboxed
 from vpp_plugins.train.losses.base import AuxiliaryLoss
+from vpp_plugins.train.losses.evidence import FITS, boxed_generator, centres, contains, grid
 
 EMPTY = 0.2
 """Weight of a token where nothing is described, beside 1."""
@@ -40,10 +44,15 @@ class WordAlignment(AuxiliaryLoss):
             )
         self.tokenizer = processor.tokenizer
         self.catch("tokens", self.host.get_submodule(projectors[0]))
+        self.generator, local = boxed_generator(self.host), active_vpp(self.host).local_vpp
+        if self.generator is not None and local is not None:
+            self.catch("queries", self.generator)
+            self.catch("projected", local.projector)
 
     def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
-        """Return the mean over all tokens of the images; zero without an image."""
+        """Return the mean over all tokens of the images, plus that over all queries; zero without an image."""
         tokens, samples = self.caught.pop("tokens", None), about.imaged
+        queries, projected = self.caught.pop("queries", None), self.caught.pop("projected", None)
         if tokens is None or not samples:
             return torch.zeros(())
         side = isqrt(tokens.shape[1])
@@ -52,31 +61,61 @@ class WordAlignment(AuxiliaryLoss):
                 f"the loss 'words' needs one square grid of tokens for each of {len(samples)} images, but the "
                 f"projector made {list(tokens.shape)}: leave it out for this host."
             )
-        pairs = [(n, *pair) for n, sample in enumerate(samples) for pair in self._words(sample, side)]
-        images, cells, words = torch.tensor(pairs, device=tokens.device).T
+        described = [described_things(sample) for sample in samples]
+        loss = self._read(tokens, [shown_by_cells(*things, side) for things in described])
+        if self.generator is not None:
+            boxes = self.generator.boxes(queries[: len(samples)].detach()).float().cpu()
+            shown = [shown_by_queries(*things, own) for things, own in zip(described, boxes, strict=True)]
+            loss = loss + self._read(projected[: len(samples)], shown)
+        return loss
+
+    def _read(self, tokens: Float[Tensor, "images places width"], shown: Sequence[Sequence[str]]) -> Float[Tensor, ""]:
+        """Return how badly the embedding table reads the tokens as the words that they show."""
+        pairs = [
+            (image, place, word)
+            for image, texts in enumerate(shown)
+            for place, text in enumerate(texts)
+            for word in self._ids(text)
+        ]
+        images, places, words = torch.tensor(pairs, device=tokens.device).T
         table: Tensor = self.host.get_input_embeddings().weight
         read = F.linear(F.rms_norm(tokens.float(), tokens.shape[-1:]), table.float()).log_softmax(-1)
         counts = torch.where(words == self.tokenizer.pad_token_id, EMPTY, 1.0)
-        return -(read[images, cells, words] * counts).sum() / counts.sum()
+        return -(read[images, places, words] * counts).sum() / counts.sum()
 
-    def _words(self, sample: Sample, side: int) -> list[tuple[int, int]]:
-        """Return (cell, token) for each token of each cell's description; of boxes that overlap the smaller counts."""
-        described = [(turn.boxes[0], turn.description) for turn in sample.turns if isinstance(turn, Describe)]
-        owner: dict[int, str] = {}
-        if described:
-            boxes = letterboxed([box for box, _ in described], sample.meta.size_hw).tolist()
-            by_size = sorted(zip(boxes, described, strict=True), key=lambda pair: -_area(pair[0]))
-            for (x1, y1, x2, y2), (_, text) in by_size:
-                columns = [c for c in range(side) if x1 <= (c + 0.5) / side <= x2]
-                owner |= {r * side + c: text for r in range(side) if y1 <= (r + 0.5) / side <= y2 for c in columns}
-        return [(cell, word) for cell in range(side * side) for word in self._ids(owner.get(cell))]
-
-    def _ids(self, text: str | None) -> list[int]:
-        if text is None:
+    def _ids(self, text: str) -> list[int]:
+        if not text:
             return [self.tokenizer.pad_token_id]
         ids: list[int] = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
         return ids
 
 
-def _area(box: Sequence[float]) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])
+def described_things(sample: Sample) -> tuple[Float[Tensor, "things 4"], list[str]]:
+    """Return what a sample describes, the largest first: boxes in fractions of the padded square, and words."""
+    described = [(turn.boxes[0], turn.description) for turn in sample.turns if isinstance(turn, Describe)]
+    if not described:
+        return torch.zeros(0, 4), []
+    boxes = letterboxed([box for box, _ in described], sample.meta.size_hw)
+    order = (boxes[:, 2:] - boxes[:, :2]).prod(-1).argsort(descending=True, stable=True).tolist()
+    return boxes[order], [described[index][1] for index in order]
+
+
+def shown_by_cells(boxes_xyxy: Float[Tensor, "things 4"], words: Sequence[str], side: int) -> list[str]:
+    """Return the words of each cell of a square grid, "" where nothing is described; the smallest thing counts."""
+    shown, points = [""] * side**2, centres(grid(side, side))
+    for box, text in zip(boxes_xyxy, words, strict=True):
+        for cell in contains(box, points).nonzero()[:, 0].tolist():
+            shown[cell] = text
+    return shown
+
+
+def shown_by_queries(
+    boxes_xyxy: Float[Tensor, "things 4"], words: Sequence[str], queries_xyxy: Float[Tensor, "queries 4"]
+) -> list[str]:
+    """Return the words of what each query overlaps most, "" where that is less than half."""
+    if not words:
+        return [""] * len(queries_xyxy)
+    overlap, thing = box_iou(queries_xyxy, boxes_xyxy).max(-1)
+    return [
+        words[index] if share >= FITS else "" for share, index in zip(overlap.tolist(), thing.tolist(), strict=True)
+    ]
