@@ -1,11 +1,11 @@
-"""How many objects of scenes NanoDet's places find, without training: `python -m benchmarks.nanodet [SCENES]`.
+"""How many objects of scenes NanoDet's places find, without training: `python -m benchmarks.nanodet [--scenes 300]`.
 
 Needs the scene images in `assets/` (`vpp data scenes` fetches them). An object counts as found where one of the first
 N places has an IoU of at least 0.5 with it; the interval resamples scenes. The time is the generator's alone, in CPU
 seconds of one thread.
 """
 
-import sys
+import argparse
 import time
 
 import torch
@@ -52,5 +52,14 @@ def _interval(scenes: list[tuple[int, int]]) -> tuple[float, float]:
     return low, high
 
 
+def _count() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scenes", type=int, default=300, help="scenes of each split (default: 300)")
+    count: int = parser.parse_args().scenes
+    if count < 1:
+        parser.error(f"--scenes must be at least 1, but is {count}")
+    return count
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(_count())

@@ -15,8 +15,12 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     code, out, err = vpp("plugins")
 
     assert (code, err) == (0, "")
-    assert "llava\tvpp_adapters.llava" in out.splitlines()
-    assert out.splitlines() == sorted(out.splitlines())
+    lines = out.splitlines()
+    generators = [line for line in lines if "\ta generator of the local prompt, from " in line]
+    adapters = [line for line in lines if line not in generators]
+    assert "llava\tvpp_adapters.llava" in adapters
+    assert "nanodet\ta generator of the local prompt, from nanodet" in generators
+    assert lines == sorted(adapters) + sorted(generators)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,23 @@ ONE, TWO = (64.0, 96.0, 320.0, 384.0), (128.0, 96.0, 192.0, 384.0)
 WRITING_BOXES = sorted(name for name, found in BOX_CODECS.items() if found.text and found.scale.full is not None)
 
 
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_numbers_in_a_json_string_are_no_box(family: str) -> None:
+    """A label that quotes a box, as a caption of a chart may, became a second true box."""
+    answer = '[{"bbox_2d": [10, 20, 30, 40], "label": "the sign [1, 2, 3, 4]"}]'
+    turn = Phrases(codec(family)).read("Where?", answer, "0", Tally())
+    assert isinstance(turn, Talk)
+    assert turn.boxes == ((10.0, 20.0, 30.0, 40.0),)
+    assert "[1, 2, 3, 4]" in turn.answer
+
+
+def test_half_a_character_is_no_label() -> None:
+    """It was written as one, and ended the conversion as a UnicodeEncodeError."""
+    for family in WRITING_BOXES:
+        answer = Phrases(codec(family)).write(Locate("cup \ud800", (ONE,)), META)[1]
+        answer.encode()
+
+
 @pytest.mark.parametrize("row", PADBOX, ids=lambda row: row["text"])
 def test_boxes_are_written_as_the_reference_writes_them(row: dict) -> None:
     meta = ImageMeta((row["h"], row["w"]))

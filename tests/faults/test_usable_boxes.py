@@ -12,7 +12,7 @@ from PIL import Image
 from tests.evaluate.conftest import Stub
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import BOX_CODECS, Box, BoxFault, BoxStatus, ImageMeta, box_fault, box_iou, codec
-from vpp_plugins.data import Issue, Sample
+from vpp_plugins.data import Issue, Sample, convert
 from vpp_plugins.data.formats import Reading, read_samples
 from vpp_plugins.data.record import PIXELS, PIXELS_XYWH
 from vpp_plugins.evaluate.metrics import score
@@ -184,10 +184,12 @@ class TestTrueBoxes:
         assert "1 boxes lie wholly outside" in reward.iou.explanation()
 
 
-def read(folder: Path, name: str, content: str, data_format: str) -> tuple[list[Sample], Reading]:
+def read(
+    folder: Path, name: str, content: str, data_format: str, family: str = "llava"
+) -> tuple[list[Sample], Reading]:
     (folder / name).write_text(content)
     Image.new("RGB", (200, 100)).save(folder / "a.png")
-    reading = Reading()
+    reading = Reading(family=family)
     return list(read_samples(folder / name, data_format, images=folder, reading=reading)), reading
 
 
@@ -214,6 +216,51 @@ class TestData:
         samples, reading = read(tmp_path, "train.json", content, "vpp-sft")
         assert reading.tally.counts == {Issue.FLAT: 1}
         assert [turn.expression for turn in samples[0].located()] == ["the tin"]
+
+    @pytest.mark.parametrize("flat", [0, 1, 2])
+    def test_one_flat_box_of_several_does_not_cost_the_others(self, flat: int, tmp_path: Path) -> None:
+        """A COCO image with twenty people lost all of them where one had no height."""
+        boxes = [[10 * number, 10, 8, 0 if number == flat else 8] for number in range(3)]
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}],
+            "categories": [{"id": 1, "name": "mouse"}],
+            "annotations": [
+                {"id": number, "image_id": 1, "category_id": 1, "bbox": box} for number, box in enumerate(boxes)
+            ],
+        }
+        samples, reading = read(tmp_path, "coco.json", json.dumps(content), "coco")
+        assert [len(turn.boxes) for turn in samples[0].located()] == [2]
+        assert reading.tally.counts == {Issue.FLAT: 1}
+
+    @pytest.mark.parametrize("broken", [[10, 10, 8, math.nan], [900, 10, 8, 8], [10, 10, -8, 8]])
+    def test_a_broken_box_of_several_costs_the_turn(self, broken: list[float], tmp_path: Path) -> None:
+        """What it should have been nobody knows, and the answer would lack it."""
+        content = {
+            "images": [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}],
+            "categories": [{"id": 1, "name": "mouse"}],
+            "annotations": [
+                {"id": n, "image_id": 1, "category_id": 1, "bbox": b} for n, b in enumerate([[1, 1, 8, 8], broken])
+            ],
+        }
+        samples, reading = read(tmp_path, "coco.json", json.dumps(content), "coco")
+        assert samples == []
+        assert reading.tally.counts.total() == 2
+
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_what_a_unit_writes_without_an_area_is_not_written(self, family: str, tmp_path: Path) -> None:
+        """A kite's string one pixel wide became "[0.33, 0.20, 0.33, 0.40]", which a reader counts as no box."""
+        thin, wide = [100.25, 60, 100.254, 80], [50, 10, 150, 90]
+        turns = [{"locate": "string", "boxes": [thin]}, {"locate": "kite", "boxes": [wide]}]
+        row = {"id": "1", "image": "a.png", "width": 200, "height": 100, "turns": turns}
+        (tmp_path / "in.jsonl").write_text(json.dumps(row))
+        named = {"source_format": "neutral", "target_format": "vpp-sft", "family": family}
+        reading = Reading()
+        done = convert(tmp_path / "in.jsonl", tmp_path / "out.json", reading=reading, **named)  # type: ignore[arg-type]
+        again, told = read(tmp_path, "out.json", (tmp_path / "out.json").read_text(), "vpp-sft", family)
+        keeps = family == "kosmos-2"  # which writes cells: a box has one at least
+        assert [turn.expression for turn in again[0].located()] == (["string"] if keeps else []) + ["kite"]
+        assert (done.turns, reading.tally.counts[Issue.NOT_WRITABLE]) == ((2, 0) if keeps else (1, 1))
+        assert not told.tally.counts
 
     def test_a_detector_is_trained_on_none(self, tmp_path: Path) -> None:
         from vpp_plugins.train.detector.boxed_images import gather

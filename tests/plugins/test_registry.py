@@ -26,6 +26,7 @@ from vpp_plugins.plugins.registry import (
     build_loss,
     converter,
     describe,
+    generators,
     manager,
 )
 
@@ -224,9 +225,37 @@ class TestGenerators:
 
     def test_an_unknown_name(self) -> None:
         with pytest.raises(
-            VPPError, match=r"no plugin builds the generator 'dert'\. Did you mean 'detr'\? Built in: detr"
+            VPPError,
+            match=r"no plugin builds the generator 'dert'\. Did you mean 'detr'\? Known: detr, hf_detector, nanodet",
         ):
             build_generator("dert", 4, {})
+
+    def test_a_plugin_s_generators_are_known_by_their_names(self) -> None:
+        class Names:
+            @hookimpl
+            def vpp_generator_names(self) -> list[str]:
+                return ["swan", "goose"]
+
+            @hookimpl
+            def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
+                return nn.Identity() if name == "swan" else None
+
+        class Silent:
+            @hookimpl
+            def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
+                return None
+
+        with installed(birds=Names(), silent=Silent()):
+            assert generators() == {
+                "detr": "built-in",
+                "goose": "birds",
+                "hf_detector": "built-in",
+                "nanodet": "nanodet",
+                "swan": "birds",
+                "(silent)": "silent",
+            }
+            with pytest.raises(VPPError, match=r"the generator 'gose'\. Did you mean 'goose'\?"):
+                build_generator("gose", 4, {})
 
     def test_options_that_do_not_fit(self) -> None:
         with pytest.raises(VPPError, match=r"local_vpp.generator_options do not fit the generator 'detr': .*wdth"):

@@ -72,15 +72,15 @@ class BoxCodec:
         """
         if self.text is None:
             raise VPPError(f"The family '{self.family}' writes points, not boxes. Choose another family for boxes.")
-        left, top, unit_x, unit_y = self._geometry(meta)
-        numbers = []
-        for box in boxes_xyxy_px:
-            x1, y1, x2, y2 = _inside(box, meta)
-            scaled = ((x1 - left) / unit_x, (y1 - top) / unit_y, (x2 - left) / unit_x, (y2 - top) / unit_y)
-            numbers.append(self.scale.to_numbers(scaled))
+        numbers = [self._numbers(box, meta) for box in boxes_xyxy_px]
         if labels is not None and len(labels) != len(numbers):
             raise VPPError(f"Expected one label per box, got {len(labels)} labels for {len(numbers)} boxes.")
         return self.text.write(numbers, labels)
+
+    def keeps_area(self, box_xyxy_px: BoxLike, meta: ImageMeta) -> bool:
+        """Return whether a box has an area still when it is written in the family's unit and read again."""
+        x1, y1, x2, y2 = self.scale.from_numbers(self._numbers(box_xyxy_px, meta))
+        return x1 != x2 and y1 != y2
 
     def decode(self, text: str, meta: ImageMeta) -> Decoded:
         """Read every box of an answer. Never raises for the text: what is no box is unparsable, never zeros.
@@ -111,6 +111,13 @@ class BoxCodec:
         """Return, in pixels of the original image, how far apart in x and in y two neighbouring numbers lie."""
         _, _, unit_x, unit_y = self._geometry(meta)
         return self.scale.step * unit_x, self.scale.step * unit_y
+
+    def _numbers(self, box_xyxy_px: BoxLike, meta: ImageMeta) -> Sequence[float]:
+        left, top, unit_x, unit_y = self._geometry(meta)
+        x1, y1, x2, y2 = _inside(box_xyxy_px, meta)
+        return self.scale.to_numbers(
+            ((x1 - left) / unit_x, (y1 - top) / unit_y, (x2 - left) / unit_x, (y2 - top) / unit_y)
+        )
 
     def _placed(
         self, numbers: Sequence[float], geometry: tuple[float, float, float, float], size_hw: tuple[int, int]

@@ -136,10 +136,11 @@ class BoxText:
         return [*found, *((box, label) for box in boxes)]  # the last label of a scope is that of all its boxes
 
     def spans(self, text: str, per_box: int) -> Iterator[tuple[int, int, list[tuple[float, ...]]]]:
-        """Yield where each piece of a text that holds boxes begins and ends, and the numbers of its boxes."""
+        """Yield where each piece of a text that states boxes begins and ends, and the numbers of its boxes."""
         if _OPENING.search(text) is None:
             return
-        for match in self.find.finditer(text):
+        numbers = text if self.other is None else stated(text)
+        for match in self.find.finditer(numbers):
             if match.lastgroup is None or (piece := match.groupdict().get("box")) is None:
                 continue
             if boxes := _boxes_of(piece, per_box):

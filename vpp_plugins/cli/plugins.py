@@ -10,19 +10,22 @@ def plugins(
         bool, typer.Option("--models", help="List what VPP can on each of transformers' models.")
     ] = False,
 ) -> None:
-    """List the adapters, or which models take VPP.
+    """List adapters, generators, or models.
 
-    The installed adapters and where each comes from; or, with --models, transformers' models.
+    The installed adapters and the local prompt's generators, and where each comes from; or, with --models,
+    transformers' models.
 
     Example: vpp plugins --models
     """
     if models:
         _show_models()
         return
-    from vpp_plugins.plugins import adapters, broken
+    from vpp_plugins.plugins import adapters, broken, generators
 
     for name, plugin in sorted(adapters().items()):
         typer.echo(f"{name}\t{plugin.__name__}")
+    for name, plugin_name in generators().items():
+        typer.echo(f"{name}\ta generator of the local prompt, from {plugin_name}")
     for name, reason in broken().items():
         typer.echo(f"{name}\tleft out: {reason}")
 

@@ -130,7 +130,7 @@ def open_data(
     root = Path(images) if images is not None else path.parent if path.is_file() else path
     files = data_format(format_name).files(path)
     family = f"{reading.family} {reading.pixels}" if reading.pixels else reading.family
-    stamp = _stamp(files, (format_name, reading.split, family, str(limit), str(root.absolute())))
+    stamp = _stamp(files, (format_name, reading.split, family, str(limit), str(root.absolute()), str(reading.pixels)))
     large = sum(size for _, size, _ in stamp[2]) >= LARGE
     name = hashlib.sha256(json.dumps([stamp[1], [file for file, *_ in stamp[2]]]).encode()).hexdigest()[:16]
     beside, own = (folder / CONVERTED / f"{name}.arrow" for folder in (files[0].parent, Path(cache)))

@@ -130,6 +130,5 @@ class Phrases:
     def _boxes(self, boxes: tuple[Numbers, ...], meta: ImageMeta | None, label: str = "") -> str:
         if meta is None:
             raise VPPError("a sample with boxes has no image size, so they cannot be written.")
-        text = self.codec.text
-        fits = text is not None and label.strip() and (text.json_labels or not set(label) & set(text.reserved))
+        fits = self.codec.text is not None and self.codec.text.holds(label)
         return self.codec.encode(boxes, meta, [label] * len(boxes) if fits else None)

@@ -256,7 +256,8 @@ class Record:
 def samples(records: Iterable[Record], sizes: ImageSizes, tally: Tally) -> Iterator[Sample]:
     """Yield a neutral sample for each record that holds; what does not is counted, never fixed by guessing.
 
-    A turn with a broken box is left out, and a record without a turn left too. A box that reaches over the edge is cut
+    A turn with a broken box is left out, and a record without a turn left too; of several boxes that are asked for,
+    those without an area are left out alone. A box that reaches over the edge is cut
     to its image and counted. Raises VPPError where an image's size is needed and there is no way to find it.
     """
     for record in records:
@@ -289,7 +290,9 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample | None:
             tally.add(Issue.NO_IMAGE, record.id, "boxes, but no image is named")
         else:
             boxes = [_checked(numbers, record.unit, meta, record.id, tally) for numbers in turn.boxes]
-            whole = tuple(box for box in boxes if box is not None)
+            if isinstance(turn, Locate) and any(boxes):
+                boxes = [box for box in boxes if box != ()]
+            whole = tuple(box for box in boxes if box)
             if len(whole) == len(boxes):
                 kept.append(_with_boxes(turn, whole))
     if not kept:
@@ -312,6 +315,7 @@ def fault(numbers: Numbers, per_box: int) -> Issue | None:
 def _checked(
     numbers: Numbers, unit: BoxUnit | BoxCodec, meta: ImageMeta, sample_id: str, tally: Tally
 ) -> Numbers | None:
+    """Return the box in pixels; None, counted, for a faulty one, and () for one without an area."""
     per_box = unit.per_box if isinstance(unit, BoxUnit) else unit.scale.per_box
     issue = fault(numbers, per_box)
     if issue is None:
@@ -327,7 +331,7 @@ def _checked(
                 tally.add(Issue.CLIPPED, sample_id, str(list(numbers)))
             return box
     tally.add(issue, sample_id, str(list(numbers)))
-    return None
+    return () if issue is Issue.FLAT else None
 
 
 def _with_boxes(turn: Turn, boxes: tuple[Numbers, ...]) -> Turn:

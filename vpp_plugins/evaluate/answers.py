@@ -1,14 +1,13 @@
 """Raw answers as JSON lines: what a model said, with all it takes to judge it again without the model."""
 
 import json
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.boxes import Box, ImageMeta
+from vpp_plugins.boxes import Box, ImageMeta, box_fault
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.rows import Row, whole_characters
 from vpp_plugins.files import sealed, unsealed
@@ -63,12 +62,14 @@ class Answer:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Answer":
-        """Build from JSON values; raises ValueError that names the first which is of another type."""
+        """Build from JSON values; raises ValueError that names what is of another type, or no usable box."""
         if not isinstance(values, dict):
             raise ValueError(f"a {type(values).__name__} instead of an object")
         for name, value in values.items():
             if not _fits(name, value):
                 raise ValueError(f"its {name} is {value!r}")
+        if fault := box_fault(values["box"], tuple(values["size_hw"])):
+            raise ValueError(f"its box is {values['box']}, which {fault}")
         processed = values["processed_size_hw"]
         tuples = {
             "size_hw": tuple(values["size_hw"]),
@@ -80,7 +81,7 @@ class Answer:
 
 def _fits(name: str, value: Any) -> bool:
     if name == "box":
-        return _are_numbers(value, 4) and all(map(math.isfinite, value))
+        return _are_numbers(value, 4)
     if name in ("size_hw", "processed_size_hw"):
         known = _are_numbers(value, 2) and all(isinstance(side, int) and side > 0 for side in value)
         return known or (name == "processed_size_hw" and value is None)

@@ -14,6 +14,7 @@ from vpp_plugins.plugins.registry import (
     build_loss,
     converter,
     describe,
+    generators,
     manager,
 )
 
@@ -35,6 +36,7 @@ __all__ = [
     "build_loss",
     "converter",
     "describe",
+    "generators",
     "hookimpl",
     "keep_processor",
     "manager",

@@ -62,6 +62,11 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     """
 
 
+@hookspec
+def vpp_generator_names() -> Sequence[str] | None:
+    """Return the names that your `vpp_generator` builds: `vpp plugins` lists them, and a mistyped one finds them."""
+
+
 @hookspec(firstresult=True)
 def vpp_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
     """Build the query generator called `name`, or return None if it is not yours.

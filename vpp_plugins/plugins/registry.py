@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ GENERATORS = ("detr", "hf_detector")
 
 class _BuiltIn:
     """The generators that come with the core."""
+
+    @hookimpl
+    def vpp_generator_names(self) -> Sequence[str]:
+        return GENERATORS
 
     @hookimpl(tryfirst=True)  # or a stranger's "detr" would take the name unseen: pluggy asks the latest first
     def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
@@ -122,12 +126,25 @@ def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> 
     with named_extras():
         generator = manager().hook.vpp_generator(name=name, num_queries=num_queries, options=options)
     if generator is None:
+        known = generators()
         raise VPPError(
-            f"no plugin builds the generator '{name}'.{nearest(name, GENERATORS)} Built in: {', '.join(GENERATORS)}; "
-            "others come as plugins."
+            f"no plugin builds the generator '{name}'.{nearest(name, known)} Known: {', '.join(known)}; others come as "
+            "plugins (`vpp plugins`)."
         )
     built: nn.Module = generator
     return built
+
+
+def generators() -> dict[str, str]:
+    """Return the names of the generators of the local prompt, each with the plugin that brings it.
+
+    A plugin that does not say its generators' names stands for them by its own, in brackets.
+    """
+    bringing = {one.plugin_name for one in manager().hook.vpp_generator.get_hookimpls()}
+    named = manager().hook.vpp_generator_names.get_hookimpls()
+    said: dict[str, Any] = {one.plugin_name: one.function() for one in named}
+    found = {name: plugin for plugin, names in said.items() for name in names or ()}
+    return dict(sorted(found.items())) | {f"({plugin})": plugin for plugin in sorted(bringing - {*found.values()})}
 
 
 def build_loss(name: str, model: nn.Module, processor: Any) -> nn.Module | None:

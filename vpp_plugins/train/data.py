@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vpp_plugins.data import MixedData, TrainingData, open_data
+from vpp_plugins.data import MixedData, PixelBudget, TrainingData, open_data
 from vpp_plugins.data.formats import Reading
 from vpp_plugins.data.scenes import draw_scenes
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.recipe import Recipe
 
-KEYS = ("data", "data_format", "data_family", "images", "split", "max_samples", "weight")
+KEYS = ("data", "data_format", "data_family", "data_pixels", "images", "split", "max_samples", "weight")
 """What an entry of `mix` may say; all but `weight` mean what they mean in the recipe."""
 
 
@@ -27,7 +27,7 @@ def load_data(recipe: Recipe) -> TrainingData:
         recipe.data_format,
         cache=recipe.output_dir,
         images=recipe.images,
-        reading=Reading(split=recipe.split, family=recipe.data_family),
+        reading=Reading(split=recipe.split, family=recipe.data_family, pixels=pixel_budget(recipe)),
         limit=recipe.max_samples,
     )
     if data.lost > recipe.max_skipped:
@@ -37,6 +37,15 @@ def load_data(recipe: Recipe) -> TrainingData:
             f"{'; '.join(rows)}. Fix the data (`vpp doctor` shows them), or raise max_skipped."
         )
     return data
+
+
+def pixel_budget(recipe: Recipe) -> PixelBudget | None:
+    """Return the recipe's `data_pixels`; raises VPPError where they are not the least and the most."""
+    if not recipe.data_pixels:
+        return None
+    if len(recipe.data_pixels) != 2:
+        raise VPPError(f"data_pixels names the least and the most pixels, but is {list(recipe.data_pixels)}.")
+    return PixelBudget(*recipe.data_pixels)
 
 
 def load_mixture(recipe: Recipe) -> TrainingData:
@@ -60,6 +69,7 @@ def _recipe_of(entry: Mapping[str, Any], recipe: Recipe) -> Recipe:
         data=entry["data"],
         data_format=entry.get("data_format", "neutral"),
         data_family=entry.get("data_family", recipe.data_family),
+        data_pixels=tuple(entry.get("data_pixels", recipe.data_pixels)),
         images=entry.get("images"),
         split=entry.get("split", ""),
         max_samples=entry.get("max_samples"),

@@ -87,6 +87,9 @@ class Recipe:
     of the cut-outs in the folder `data`."""
     data_family: str = "llava"
     """Whose boxes stand in the text of the data, where the format has them there."""
+    data_pixels: tuple[int, ...] = ()
+    """Where boxes stand in pixels of the image as Qwen's processor resized it: least and most pixels of that, as
+    `data_pixels = [3136, 12845056]`; empty is the family's own."""
     images: str | None = None
     """Folder of the images; None takes the data file's own."""
     split: str = ""

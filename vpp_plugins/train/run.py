@@ -23,7 +23,7 @@ from vpp_plugins.plugins import box_codec
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.checkpoints import FINAL, check_room, check_writable, open_run
 from vpp_plugins.train.collate import ChatWriter, Collator
-from vpp_plugins.train.data import load_kept, load_mixture
+from vpp_plugins.train.data import load_kept, load_mixture, pixel_budget
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.encodings import KeptEncodings
 from vpp_plugins.train.evaluation import evaluation_of
@@ -141,6 +141,7 @@ def _check_names(recipe: Recipe) -> None:
         protocol(recipe.eval_protocol)
     if recipe.lora_scope is not None and recipe.lora_scope not in SCOPES:
         raise VPPError(f"no LoRA scope is called '{recipe.lora_scope}'. Known: {', '.join(SCOPES)}.")
+    pixel_budget(recipe)
     check_losses(recipe.loss_weights())
     learning_rates(recipe)
 

@@ -1,6 +1,6 @@
 """A frozen NanoDet's best places as the local prompt's queries."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
@@ -141,6 +141,12 @@ def build_nanodet(*, num_queries: int, pretrained: bool = True) -> NanoDetQuerie
     generator = NanoDetQueries(network, num_queries=num_queries, pretrained=True)
     device = torch.get_default_device()
     return generator if device.type == "meta" else generator.to_empty(device=device)
+
+
+@hookimpl
+def vpp_generator_names() -> Sequence[str]:
+    """Return the one name."""
+    return ("nanodet",)
 
 
 @hookimpl

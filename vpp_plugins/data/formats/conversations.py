@@ -6,15 +6,16 @@ training files have the same layout with their families' boxes.
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.boxes import BOX_CODECS, BoxCodec
+from vpp_plugins.boxes import BOX_CODECS, BoxCodec, shown_box
 from vpp_plugins.data.dialogue import IMAGE, Phrases
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size, row_id
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import BoxUnit, Record
-from vpp_plugins.data.sample import Issue, Locate, Sample, Talk, Turn
+from vpp_plugins.data.sample import Issue, Locate, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 
 _ASKS = frozenset({"human", "user"})
@@ -113,7 +114,25 @@ def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:
     phrases = Phrases(_codec(writing.family), writing.pixels)
     if phrases.codec.text is None:
         raise VPPError(f"the family '{writing.family}' writes points, not boxes: choose another one (--family).")
-    writing.write_array(conversation(sample, phrases) for sample in writing.whole(samples))
+    whole = (_without_thin(sample, phrases, writing.tally) for sample in samples)
+    kept = (sample for sample in whole if sample.turns)
+    writing.write_array(conversation(sample, phrases) for sample in writing.whole(kept))
+
+
+def _without_thin(sample: Sample, phrases: Phrases, tally: Tally) -> Sample:
+    """Leave out, counted, the turns with a box that the family's unit would write without width or height."""
+    meta = phrases.meta(sample)
+    if meta is None or all(phrases.codec.keeps_area(box, meta) for turn in sample.turns for box in turn.boxes):
+        return sample
+    kept = []
+    for turn in sample.turns:
+        thin = [box for box in turn.boxes if not phrases.codec.keeps_area(box, meta)]
+        if thin:
+            said = f"{shown_box(thin[0])} is thinner than the unit of {phrases.codec.family}"
+            tally.add(Issue.NOT_WRITABLE, sample.id, said)
+        else:
+            kept.append(turn)
+    return replace(sample, turns=tuple(kept))
 
 
 def conversation(sample: Sample, phrases: Phrases, *, marks_like_reference: bool = False) -> dict[str, Any]:
