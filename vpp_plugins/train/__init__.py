@@ -13,12 +13,16 @@ folder, `cost` what it has cost; `distributed` is for FSDP and DeepSpeed; `evalu
 `detector` pretrains the local prompt's DETR on boxes. `rewards` are for TRL's GRPO, and `grpo` is its trainer.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from vpp_plugins.errors import named_extras
+
+if TYPE_CHECKING:
+    from vpp_plugins.train.grpo import VPPGRPOTrainer
 
 with named_extras("train"):
     from vpp_plugins.data import Mixture
     from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, lora_targets, parameter_groups
-    from vpp_plugins.train.grpo import VPPGRPOTrainer
     from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
     from vpp_plugins.train.recipe import Recipe
     from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
@@ -48,3 +52,11 @@ __all__ = [
     "rewards",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "VPPGRPOTrainer":
+        raise AttributeError(f"module 'vpp_plugins.train' has no attribute '{name}'")
+    with named_extras("train"):
+        from vpp_plugins.train.grpo import VPPGRPOTrainer  # TRL takes seconds to import
+    return VPPGRPOTrainer

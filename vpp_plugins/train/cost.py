@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ COST = "cost.json"
 
 
 class Cost:
-    """Counts samples, CPU seconds and seconds of a run.
+    """Counts samples, CPU seconds and seconds of a run, and what kept encodings have saved of them.
 
     CPU seconds are those of this process and the processes that it started, such as the loader's workers. Steps that a
     killed run takes once more are counted once.
@@ -22,7 +23,9 @@ class Cost:
 
     def __init__(self) -> None:
         self.samples = 0
-        self._cpu_before, self._before = 0.0, 0.0
+        self.saved: Callable[[], float] = float
+        """Returns the CPU seconds that were saved so far."""
+        self._cpu_before, self._before, self._saved_before = 0.0, 0.0, 0.0
         self._cpu_began, self._began = _cpu_seconds(), time.perf_counter()
 
     def begin(self, checkpoint: Path | None = None) -> None:
@@ -30,6 +33,7 @@ class Cost:
         if checkpoint is not None and (checkpoint / COST).is_file():
             known = json.loads((checkpoint / COST).read_bytes())
             self.samples, self._cpu_before, self._before = known["samples"], known["cpu_seconds"], known["seconds"]
+            self._saved_before = known["cpu_seconds_saved"]
         self._cpu_began, self._began = _cpu_seconds(), time.perf_counter()
 
     def write(self, folder: Path, step: int, device: str) -> None:
@@ -38,6 +42,7 @@ class Cost:
             "step": step,
             "samples": self.samples,
             "cpu_seconds": round(self._cpu_before + _cpu_seconds() - self._cpu_began, 3),
+            "cpu_seconds_saved": round(self._saved_before + self.saved(), 3),
             "seconds": round(self._before + time.perf_counter() - self._began, 3),
             "device": device,
         }

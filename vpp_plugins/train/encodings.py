@@ -60,9 +60,8 @@ class KeptEncodings:
                 'freeze them (freeze = ["vision", "vpp.local"]), or leave cache_encodings out.'
             )
 
-    @property
     def saved_seconds(self) -> float:
-        """CPU seconds that reading has saved so far."""
+        """Return the CPU seconds that reading has saved so far."""
         return sum(encoder.saved_seconds for encoder in self.encoders.values())
 
     def remove(self) -> None:

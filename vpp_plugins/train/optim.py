@@ -162,11 +162,12 @@ class WeightAverage:
 
 
 class EveryStep(TrainerCallback):
-    """Calls a function with the number of each step, counted from 1, after the optimizer has stepped."""
+    """Calls functions with the number of each step, counted from 1, after the optimizer has stepped."""
 
-    def __init__(self, function: Callable[[int], object]) -> None:
-        self.function = function
+    def __init__(self, functions: Sequence[Callable[[int], object]]) -> None:
+        self.functions = functions
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The step is counted already."""
-        self.function(state.global_step)
+        for function in self.functions:
+            function(state.global_step)

@@ -91,6 +91,8 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Traine
     collator = _collator(recipe, data, model, processor)
     kept = None if recipe.cache_encodings is None else KeptEncodings(model, recipe.cache_encodings)
     trainer = _trainer(recipe, arguments, collator, model, groups)
+    if kept is not None:
+        trainer.cost.saved = kept.saved_seconds
     if arguments.should_save:
         check_room(Path(recipe.output_dir), _checkpoint_bytes(trainer))
         _record(recipe, data, resumed=resume is not None)

@@ -55,12 +55,9 @@ class VPPTrainer(Trainer):
         self.groups, self.max_skipped, self.evaluation = groups, max_skipped, evaluation
         self.losses = [loss.to(self.args.device) for loss in losses]
         self._muon, self.average = muon, average
-        if average is not None:
-            self.add_callback(EveryStep(average.update))
-        if snapshots:
-            self.add_callback(EveryStep(partial(_snapshot, self, frozenset(snapshots))))
-        for loss in losses:  # Trainer empties the gradients of the model alone
-            self.add_callback(EveryStep(partial(_empty_gradients, loss)))
+        averaging = [] if average is None else [average.update]
+        emptying = [partial(_empty_gradients, loss) for loss in losses]  # Trainer empties those of the model alone
+        self.add_callback(EveryStep([*averaging, partial(_snapshot, self, frozenset(snapshots)), *emptying]))
         self._about = About((), (), (), ())
         self.cost = Cost()
         self.skipped: dict[str, None] = {}

@@ -9,6 +9,7 @@ from typing import Any
 from vpp_plugins.data.dataset import LoadedSample, TrainingData
 from vpp_plugins.data.sample import Describe, Locate, Sample, Tally, Turn
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets
+from vpp_plugins.data.scenes.cutouts import PhotoCutouts
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, SceneGenerator
 from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.data.scenes.source import SceneSource
@@ -37,8 +38,9 @@ class DrawnScenes(TrainingData):
     def __init__(self, source: Assets | SceneSource, count: int, *, split: str = "train", seed: int = 0) -> None:
         if count < 1:
             raise VPPError(f"max_samples should be 1 or more scenes, but is {count}.")
+        shared = PhotoCutouts(source) if isinstance(source, Assets) else source  # takes a second to look through
         self._generators = {
-            (low, high): SceneGenerator(source, split=split, seed=seed, size=SIZE, min_objects=low, max_objects=high)
+            (low, high): SceneGenerator(shared, split=split, seed=seed, size=SIZE, min_objects=low, max_objects=high)
             for low, high in (_ALONE, _FEW, _MANY)
         }
         self.tally = Tally()
