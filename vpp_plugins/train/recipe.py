@@ -19,7 +19,7 @@ from vpp_plugins.train.groups import PARTS
 
 NO_PROMPTS = "none"
 """The recipe's `vpp` for a run without any prompt."""
-TABLES = ("lr", "schedule", "keep", "global_vpp", "local_vpp")
+TABLES = ("lr", "schedule", "unfreeze", "keep", "global_vpp", "local_vpp")
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
 
 
@@ -121,6 +121,9 @@ class Recipe:
     """Schedules of single parts, by transformers' names (schedule.llm = "constant"); others: `lr_scheduler_type`."""
     freeze: tuple[str, ...] = ()
     """Parts that keep their weights, by the same names."""
+    unfreeze: Mapping[str, float] = field(default_factory=dict)
+    """Parts that keep their weights at first, and learn from this share of the steps on (unfreeze.vpp.global = 0.9).
+    From the first of them on nothing is read from `cache_encodings`: the rest of the run is end to end, from pixels."""
     lora_scope: str | None = None
     """Where LoRA goes: llm, vision, projector or all; None trains without LoRA. The rest of the host is then frozen,
     except a projector that is neither in the scope nor in `freeze`."""
@@ -195,11 +198,15 @@ class Recipe:
         ours["losses"] = _with_old_losses(ours.get("losses", ()), trainer)
         ours["lr"] = {part: _rate(part, rate) for part, rate in _flat(ours.get("lr", {})).items()}
         ours["schedule"] = {part: _schedule(part, name) for part, name in _flat(ours.get("schedule", {})).items()}
-        for part in (*ours["lr"], *ours["schedule"], *ours.get("freeze", ())):
+        ours["unfreeze"] = {part: _share(part, share) for part, share in _flat(ours.get("unfreeze", {})).items()}
+        for part in (*ours["lr"], *ours["schedule"], *ours["unfreeze"], *ours.get("freeze", ())):
             if part not in PARTS:
                 raise VPPError(
                     f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}."
                 )
+        both = [part for part in ours["unfreeze"] if part in ours.get("freeze", ())]
+        if both:
+            raise VPPError(f"freeze and unfreeze both name '{both[0]}': leave it in one of them.")
         recipe = cls(**ours, trainer=trainer)
         recipe.loss_weights()
         return recipe
@@ -217,7 +224,7 @@ class Recipe:
         if self.vpp != NO_PROMPTS:
             return []
         named = [key for key in ("global_vpp", "local_vpp") if getattr(self, key)]
-        parts = [part for part in (*self.lr, *self.schedule, *self.freeze) if part.startswith("vpp.")]
+        parts = [part for part in (*self.lr, *self.schedule, *self.freeze, *self.unfreeze) if part.startswith("vpp.")]
         losses = [name for name, weight in map(_loss_weight, self.losses) if name in NEED_PROMPTS and weight]
         return list(dict.fromkeys([*named, *parts, *losses]))
 
@@ -351,6 +358,12 @@ def _schedule(part: str, value: Any) -> str:
     if not isinstance(value, str):
         raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")
     return check_schedule(value)
+
+
+def _share(part: str, share: Any) -> float:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise VPPError(f"unfreeze.{part} should be a share of the steps from 0 to 1, but is {_short(share)}.")
+    return float(share)
 
 
 def _short(value: Any) -> str:

@@ -44,6 +44,7 @@ from vpp_plugins.train.preflight import preview, show
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 from vpp_plugins.train.report import write_training_page
 from vpp_plugins.train.trainer import VPPTrainer
+from vpp_plugins.train.unfreezing import Unfreezing
 
 RUN = "run.json"
 
@@ -89,10 +90,12 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Traine
     model, processor, groups = _prepared(recipe, model, processor)
     shard_by_units(arguments, model)
     collator = _collator(recipe, data, model, processor)
+    unfreezing = Unfreezing(groups, recipe.unfreeze, processes=arguments.world_size)
     kept = None if recipe.cache_encodings is None else KeptEncodings(model, recipe.cache_encodings)
     trainer = _trainer(recipe, arguments, collator, model, groups)
+    trainer.add_callback(unfreezing)
     if kept is not None:
-        trainer.cost.saved = kept.saved_seconds
+        trainer.cost.saved, unfreezing.at_first = kept.saved_seconds, kept.remove
     if arguments.should_save:
         check_room(Path(recipe.output_dir), _checkpoint_bytes(trainer))
         _record(recipe, data, resumed=resume is not None)

@@ -174,7 +174,8 @@ class VPPTrainer(Trainer):
         if self.is_deepspeed_enabled:  # its gradients are not in parameters' .grad
             self.gradients = []
             return
-        groups = self.create_optimizer().param_groups[: len(self.groups)]  # FSDP2 puts its shards in place of ours
+        every = self.create_optimizer().param_groups[: len(self.groups)]  # FSDP2 puts its shards in place of ours
+        groups = [group for group in every if any(parameter.requires_grad for parameter in group["params"])]
         squares = squared_norms(groups)
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else float(scaler.get_scale())
