@@ -29,6 +29,10 @@ _PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt"}
 MANIFEST = "manifest.json"
 _FILES = "the files of a folder"
+MAX_IMAGE_PIXELS = "VPP_MAX_IMAGE_PIXELS"
+"""Environment variable, which worker processes have too: the most pixels that an image file may have."""
+LARGEST_PIXELS = 64_000_000
+"""What it is unless set. No model sees more than a part of them, and decoding takes time and memory for each."""
 LOCK = ".lock"
 HOLDS = "holds"
 """Key under which a JSON file says what it is, so that none is read as another."""
@@ -128,6 +132,16 @@ def whole_folder(target: Path, *, renames: bool = True) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def most_image_pixels() -> int:
+    """Return how many pixels an image may have to be decoded; raises VPPError where the setting is no number."""
+    text = os.environ.get(MAX_IMAGE_PIXELS, "")
+    if not text:
+        return LARGEST_PIXELS
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text)):
+        raise VPPError(f"{MAX_IMAGE_PIXELS} should be a whole number from 1, but is '{text[:40]}'.")
+    return int(text)
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal digits."""
     with path.open("rb") as file:
@@ -174,24 +188,45 @@ def check_manifest(folder: Path) -> bool:
 
     Files that are not named there are left alone, unless they look like weights.
     """
+    files = _listed(folder)
+    if files is None:
+        return False
+    _check_listed(folder, files)
+    for found in sorted(folder.rglob("*")):
+        name = found.relative_to(folder).as_posix()
+        if found.suffix in _SUFFIXES and name not in files and found.is_file():
+            raise VPPError(f"'{found}' was not saved with '{folder}': take it out, or it might be loaded in its place.")
+    return True
+
+
+def check_weights_listed(folder: Path, *names: str) -> None:
+    """Raise VPPError where weights (those of these names, or all) are not as the folder's manifest says, if it has one.
+
+    Settings may have been edited, and files added.
+    """
+    files = _listed(folder) or {}
+    chosen = names or [name for name in files if Path(name).suffix in _SUFFIXES]
+    _check_listed(folder, {name: files[name] for name in chosen if name in files})
+
+
+def _listed(folder: Path) -> dict[str, list[Any]] | None:
     path = folder / MANIFEST
     if not path.is_file():
-        return False
+        return None
     try:
         files: dict[str, list[Any]] = unsealed(json.loads(path.read_bytes()), _FILES)["files"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise VPPError(
             f"'{path}' is damaged ({error!r}): take another copy of '{folder}', or an earlier one."
         ) from None
+    return files
+
+
+def _check_listed(folder: Path, files: Mapping[str, Sequence[Any]]) -> None:
     for name, (size, digest) in files.items():
         problem = _changed(folder / name, size, digest)
         if problem:
             raise VPPError(f"'{folder / name}' {problem}: take another copy of '{folder}', or an earlier one.")
-    for found in sorted(folder.rglob("*")):
-        name = found.relative_to(folder).as_posix()
-        if found.suffix in _SUFFIXES and name not in files and found.is_file():
-            raise VPPError(f"'{found}' was not saved with '{folder}': take it out, or it might be loaded in its place.")
-    return True
 
 
 def _changed(path: Path, size: int, digest: str) -> str:

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from typing import Never
+from typing import Annotated, Never
 
 from vpp_plugins.errors import VPPError, named_extras
+from vpp_plugins.files import MAX_IMAGE_PIXELS
 
 try:
     import typer
@@ -20,6 +21,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def settings(
+    max_image_pixels: Annotated[
+        int | None, typer.Option(help="The most pixels of an image; 64 million unless named.", min=1, max=178_956_970)
+    ] = None,
+) -> None:
+    """Set what holds for every command."""
+    if max_image_pixels is not None:
+        os.environ[MAX_IMAGE_PIXELS] = str(max_image_pixels)  # for worker processes too
+
+
 for command in (
     ground.ground,
     demo.demo,

@@ -10,6 +10,7 @@ from torch import nn
 from vpp_plugins.attach import attach_vpp
 from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.run import processes
+from vpp_plugins.files import check_weights_listed
 from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor
 
@@ -47,6 +48,7 @@ def load_grounder(
     from vpp_plugins.pocket import register_pocket
 
     register_pocket()  # a pocket model that was trained anew lies in a folder like any other
+    check_weights_listed(Path(model))  # there where `vpp train` wrote it
     try:
         host: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
         processor: Any = AutoProcessor.from_pretrained(model)

@@ -17,6 +17,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import MAX_IMAGE_PIXELS, most_image_pixels
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -24,8 +25,6 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_SIDE = 8
 LARGEST_SIDE = 16_384
-LARGEST_PIXELS = 64_000_000
-"""No model sees more than a part of them, and decoding takes time and memory for each."""
 
 _WRONG: dict[tuple[type[Exception], ...], str] = {
     (FileNotFoundError, NotADirectoryError): "does not exist: give the path of an image.",
@@ -33,8 +32,8 @@ _WRONG: dict[tuple[type[Exception], ...], str] = {
     (IsADirectoryError,): "is a folder: give the path of one image.",
     (UnidentifiedImageError,): "is not an image that can be read (JPEG, PNG, WebP, ... expected).",
     (Image.DecompressionBombError,): (
-        f"has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and {LARGEST_PIXELS:,} in all "
-        "are read; shrink it first."
+        f"has too many pixels to be decoded safely: at most {LARGEST_SIDE} pixels a side and "
+        f"{2 * (Image.MAX_IMAGE_PIXELS or 0):,} in all are read by Pillow; shrink it first."
     ),
 }
 
@@ -42,7 +41,7 @@ _DAMAGED = (struct.error, LookupError, TypeError, ArithmeticError)
 """What Pillow's decoders raise beside errors of files and values where a file is damaged."""
 
 
-def load_image(source: ImageSource, *, max_pixels: int = LARGEST_PIXELS) -> Image.Image:
+def load_image(source: ImageSource, *, max_pixels: int | None = None) -> Image.Image:
     """Return the image as 8-bit RGB, turned upright as its EXIF orientation says.
 
     A text is a path, an http(s) address, which is fetched, or a `data:image/...;base64,` address.
@@ -51,7 +50,8 @@ def load_image(source: ImageSource, *, max_pixels: int = LARGEST_PIXELS) -> Imag
     frame is taken.
     Sixteen bits that hold 10, 12 or 14 are read as that, where their largest value says so.
     Raises VPPError for a missing, empty, truncated or foreign file, for sides below 8 or above 16,384 pixels, and,
-    before anything is decoded, for more than `max_pixels` in all.
+    before anything is decoded, for more than `max_pixels` in all: 64,000,000 unless `vpp --max-image-pixels` or the
+    environment variable VPP_MAX_IMAGE_PIXELS says otherwise.
     """
     if not isinstance(source, ImageSource):
         raise VPPError(f"an image must be a path, an address, bytes or a PIL image, but is a {type(source).__name__}.")
@@ -60,7 +60,7 @@ def load_image(source: ImageSource, *, max_pixels: int = LARGEST_PIXELS) -> Imag
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the side limit below is ours
             image = source if isinstance(source, Image.Image) else _open(source, name)
-            _check_size(image, name, max_pixels)
+            _check_size(image, name, most_image_pixels() if max_pixels is None else max_pixels)
             sixteen = isinstance(image, ImageFile.ImageFile) and any(";16" in str(tile[3]) for tile in image.tile)
             upright = ImageOps.exif_transpose(image)
             _check_depth(upright, sixteen, name)
@@ -194,7 +194,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if width * height > max_pixels and max(width, height) <= LARGEST_SIDE:
         raise VPPError(
             f"{name} has {width} x {height} pixels, and at most {max_pixels:,} are decoded: resize it first, or allow "
-            "more, load_image(..., max_pixels=...)."
+            f"more: vpp --max-image-pixels {width * height} ..., or {MAX_IMAGE_PIXELS}={width * height}."
         )
     if min(width, height) < SMALLEST_SIDE or max(width, height) > LARGEST_SIDE:
         raise VPPError(

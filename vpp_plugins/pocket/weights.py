@@ -7,6 +7,7 @@ pocket.json            sizes of the language model
 vpp_config.json        what was attached
 detection_*            the detector's heads and their nouns, for drawing only
 tokenizer*.json, chat_template.jinja
+manifest.json          sizes and SHA-256 of all of them
 """
 
 import json
@@ -23,7 +24,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrain
 from vpp_plugins.attach import attach_vpp, is_attached
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import check_tensors, read_safetensors
+from vpp_plugins.files import check_tensors, check_weights_listed, read_safetensors, write_manifest
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.prompts.generators import DetectionHeads
@@ -86,6 +87,7 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
     tokenizer.save_pretrained(folder)
     if attached:
         model.vpp.config.save(folder / "vpp_config.json")
+    write_manifest(folder)
 
 
 def load_backbone(folder: str | Path = FOLDER) -> dict[str, Tensor]:
@@ -106,6 +108,7 @@ def save_detection_heads(heads: Mapping[str, Tensor], nouns: list[str], folder: 
     """Write a detector's heads, as a state dict of DetectionHeads, and the nouns of its classes, in order."""
     save_file({name: _half(value) for name, value in heads.items()}, Path(folder) / "detection_heads.safetensors")
     (Path(folder) / "detection_nouns.json").write_text(json.dumps(nouns) + "\n", encoding="utf-8")
+    write_manifest(Path(folder))
 
 
 def compress(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +146,10 @@ def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, T
 
 
 def _read(folder: str | Path, name: str) -> dict[str, Tensor]:
-    return read_safetensors([_file(folder, name)])
+    path = _file(folder, name)
+    tensors = read_safetensors([path])
+    check_weights_listed(path.parent, name)
+    return tensors
 
 
 def _file(folder: str | Path, name: str) -> Path:

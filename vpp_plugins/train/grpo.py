@@ -7,6 +7,7 @@ another release differs.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, host_state, unwrap
 from vpp_plugins.boxes import metas_of
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import write_manifest
 from vpp_plugins.images import letterbox, load_image
+from vpp_plugins.train.checkpoints import check_files
 
 Images = list[Float[Tensor, "images 3 side side"]]
 """The detector's images of each sample."""
@@ -55,6 +58,18 @@ class VPPGRPOTrainer(GRPOTrainer):
         self._images = [self._views(example) for example in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions([self._sized(one) for one in inputs])
         return {**output, "vpp_pixel_values": self._images}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Add the manifest by which going on sees that every file is as it was saved."""
+        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Raise VPPError first where a file of the checkpoint is not as it was saved."""
+        check_files(Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Take the images of this part of the samples."""

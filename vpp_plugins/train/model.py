@@ -11,6 +11,7 @@ from torch import nn
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import check_weights_listed
 from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import PARTS, Part, choose_parts, lora_targets, parameter_groups
@@ -29,6 +30,7 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
         seed = int(recipe.trainer.get("seed", 0))
         return untrained_pocket(_prompts(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
     register_pocket()  # a pocket model that was trained before lies in a folder like any other
+    check_weights_listed(Path(recipe.model))
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation

@@ -235,6 +235,8 @@ class VPPTrainer(Trainer):
             if self.args.should_save:
                 self.cost.write(written, self.state.global_step, self.args.device.type)
             self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                write_manifest(written)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the host's part, if it has learned, and the prompts beside it: they are nowhere else."""

@@ -1,6 +1,7 @@
 """Examine a data set before it costs a training run: which faults it has, and in which frame and unit its boxes are."""
 
 import hashlib
+import math
 import random
 import re
 import warnings
@@ -16,6 +17,7 @@ from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageError, ImageSizes, PixelBudget, UnsafePathError, image_path, upright_size
+from vpp_plugins.files import most_image_pixels
 
 _SHOWN = 5
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
@@ -118,7 +120,11 @@ class ImageCheck:
         """Return what was found, of so many images."""
         kinds = (
             (Fault.UNSAFE_PATH, self.unsafe, "Their names leave the folder of the images."),
-            (Fault.UNREADABLE, self.unreadable, "They are missing, or cannot be decoded."),
+            (
+                Fault.UNREADABLE,
+                self.unreadable,
+                "Missing, damaged, or of too many pixels (vpp --max-image-pixels).",
+            ),
             (Fault.SIZE_DIFFERS, self.differing, "The data state other sizes, so their boxes are in another frame."),
         )
         return [Finding(fault, len(names), total, meaning, tuple(names[:_SHOWN])) for fault, names, meaning in kinds]
@@ -189,6 +195,13 @@ def _decode(path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what an image lacks is among the findings, or is an error
             with Image.open(path) as image:
+                if math.prod(image.size) > most_image_pixels():  # whoever loads it will refuse it
+                    raise ImageError(
+                        f"'{path}' has {image.width} x {image.height} pixels, and at most {most_image_pixels():,} are "
+                        "decoded: resize it first, or allow more (vpp --max-image-pixels)."
+                    )
                 image.load()
+    except ImageError:
+        raise
     except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise ImageError(f"'{path}' cannot be decoded ({error}).") from None

@@ -1,5 +1,6 @@
 """Scenes as files: `images/000000.jpg` and so on, `scenes.jsonl` with one line per image, and `manifest.json`."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +12,16 @@ from pathlib import Path
 from typing import Any, overload
 
 from vpp_plugins.data.json_stream import json_value, stream_lines
-from vpp_plugins.data.record import check_name, image_path
+from vpp_plugins.data.record import image_path
 from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.expressions import Expression, SceneObject
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.scenes.source import SceneSource
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import write_whole
+from vpp_plugins.files import sha256_of, write_whole
 from vpp_plugins.images import load_image
 
+_SHA256 = "scenes_sha256"
 _CHUNK = 50  # scenes between two points from which a killed run continues
 
 
@@ -88,10 +90,14 @@ def load_scenes(folder: str | Path) -> "SceneFolder":
         raise VPPError(f"'{folder / 'manifest.json'}' does not say count and split. Write the scenes again.")
     if len(records) != manifest["count"]:
         raise VPPError(f"{folder} should hold {manifest['count']} scenes but lists {len(records)}. Write it again.")
+    if manifest.get(_SHA256, "") not in ("", sha256_of(folder / "scenes.jsonl")):
+        raise VPPError(f"'{folder / 'scenes.jsonl'}' was changed since it was written. Write the scenes again.")
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise VPPError(f"'{folder / 'scenes.jsonl'}', line {number}, names no image. Write the scenes again.")
-        check_name(record["image"])
+        path = image_path(folder, record["image"])
+        if "sha256" in record and path.is_file() and sha256_of(path) != record["sha256"]:
+            raise VPPError(f"'{path}' was changed since it was written. Write the scenes again.")
     return SceneFolder(folder, manifest, records)
 
 
@@ -195,6 +201,7 @@ def _write_chunk(generator: SceneGenerator, work: Path, count: int, start: int) 
         (work / "scenes" / name).unlink(missing_ok=True)  # it may be a link
         scene.image.save(work / "scenes" / name, format="JPEG", quality=92, subsampling="4:2:0", optimize=False)
         record: dict[str, Any] = {"key": scene.key, "image": name, "width": scene.width, "height": scene.height}
+        record["sha256"] = sha256_of(work / "scenes" / name)
         record["objects"] = [asdict(item) for item in scene.objects]
         record["expressions"] = [asdict(expression) for expression in scene.expressions]
         lines.append(json.dumps(record) + "\n")
@@ -204,7 +211,10 @@ def _write_chunk(generator: SceneGenerator, work: Path, count: int, start: int) 
 
 def _finish(work: Path, out: Path, count: int) -> None:
     texts = [_lines_file(work, start).read_text(encoding="utf-8") for start in range(0, count, _CHUNK)]
-    write_whole(work / "scenes" / "scenes.jsonl", "".join(texts))
+    scenes, stored = "".join(texts), work / "scenes" / "manifest.json"
+    write_whole(work / "scenes" / "scenes.jsonl", scenes)
+    digest = hashlib.sha256(scenes.encode()).hexdigest()
+    write_whole(stored, json.dumps({**json.loads(stored.read_text()), _SHA256: digest}, indent=1) + "\n")
     if out.exists():
         out.rmdir()  # an empty folder, as checked above
     (work / "scenes").rename(out)
