@@ -1,5 +1,6 @@
 """What holds for every test: one thread, no network, a fixed seed, and signatures that are checked as the code runs."""
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ import torch
 
 # Read by huggingface_hub and tokenizers when they are first imported, and by subprocesses that tests start.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+
+# A million objects are imported, and looking through all of them again and again took a third of the suite's time.
+gc.disable()
 
 # Two test workers share two cores: more threads would only wait for each other.
 torch.set_num_threads(1)
@@ -46,6 +50,14 @@ def toy() -> Iterator[None]:
     manager().unregister(name="toy")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Collect from here on what tests leave behind, and only that."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
@@ -56,7 +68,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the coverage table of the architectures that were tested; its rows come from any worker."""
+    """Print the figures that tests recorded, whatever worker they ran on."""
+    show_coverage(terminalreporter)
+    for title in ("fuzzing", "kills"):
+        reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+        lines = [line for report in reports for name, line in report.user_properties if name == title]
+        if lines:
+            terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)
+
+
+def show_coverage(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the coverage table of the architectures that were tested."""
     rows = [
         value
         for report in terminalreporter.getreports("passed")

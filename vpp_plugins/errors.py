@@ -8,6 +8,13 @@ from contextlib import contextmanager
 class VPPError(ValueError):
     """Says what was expected, what came, and what to do."""
 
+    def __str__(self) -> str:
+        """Return one line of plain characters: line ends, controls and half characters of what came are escaped."""
+        said = super().__str__()
+        if said.isprintable():
+            return said
+        return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in said)
+
 
 class MissingExtraError(VPPError, ImportError):
     """A package is missing which one of this library's extras installs."""

@@ -214,8 +214,9 @@ def _listed(folder: Path) -> dict[str, list[Any]] | None:
     if not path.is_file():
         return None
     try:
-        files: dict[str, list[Any]] = unsealed(json.loads(path.read_bytes()), _FILES)["files"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        listed = unsealed(json.loads(path.read_bytes()), _FILES)["files"]
+        files = {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise VPPError(
             f"'{path}' is damaged ({error!r}): take another copy of '{folder}', or an earlier one."
         ) from None

@@ -12,6 +12,7 @@ from typing import Any
 from rich.text import Text
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import align_special_tokens
 
 from vpp_plugins.attach import host_state, unwrap
 from vpp_plugins.data import TrainingData
@@ -243,6 +244,7 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
     if state["global_step"] < max_steps:
         trainer.train(resume_from_checkpoint=str(resume))
     else:  # all steps are done, only the end is missing; Trainer would take one step too many
+        align_special_tokens(trainer.model, trainer.processing_class)  # as it does before the first
         trainer._load_from_checkpoint(str(resume))
         trainer.state.global_step, trainer.state.log_history = state["global_step"], state["log_history"]
 
