@@ -10,8 +10,9 @@ PIP := $(BIN)/python -m pip install --only-binary :all: --progress-bar off --no-
 JOBS ?= 2
 # The first of these that is Python 3.11 or newer makes .venv.
 PYTHON ?= python3 python3.13 python3.12 python3.11
-# --dist loadfile keeps a file on one worker, so what its tests share is built once.
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# --dist worksteal gives each worker a half in the order of the files, so that what a file's tests share is mostly built
+# once; who is done first takes of the other's rest.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 help:
 	@echo "Targets (each sets .venv up first when it has to):"
@@ -20,9 +21,10 @@ help:
 demo: .venv/.ready ## ground real images on this machine, and show them
 	@$(BIN)/vpp demo
 
-test: .venv/.ready ## the tests, under 8 minutes on 2 cores (one file: make test ARGS=tests/test_boxes.py)
+test: .venv/.ready ## the tests, under 6 minutes on 2 cores (one file: make test ARGS=tests/test_boxes.py)
 	@$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
+# Fuzzing alone takes 50 minutes of it, a minute for each reader; VPP_FUZZ_SECONDS=5 make test-all is sooner done.
 test-all: .venv/.ready ## every test, the slow ones too, and the GPU ones where there is one
 	@$(PYTEST) $(ARGS)
 

@@ -1,5 +1,6 @@
 """The settings of conftest.py are really on: each of them could be lost without any other test noticing."""
 
+import gc
 import os
 
 import pytest
@@ -17,6 +18,11 @@ def test_signatures_are_checked_while_tests_run() -> None:
 def test_one_thread_and_no_network() -> None:
     assert torch.get_num_threads() == 1
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_garbage_is_collected_among_what_tests_make_alone() -> None:
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 100_000
 
 
 @pytest.mark.parametrize("run", ["first", "second"])

@@ -52,6 +52,7 @@ model.vpp.trained = True
 with torch.no_grad():
     for _ in range(2):
         assert torch.equal(compiled(**inputs).logits, logits)
+        assert model._vpp_state.slot.placed is False
 assert torch.equal(compiled.generate(**inputs, max_new_tokens=3), expected)
 
 # what transformers does by itself on a GPU: decoding compiled as one graph, which VPP must not break

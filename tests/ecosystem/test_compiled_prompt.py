@@ -42,24 +42,24 @@ def off_by(found, expected):
 
 
 @pytest.mark.timeout(600)
-def test_it_is_one_graph_on_one_device_with_the_same_numbers() -> None:
+@pytest.mark.parametrize("mask_padding", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_it_is_one_graph_on_one_device_with_the_same_numbers(mask_padding: bool) -> None:
     """Images of any shape, padding masked or not: one graph for a single one, and one for any number of them."""
-    run("""
-for mask_padding in (False, True):
-    torch._dynamo.reset()
-    counters.clear()
-    config = tiny_config()
-    config = dataclasses.replace(config, local_vpp=dataclasses.replace(config.local_vpp, mask_padding=mask_padding))
-    (plain, _), (model, processor) = attached(config=config), attached(config=config)
-    model.vpp.local_vpp.compile(backend="eager", fullgraph=True)
-    for sizes in ([(40, 24)], [(24, 40)], [(32, 32), (60, 20)], [(64, 64), (40, 24), (20, 60)]):
-        images = [[image(seed, size)] for seed, size in enumerate(sizes)]
-        inputs = processor(images=images, text=[TEXTS[1]] * len(sizes), return_tensors="pt", padding=True)
-        with torch.no_grad():
-            assert off_by(model(**inputs).logits, plain(**inputs).logits) < 1e-4
-        wanted, found = (one.generate(**inputs, max_new_tokens=3, do_sample=False) for one in (plain, model))
-        assert torch.equal(wanted, found)
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"], counters
+    run(
+        f"mask_padding = {mask_padding}"
+        + """
+config = tiny_config()
+config = dataclasses.replace(config, local_vpp=dataclasses.replace(config.local_vpp, mask_padding=mask_padding))
+(plain, _), (model, processor) = attached(config=config), attached(config=config)
+model.vpp.local_vpp.compile(backend="eager", fullgraph=True)
+for sizes in ([(40, 24)], [(24, 40)], [(32, 32), (60, 20)], [(64, 64), (40, 24), (20, 60)]):
+    images = [[image(seed, size)] for seed, size in enumerate(sizes)]
+    inputs = processor(images=images, text=[TEXTS[1]] * len(sizes), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        assert off_by(model(**inputs).logits, plain(**inputs).logits) < 1e-4
+    wanted, found = (one.generate(**inputs, max_new_tokens=3, do_sample=False) for one in (plain, model))
+    assert torch.equal(wanted, found)
+assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"], counters
 
 # one tensor on the CPU among those on a GPU, and torch takes no CUDA graph, with a line in its log alone
 devices = set()
@@ -79,7 +79,8 @@ with torch.no_grad():
     local(pixels)
     local(pixels, torch.ones(2, 64, 64, dtype=torch.bool, device="meta"))
 assert devices == {"meta"}, devices
-""")
+"""
+    )
 
 
 def test_weights_are_never_stale_and_results_never_overwritten() -> None:

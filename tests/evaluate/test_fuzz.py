@@ -45,7 +45,7 @@ def test_every_protocol_reads_every_answer(answer: str) -> None:
 
 
 @pytest.mark.parametrize("piece", PIECES)
-@pytest.mark.parametrize("name", sorted(protocols()))
+@pytest.mark.parametrize("name", sorted({(one.reader, one.family): one.name for one in protocols().values()}.values()))
 def test_a_million_characters_take_no_more_than_moments(name: str, piece: str) -> None:
     rules = protocols()[name]
     codec = BOX_CODECS[rules.family or "llava"]

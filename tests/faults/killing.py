@@ -141,11 +141,11 @@ def killed(child: int, after: float) -> bool:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file, hidden ones of locks apart."""
+    """The SHA-256 of every file, but for locks and what a run took."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and path.name not in (".lock", "cost.json")
     }
 
 
@@ -166,9 +166,8 @@ def kill_and_compare(job: Job, data: Path, folder: Path, kills: int, draw: rando
         place = folder / f"killed-{compared}"
         place.mkdir()
         out = place / "whole"
-        while left.total() < kills and killed(
-            begin(lambda out=out: job.work(data, out)), draw.uniform(0, 1.3 * length)
-        ):
+        work = partial(job.work, data, out)
+        while left.total() < kills and killed(begin(work), draw.uniform(0, 1.3 * length)):
             done = (out / job.result).is_dir() and hashes(out / job.result) == expected
             left["whole" if done else "a part" if any(place.iterdir()) else "nothing"] += 1
             age_parts(place)

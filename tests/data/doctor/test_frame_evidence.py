@@ -41,7 +41,7 @@ TRUTHS += [Candidate(BoxUnit(), Resize("patches", 256))]
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
-@pytest.mark.parametrize("count", [40, 400])
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.slow)])
 def test_the_truth_is_found_whatever_is_declared(truth: Candidate, count: int) -> None:
     for seed in range(3):
         pixels, sizes = boxes(count, seed)
