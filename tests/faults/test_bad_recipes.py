@@ -34,6 +34,10 @@ BAD = {
     "lora_scope=nope": "no LoRA scope is called 'nope'",
     "data_format=nope": "No data format is called 'nope'",
     "box_format=nope": "No box codec is called 'nope'",
+    "dtype=bfloat61": "no dtype is called 'bfloat61'. Did you mean 'bfloat16'",
+    "attn_implementation=sdpaa": "no attention is called 'sdpaa'. Did you mean 'sdpa'",
+    "data_pixels=[4]": r"data_pixels names the least and the most pixels, but is \[4\]",
+    "data_pixels=[9, 4]": "no image has so many",
     "output_dir=\ud800": "cannot be read",
 }
 

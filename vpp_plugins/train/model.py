@@ -10,7 +10,7 @@ from torch import nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.files import check_weights_listed
 from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
@@ -19,6 +19,7 @@ from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 
 POCKET = "pocket"
 """The recipe's `model` for the pocket model, which begins at random, its prompts attached."""
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 
 
 def load_host(recipe: Recipe) -> tuple[Any, Any]:
@@ -49,6 +50,19 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
 
         host = prepare_model_for_kbit_training(host, use_gradient_checkpointing=False)  # type: ignore[no-untyped-call]
     return host, processor
+
+
+def check_how_loaded(recipe: Recipe) -> None:
+    """Raise VPPError for a dtype or an attention that nobody knows: better said before anything is loaded."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if recipe.dtype not in DTYPES:
+        raise VPPError(
+            f"no dtype is called '{recipe.dtype}'.{nearest(recipe.dtype, DTYPES)} Known: {', '.join(DTYPES)}."
+        )
+    known, asked = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()], recipe.attn_implementation
+    if asked is not None and asked not in known and "/" not in asked:  # a kernel of the hub has an owner
+        raise VPPError(f"no attention is called '{asked}'.{nearest(asked, known)} Known: {', '.join(known)}.")
 
 
 def _check_pocket(recipe: Recipe) -> None:

@@ -34,6 +34,7 @@ from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, che
 from vpp_plugins.train.model import (
     attach,
     check_family,
+    check_how_loaded,
     empty_host,
     learning_rates,
     load_host,
@@ -145,6 +146,7 @@ def _check_names(recipe: Recipe) -> None:
             box_codec(family)
     if recipe.eval_data is not None:
         protocol(recipe.eval_protocol)
+    check_how_loaded(recipe)
     if recipe.lora_scope is not None and recipe.lora_scope not in SCOPES:
         raise VPPError(f"no LoRA scope is called '{recipe.lora_scope}'. Known: {', '.join(SCOPES)}.")
     pixel_budget(recipe)
