@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.rows import interleaved
 from vpp_plugins.prompts.generators import FrozenBatchNorm2d, build_detr
-from vpp_plugins.prompts.generators.cpu.folded import WINOGRAD_CHANNELS, Convolution
+from vpp_plugins.prompts.generators.cpu import WINOGRAD_CHANNELS, Convolution
 
 
 class Count:

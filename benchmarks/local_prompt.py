@@ -67,7 +67,7 @@ def folding_rows(detr: DETR, rounds: int) -> list[Row]:
     pixels = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
     def without_winograd() -> Tensor:
-        with mock.patch("vpp_plugins.prompts.generators.cpu.folded.WINOGRAD_CHANNELS", sys.maxsize):
+        with mock.patch("vpp_plugins.prompts.generators.cpu.WINOGRAD_CHANNELS", sys.maxsize):
             return folded(pixels)
 
     steps = {"folded": without_winograd, "folded, with Winograd's way": lambda: whole(pixels)}

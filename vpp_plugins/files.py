@@ -9,6 +9,7 @@ import pickle
 import re
 import secrets
 import shutil
+import tempfile
 import time
 import warnings
 import zipfile
@@ -140,6 +141,16 @@ def most_image_pixels() -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text)):
         raise VPPError(f"{MAX_IMAGE_PIXELS} should be a whole number from 1, but is '{text[:40]}'.")
     return int(text)
+
+
+def why_unwritable(folder: Path) -> str:
+    """Make the folder if need be, and return why it cannot be written, or ""."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return str(error.strerror or error)
 
 
 def sha256_of(path: Path) -> str:

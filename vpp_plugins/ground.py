@@ -151,8 +151,7 @@ class Grounder:
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         own = self.processor.processor if isinstance(self.processor, VPPProcessor) else self.processor
         if own.chat_template is not None:
-            prompt: str = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-            return prompt
+            return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         marker = image_marker(own, self._backbone.image_token)
         return self._backbone.plain_prompt.format(image=marker, question=question) if marker else question
 
@@ -165,8 +164,7 @@ class Grounder:
         bounds += ends if isinstance(ends, list) else [ends]
         left_out = torch.tensor([token for token in bounds if token is not None], device=ids.device)
         rows = [row[~torch.isin(row, left_out)] for row in ids]
-        answers: list[str] = self.processor.batch_decode(rows, skip_special_tokens=False)
-        return answers
+        return self.processor.batch_decode(rows, skip_special_tokens=False)
 
     def _read(self, image: Image.Image, expression: str, answer: str, meta: ImageMeta) -> Grounding:
         decoded = self.codec.decode(answer, meta)

@@ -15,8 +15,8 @@ from tests.tiny import image, tiny_llava, tiny_processor
 from vpp_adapters import llava
 from vpp_adapters.vpp_llava.adapter import load_vpp_llava, process_as_trained, vpp_adapter, vpp_converter
 from vpp_adapters.vpp_llava.reference import REFERENCE
-from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, detach_vpp, is_attached, vpp_disabled
-from vpp_plugins.attach.checkpoint import read_config
+from vpp_plugins import Grounder, VPPConfig, VPPError, VPPProcessor, attach_vpp, detach_vpp, is_attached, vpp_disabled
+from vpp_plugins.attach import CONFIG_FILE
 from vpp_plugins.plugins.registry import converter, describe
 
 
@@ -94,7 +94,7 @@ class TestLoading:
         assert is_attached(model)
         assert model.vpp.trained
         assert not model.training
-        assert model.vpp.config == read_config(converted)
+        assert model.vpp.config == VPPConfig.load(converted / CONFIG_FILE)
         assert model.vpp.token_id == processor.tokenizer.convert_tokens_to_ids("<|vpp|>") == 513
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
         assert model.get_input_embeddings().weight.shape[0] == 514  # rows were there: nothing grew

@@ -6,8 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.reference import published_settings, reference_keys
-from vpp_adapters.vpp_llava.config import expected_shapes, host_config, prompt_config
-from vpp_adapters.vpp_llava.keys import Shape, check_parts, is_computed, match, new_name
+from vpp_adapters.vpp_llava.config import (
+    Shape,
+    check_parts,
+    expected_shapes,
+    host_config,
+    is_computed,
+    match,
+    new_name,
+    prompt_config,
+)
 from vpp_adapters.vpp_llava.reference import REFERENCE
 from vpp_plugins import VPPError
 

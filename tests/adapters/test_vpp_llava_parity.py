@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tests.reference import FOLDER, reference
 from vpp_adapters.vpp_llava import load_vpp_llava
-from vpp_adapters.vpp_llava.keys import new_name
+from vpp_adapters.vpp_llava.config import new_name
 from vpp_plugins.images import letterbox
 from vpp_plugins.prompts.generators.backbone import TimmBackbone
 from vpp_plugins.prompts.generators.detr_transformer import full_sine_encoding

@@ -169,7 +169,7 @@ def test_a_folder_that_cannot_be_written_gives_its_place_to_the_runs(
 ) -> None:
     path = write(folder, "neutral")
     monkeypatch.setattr(
-        dataset, "_writable", lambda place: folder not in place.parents and bool(place.mkdir(parents=True) or 1)
+        dataset, "why_unwritable", lambda place: "no" if folder in place.parents else place.mkdir(parents=True) or ""
     )
     found(path, "neutral", cache=tmp_path / "run")
     assert not kept(folder)

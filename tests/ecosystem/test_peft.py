@@ -25,7 +25,6 @@ from vpp_plugins import (
     vpp_disabled,
 )
 from vpp_plugins.attach.host import active_vpp
-from vpp_plugins.testing import fingerprint
 
 pytestmark = pytest.mark.usefixtures("toy")
 

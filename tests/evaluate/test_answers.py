@@ -1,5 +1,6 @@
 """Files of answers that something else than an evaluation has touched."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -47,4 +48,4 @@ def test_a_broken_answer_is_named(line: bytes, tmp_path: Path) -> None:
 def test_answers_read_back_as_they_were() -> None:
     row = make_rows(1)[0]
     for answer in (Answer.of(row, "a\u2028b\x85\r\n", None), Answer.of(row, "", None, error="no image")):
-        assert Answer.from_json(answer.to_json()) == answer
+        assert Answer.from_json(asdict(answer)) == answer

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vpp_plugins.data import Issue
 from vpp_plugins.data.formats import Reading, read_samples
-from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
+from vpp_plugins.data.formats.refer import load_plain_pickle
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import load_image
 

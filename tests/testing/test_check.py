@@ -27,7 +27,7 @@ from vpp_plugins.testing import (
 )
 from vpp_plugins.testing.check import PROMISES
 from vpp_plugins.testing.fixture import Fixture
-from vpp_plugins.testing.outcome import Skipped, reference_answer
+from vpp_plugins.testing.promises import Skipped, reference_answer
 from vpp_plugins.testing.reference_host import ReferenceHost
 
 Layout = Callable[[Tensor, Overlay, Sequence[Window] | None, Mapping[str, Any]], Tensor]

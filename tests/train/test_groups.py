@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from tests.reference import reference
 from tests.tiny import attached, inputs_for, tiny_llava, toy_config
-from vpp_adapters.vpp_llava.keys import new_name
+from vpp_adapters.vpp_llava.config import new_name
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp, hookimpl
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.plugins.registry import manager

@@ -38,11 +38,6 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
     vpp.config.save(target / CONFIG_FILE, **{name: value for name, value in beside.items() if value})
 
 
-def read_config(folder: Path) -> VPPConfig:
-    """Read `vpp_config.json`."""
-    return VPPConfig.load(folder / CONFIG_FILE)
-
-
 def read_into(vpp: VPP, folder: Path, *, check: bool = True) -> None:
     """Load `vpp.safetensors` into the prompts, all of it or, with VPPError, nothing.
 
@@ -60,7 +55,7 @@ def read_into(vpp: VPP, folder: Path, *, check: bool = True) -> None:
 def read_prompts(vpp: VPP, folder: Path, *, check: bool = True) -> tuple[VPPConfig, dict[str, Tensor]]:
     """Return what `read_into` loads; raises VPPError where it does not fit the prompts."""
     path = _weights_of(folder)
-    saved = read_config(folder)
+    saved = VPPConfig.load(folder / CONFIG_FILE)
     check_host(folder, vpp.trained_on)
     check_settings(saved, vpp.config, folder)
     tensors = read_safetensors([path])

@@ -56,12 +56,8 @@ class Slot:
         self.overlaid = False
         """Whether a vision encoder got the overlay."""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"layout": self.layout, "pixel_argument": self.pixel_argument}
-
-    def __setstate__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
-        self.clear()  # a copy that is made in the middle of a run is in none
+    def __reduce__(self) -> Any:
+        return Slot, (self.layout, self.pixel_argument)  # a copy that is made in the middle of a run is in none
 
     def in_use(self) -> bool:
         """Whether prompts are there to be read."""

@@ -219,8 +219,7 @@ def active_vpp(host: Any) -> VPP:
     if isinstance(vpp, VPP):
         return vpp
     active = [] if vpp.disable_adapters else vpp.active_adapters
-    wrapped: VPP = vpp.modules_to_save[active[0]] if active else vpp.original_module
-    return wrapped
+    return vpp.modules_to_save[active[0]] if active else vpp.original_module
 
 
 def every_vpp(host: Any) -> list[VPP]:

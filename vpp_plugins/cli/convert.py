@@ -6,14 +6,7 @@ from typing import Annotated
 
 import typer
 
-
-class DtypeName(enum.StrEnum):
-    """The dtypes of written weights."""
-
-    keep = "keep"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
+DtypeName = enum.StrEnum("DtypeName", "keep bfloat16 float16 float32")
 
 
 def convert(

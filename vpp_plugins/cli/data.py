@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Make and inspect data.", no_args_is_help=True)
 
 
-class SplitName(enum.StrEnum):
-    """The splits of the scene benchmark."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-    heldout = "heldout"
+SplitName = enum.StrEnum("SplitName", "train val test heldout")
 
 
 @data.command()

@@ -37,6 +37,7 @@ from vpp_plugins.data.dataset import (
     open_data,
 )
 from vpp_plugins.data.dialogue import Phrases
+from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageError, PixelBudget, image_path
 from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Sample, Tally, Turn
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
@@ -65,4 +66,5 @@ __all__ = [
     "image_path",
     "mixture_order",
     "open_data",
+    "progress_bar",
 ]

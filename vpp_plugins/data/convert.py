@@ -1,7 +1,7 @@
 """Convert a data set from one format into another, as a stream."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -57,7 +57,9 @@ def convert(
     folder = Path(images) if images is not None else None
     known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
     writing = Writing(target, reading.tally, target_family or family, folder, shard_bytes, reading.pixels)
-    with _kept(known), progress_bar(f"Converting {source.name}", shown=progress) as advance:
+    with ExitStack() as stack:
+        stack.callback(known.save)
+        advance = stack.enter_context(progress_bar(f"Converting {source.name}", shown=progress))
         found = advancing(samples(reader.read(source, reading), known, reading.tally), advance)
         writer(_some(found, writing, source, target_format), writing)
     written = writing.written
@@ -87,11 +89,3 @@ def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> N
         raise VPPError(f"'{target}' is read and cannot be written at the same time: name another file.")
     if target.exists() and not overwrite:
         raise VPPError(f"'{target}' exists: name another file, or allow overwriting (--overwrite).")
-
-
-@contextmanager
-def _kept(sizes: ImageSizes) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        sizes.save()

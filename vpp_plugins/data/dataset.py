@@ -10,7 +10,6 @@ divided among processes, and resumed by a step.
 
 import hashlib
 import json
-import tempfile
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ROW, ImageError, ImageSizes, image_path, to_sample
 from vpp_plugins.data.sample import CHOSEN, KEPT, Issue, Sample, Tally
 from vpp_plugins.errors import VPPError, named_extras, nearest
-from vpp_plugins.files import sealed, sha256_of, unsealed, whole_file
+from vpp_plugins.files import sealed, sha256_of, unsealed, whole_file, why_unwritable
 
 LARGE = 64 << 20
 """Bytes of data from which on what is converted is kept beside them, for other runs too, and a bar is shown."""
@@ -138,8 +137,8 @@ def open_data(
         about = _about(kept, stamp)
         if about is not None:
             return _stored(kept, about)
-    target = beside if large and _writable(beside.parent) else own
-    if not _writable(target.parent):
+    target = beside if large and not why_unwritable(beside.parent) else own
+    if why_unwritable(target.parent):
         raise VPPError(f"'{target.parent}' cannot be written: samples are converted there, so choose another folder.")
     with progress_bar(f"Converting {path.name}", shown=progress and large) as advance:
         records = _with_places(path, format_name, root, reading, limit)
@@ -174,27 +173,18 @@ def _with_places(
     for record in data_format(format_name).read(path, replace(reading, by_place=True)):
         if count == limit:
             return
-        sample = to_sample(record, sizes, reading.tally)
-        if sample is None or not (record.place or _image_is_there(root, sample, reading.tally)):
-            continue
-        count += 1
-        file = root / sample.image
-        yield sample, (record.place or (file, 0, WHOLE)) if sample.image else None
+        with reading.tally.counting(record.id):
+            sample = to_sample(record, sizes, reading.tally)
+            place = (record.place or _own_file(root, sample.image)) if sample.image else None
+            count += 1
+            yield sample, place
 
 
-def _image_is_there(root: Path, sample: Sample, tally: Tally) -> bool:
-    """Whether a sample has no image, or one that is a file; what is wrong is counted."""
-    if not sample.image:
-        return True
-    try:
-        path = image_path(root, sample.image)
-    except ImageError as error:
-        tally.add(Issue.UNSAFE_PATH, sample.id, str(error))
-        return False
+def _own_file(root: Path, name: str) -> tuple[Path, int, int]:
+    path = image_path(root, name)
     if not path.is_file():
-        tally.add(Issue.NO_IMAGE, sample.id, sample.image)
-        return False
-    return True
+        raise ImageError(name)
+    return path, 0, WHOLE
 
 
 @named_extras()
@@ -237,15 +227,6 @@ def _about(kept: Path, stamp: list[Any]) -> dict[str, Any] | None:
         if about["stamp"] == stamp and about["sha256"] == sha256_of(kept):
             return about
     return None
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
 
 
 def _image_at(file: Path, start: int, length: int) -> Path | bytes:

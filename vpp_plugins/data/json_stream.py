@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Never
 
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, named_extras
 
 _CHUNK = 1 << 20
 LARGEST_ELEMENT = 64 << 20
@@ -60,7 +60,7 @@ def stream_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]
                 raise _not_utf8(path, f"line {number}", error) from None
             if text:
                 empty = False
-                yield _parsed(path, text, number)
+                yield _parsed(f"'{path}'", text, number)
         if empty:
             raise VPPError(f"'{path}' is empty.")
 
@@ -68,13 +68,9 @@ def stream_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]
 def json_value(data: bytes, name: str) -> Any:
     """Return the value of one line, or of a small file; raises VPPError that calls it by its name."""
     try:
-        return _DECODER.decode(data.decode("utf-8-sig"))
+        return _parsed(name, data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise VPPError(f"{name} is not UTF-8 text ({error.reason}).") from None
-    except json.JSONDecodeError as error:
-        raise VPPError(f"{name} is not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except RecursionError:
-        raise VPPError(f"{name} is not valid JSON: nested too deeply") from None
 
 
 def stream_records(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
@@ -207,14 +203,14 @@ def _whole_number(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(parse_int=_whole_number)
 
 
-def _parsed(path: Path, text: str, line: int) -> Any:
+def _parsed(name: str, text: str, line: int = 1) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         at = line + error.lineno - 1
-        raise VPPError(f"'{path}' is not valid JSON at line {at}, column {error.colno}: {error.msg}") from None
+        raise VPPError(f"{name} is not valid JSON at line {at}, column {error.colno}: {error.msg}") from None
     except RecursionError:
-        raise VPPError(f"'{path}' is not valid JSON at line {line}, column 1: nested too deeply") from None
+        raise VPPError(f"{name} is not valid JSON at line {line}, column 1: nested too deeply") from None
 
 
 def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> VPPError:
@@ -222,16 +218,20 @@ def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> VPPError:
 
 
 @contextmanager
-def progress_bar(title: str, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many samples went by; how many there will be is not known beforehand."""
+def progress_bar(
+    title: str, *, shown: bool, total: int | None = None, done: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """Show how many samples went by, and of how many where that is known beforehand."""
     if not shown:
         yield lambda count: None
         return
-    try:
-        from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-    except ModuleNotFoundError:
-        raise VPPError("The progress bar needs rich: pip install 'vpp-plugins[demo]', or progress=False.") from None
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as bar:
-        task = bar.add_task(title, total=None)
+    with named_extras():
+        from rich import progress
+
+    counted = progress.MofNCompleteColumn()
+    kinds = (progress.SpinnerColumn(), counted, progress.TimeElapsedColumn())
+    if total is not None:
+        kinds = (progress.BarColumn(), counted, progress.TimeRemainingColumn())
+    with progress.Progress(progress.TextColumn("{task.description}"), *kinds) as bar:
+        task = bar.add_task(title, total=total, completed=done)
         yield lambda count: bar.advance(task, count)

@@ -25,7 +25,7 @@ from vpp_plugins.boxes import (
     inside_image,
 )
 from vpp_plugins.data.json_stream import stream_lines
-from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, Sample, Talk, Tally, Turn
+from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, RefusedError, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 
@@ -117,8 +117,11 @@ PIXELS_XYWH = BoxUnit(order="xywh")
 RELATIVE = BoxUnit(full=1.0)
 
 
-class ImageError(VPPError):
+class ImageError(RefusedError):
     """An image that cannot be had: its name leaves the folder, or the file is missing or no image."""
+
+    def __init__(self, detail: str, issue: Issue = Issue.NO_IMAGE) -> None:
+        super().__init__(issue, detail)
 
 
 class UnsafePathError(ImageError):
@@ -131,7 +134,8 @@ def check_name(name: str) -> None:
     Names come from files that others wrote, for any system: `\` separates as `/` does. Raises UnsafePathError.
     """
     if name[:1] in ("", "/", "\\") or name[1:2] == ":" or "\0" in name or (".." in name and _CLIMBS.search(name)):
-        raise UnsafePathError(f"the image's name {name!r} does not stay below its folder; it is refused.")
+        said = f"the image's name {name!r} does not stay below its folder; it is refused."
+        raise UnsafePathError(said, Issue.UNSAFE_PATH)
 
 
 def image_path(folder: Path, name: str) -> Path:
@@ -261,21 +265,15 @@ def samples(records: Iterable[Record], sizes: ImageSizes, tally: Tally) -> Itera
     to its image and counted. Raises VPPError where an image's size is needed and there is no way to find it.
     """
     for record in records:
-        sample = to_sample(record, sizes, tally)
-        if sample is not None:
-            yield sample
+        with tally.counting(record.id):
+            yield to_sample(record, sizes, tally)
 
 
-def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample | None:
-    """Return the neutral sample of one record, or None, with the reason in the tally."""
+def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample:
+    """Return the neutral sample of one record; raises RefusedError where nothing is left of it."""
     if record.image_marks is not None and record.image:
         count_marks(record.image_marks, record.id, tally)
-    try:
-        width, height = _size(record, sizes)
-    except ImageError as error:
-        issue = Issue.UNSAFE_PATH if isinstance(error, UnsafePathError) else Issue.NO_IMAGE
-        tally.add(issue, record.id, str(error))
-        return None
+    width, height = _size(record, sizes)
     meta = ImageMeta((height, width)) if width and height else None
     kept: list[Turn] = []
     for turn in record.turns:
@@ -296,8 +294,7 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample | None:
             if len(whole) == len(boxes):
                 kept.append(_with_boxes(turn, whole))
     if not kept:
-        tally.add(Issue.NO_TURNS, record.id)
-        return None
+        raise RefusedError(Issue.NO_TURNS)
     return Sample(record.id, record.image, width, height, tuple(kept), record.split, record.category)
 
 

@@ -6,11 +6,13 @@ Data are kept so, and a family of models renders them in its own words, frame an
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self, TypeAlias
 
 from vpp_plugins.boxes import ImageMeta
+from vpp_plugins.errors import VPPError
 
 Numbers: TypeAlias = tuple[float, ...]
 """One box. In a Sample: x1, y1, x2, y2 in pixels. In a Record: whatever its file says, unchecked."""
@@ -135,6 +137,14 @@ CHOSEN = frozenset({Issue.CROWD, Issue.OTHER_SPLIT, Issue.NOT_SELECTED, Issue.SK
 """Not faults of the data: what was asked for leaves these out."""
 
 
+class RefusedError(VPPError):
+    """What of a file is not used, and the issue as which that is counted."""
+
+    def __init__(self, issue: Issue, detail: str = "") -> None:
+        super().__init__(detail)
+        self.issue = issue
+
+
 @dataclass
 class Tally:
     """Counts of issues, and for each the first samples that have it."""
@@ -149,6 +159,14 @@ class Tally:
             said = f"{sample_id}: {detail[:120]}" if detail else sample_id
             said = said.encode(errors="replace").decode()  # JSON can hold half a character, which cannot be printed
             self.examples.setdefault(issue, []).append(said)
+
+    @contextmanager
+    def counting(self, sample_id: str) -> Iterator[None]:
+        """Count what the block refuses of a sample, and go on behind it."""
+        try:
+            yield
+        except RefusedError as refused:
+            self.add(refused.issue, sample_id, str(refused))
 
     def rows(self) -> list[tuple[str, int, str]]:
         """Return (issue, count, examples) for each issue, the most frequent first."""

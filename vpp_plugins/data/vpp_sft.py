@@ -17,7 +17,6 @@ from vpp_plugins.data.formats import Reading, Writing, Written, data_format
 from vpp_plugins.data.formats.conversations import conversation
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageSizes, samples
-from vpp_plugins.data.sample import Sample
 from vpp_plugins.errors import VPPError, few
 
 PUBLISHED = {"llava-665k": 134_864, "cb-grd": 264_516, "cb-ref": 87_091, "genixer": 130_000}
@@ -81,8 +80,9 @@ def build_vpp_sft(
             written = Written()
             with progress_bar(name, shown=progress) as advance:
                 limit = genixer_limit if name == "genixer" else None
-                read = _read(name, paths[name], reading, known, like_reference=like_reference)
-                for sample in advancing(islice(read, limit), advance):
+                fault = "-like-reference" if like_reference and name == "cb-grd" else ""
+                records = data_format(f"{name}{fault}").read(paths[name], reading)
+                for sample in advancing(islice(samples(records, known, reading.tally), limit), advance):
                     written.add(sample.turns)
                     marks = like_reference and name in ("cb-grd", "cb-ref")
                     yield conversation(sample, phrases, marks_like_reference=marks)
@@ -101,8 +101,3 @@ def build_vpp_sft(
     finally:
         known.save()
     return built
-
-
-def _read(name: str, path: Path, reading: Reading, sizes: ImageSizes, *, like_reference: bool) -> Iterator[Sample]:
-    format_name = "cb-grd-like-reference" if like_reference and name == "cb-grd" else name
-    return samples(data_format(format_name).read(path, reading), sizes, reading.tally)

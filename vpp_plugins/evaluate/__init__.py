@@ -14,7 +14,7 @@ from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled, shuffled_rows
 from vpp_plugins.evaluate.demo import answer_line, assets_or_none, demo_summary, run_demo, write_demo_page
 from vpp_plugins.evaluate.metrics import Scores, score
-from vpp_plugins.evaluate.models import load_grounder
+from vpp_plugins.evaluate.models import load_grounder, load_pretrained
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
 from vpp_plugins.evaluate.results import FIGURES, interval_text, load_evaluation
 from vpp_plugins.evaluate.rows import Row, check_rows, image_id, plan, rows_of_scenes
@@ -34,6 +34,7 @@ __all__ = [
     "interval_text",
     "load_evaluation",
     "load_grounder",
+    "load_pretrained",
     "load_rows",
     "mean_box",
     "measure",

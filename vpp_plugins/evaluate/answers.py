@@ -56,10 +56,6 @@ class Answer:
             error=error,
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Answer":
         """Build from JSON values; raises ValueError that names what is of another type, or no usable box."""
@@ -111,7 +107,7 @@ def read_answers(path: Path) -> list[Answer]:
 
 def answer_lines(answers: Iterable[Answer]) -> str:
     """Return the text of a file of answers."""
-    return "".join(json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers)
+    return "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
 
 
 class Ledger:
@@ -132,7 +128,7 @@ class Ledger:
 
     def append(self, number: int, answers: Sequence[Answer]) -> None:
         """Add a batch, and return when it has reached the disk."""
-        batch = {"batch": number, "answers": [answer.to_json() for answer in answers]}
+        batch = {"batch": number, "answers": [asdict(answer) for answer in answers]}
         line = json.dumps(sealed(batch, _BATCH), ensure_ascii=False)
         with self.file.open("ab") as file:
             file.write(line.encode() + b"\n")

@@ -130,8 +130,7 @@ def interval(values: Sequence[float], groups: Sequence[Hashable], *, seed: int =
 def _mean_of_groups(
     sums: Float[np.ndarray, "*resamples groups"], counts: Int[np.ndarray, "*resamples groups"], axis: int
 ) -> Float[np.ndarray, "*resamples"]:
-    means: np.ndarray = sums.sum(axis) / counts.sum(axis)
-    return means
+    return sums.sum(axis) / counts.sum(axis)
 
 
 def share_interval(hits: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0) -> Interval:

@@ -43,6 +43,20 @@ def load_grounder(
         pocket, own = load_pocket(vpp=POCKET[model])
         nn.Module.to(pocket, place)
         return Grounder(pocket, own, box_format=box_format)
+    host, processor = load_pretrained(model, dtype=dtype)
+    host = host.to(place).eval()
+    prompts = vpp or (model if Path(model, "vpp_config.json").is_file() else None)
+    if prompts is None:
+        return Grounder(host, processor, box_format=box_format)
+    attach_vpp(host, prompts)
+    return Grounder(host, VPPProcessor(processor, host), box_format=box_format)
+
+
+def load_pretrained(model: str, processor: str | None = None, **options: Any) -> tuple[Any, Any]:
+    """Load an image-text-to-text model and its processor (None: from the same place) from a folder or hub id.
+
+    `options` go to `from_pretrained`. Raises VPPError where it is no such model.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from vpp_plugins.pocket import register_pocket
@@ -50,20 +64,14 @@ def load_grounder(
     register_pocket()  # a pocket model that was trained anew lies in a folder like any other
     check_weights_listed(Path(model))  # there where `vpp train` wrote it
     try:
-        host: Any = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
-        processor: Any = AutoProcessor.from_pretrained(model)
+        host = AutoModelForImageTextToText.from_pretrained(model, **options)
+        return host, AutoProcessor.from_pretrained(processor or model)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise VPPError(
-            f"'{model}' could not be loaded as an image-text-to-text model ({first}): give pocket, pocket-without-vpp, "
-            "a folder or a hub id."
+            f"'{model}' could not be loaded as an image-text-to-text model ({first}): name pocket, a folder or a hub "
+            "id."
         ) from None
-    host = host.to(place).eval()
-    prompts = vpp or (model if Path(model, "vpp_config.json").is_file() else None)
-    if prompts is None:
-        return Grounder(host, processor, box_format=box_format)
-    attach_vpp(host, prompts)
-    return Grounder(host, VPPProcessor(processor, host), box_format=box_format)
 
 
 def fingerprint_of_model(model: nn.Module) -> str:

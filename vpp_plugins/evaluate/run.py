@@ -7,8 +7,8 @@ very same ones and ends with the same answers.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
@@ -16,6 +16,7 @@ from typing import Protocol as Interface
 from PIL import Image
 
 from vpp_plugins.boxes import BoxCodec, ImageMeta, check_shown
+from vpp_plugins.data import progress_bar
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import ANSWERS, Answer, Ledger, answer_lines, read_answers
 from vpp_plugins.evaluate.protocol import Protocol
@@ -91,7 +92,8 @@ def _ask_all(
     state.wait_for_everyone()  # nobody appends before all have read: each must see the same batches as left
     left = [number for number in range(len(batches)) if number not in done]
     mine = left[state.process_index :: state.num_processes]
-    with _progress(len(rows), sum(map(len, done.values())), shown=state.is_main_process) as advance:
+    finished = sum(map(len, done.values()))
+    with progress_bar("Asking", shown=state.is_main_process, total=len(rows), done=finished) as advance:
         for number in mine:
             ledger.append(number, _ask(asker, [rows[row] for row in batches[number]], protocol))
             advance(len(batches[number]) * state.num_processes)
@@ -255,16 +257,3 @@ def _merge(ledger: Ledger, batches: Sequence[Sequence[int]], folder: Path) -> No
     write_run(folder, {**read_run(folder), ANSWERS_SHA256: hashlib.sha256(text.encode()).hexdigest()})
     write_whole(folder / ANSWERS, text)
     ledger.clear()
-
-
-@contextmanager
-def _progress(total: int, done: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda rows: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("Asking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns) as bar:
-        task = bar.add_task("rows", total=total, completed=done)
-        yield lambda rows: bar.advance(task, rows)

@@ -186,8 +186,7 @@ def _encoder_size(images: Any, photos: Sequence[Image.Image]) -> tuple[int, int]
 
 
 def _processed(images: Any, image: Image.Image) -> Tensor:
-    pixels: Tensor = torch.as_tensor(np.asarray(images(image, return_tensors="pt")["pixel_values"]))
-    return pixels
+    return torch.as_tensor(np.asarray(images(image, return_tensors="pt")["pixel_values"]))
 
 
 @torch.no_grad()

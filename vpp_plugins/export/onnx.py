@@ -70,5 +70,4 @@ class _LocalPrompt(nn.Module):
 
     def forward(self, pixel_values: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
         features: Tensor = self.vpp(pixel_values).features
-        apart: Tensor = features.unflatten(0, (pixel_values.shape[0], self.vpp.tokens_per_image))
-        return apart
+        return features.unflatten(0, (pixel_values.shape[0], self.vpp.tokens_per_image))

@@ -131,8 +131,7 @@ def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> 
             f"no plugin builds the generator '{name}'.{nearest(name, known)} Known: {', '.join(known)}; others come as "
             "plugins (`vpp plugins`)."
         )
-    built: nn.Module = generator
-    return built
+    return generator
 
 
 def generators() -> dict[str, str]:
@@ -149,8 +148,7 @@ def generators() -> dict[str, str]:
 
 def build_loss(name: str, model: nn.Module, processor: Any) -> nn.Module | None:
     """Build a plugin's training loss by name, or return None where no plugin knows it."""
-    loss: nn.Module | None = manager().hook.vpp_loss(name=name, model=model, processor=processor)
-    return loss
+    return manager().hook.vpp_loss(name=name, model=model, processor=processor)
 
 
 def brings_losses() -> bool:

@@ -135,13 +135,13 @@ class VPPProcessor:
         return type(self.processor)
 
     def __getattr__(self, name: str) -> Any:
-        """Return what is not here from the host's processor: `image_token`, `image_token_id`, ..."""
+        """Return what is not here from the host's processor: `tokenizer`, `image_processor`, `image_token`, ..."""
         if name == "processor":  # not there yet, while this object is being unpickled
             raise AttributeError(name)
         return getattr(self.processor, name)
 
     def __reduce__(self) -> Any:
-        return _restored, (self.__dict__,)
+        return object.__new__, (VPPProcessor,), self.__dict__
 
     @property
     def chat_template(self) -> Any:
@@ -151,16 +151,6 @@ class VPPProcessor:
     @chat_template.setter
     def chat_template(self, template: Any) -> None:
         self.processor.chat_template = template
-
-    @property
-    def tokenizer(self) -> Any:
-        """The copy's tokenizer, which knows `<|vpp|>`."""
-        return self.processor.tokenizer
-
-    @property
-    def image_processor(self) -> Any:
-        """The copy's image processor."""
-        return self.processor.image_processor
 
     @property
     def model_input_names(self) -> list[str]:
@@ -220,12 +210,6 @@ class VPPProcessor:
                 f"{found} of {expected} {TOKEN} placeholders are left in the tokenised text: max_length cuts them off, "
                 "so raise it or turn truncation off."
             )
-
-
-def _restored(state: dict[str, Any]) -> VPPProcessor:
-    processor = object.__new__(VPPProcessor)
-    processor.__dict__.update(state)
-    return processor
 
 
 def _lengths(images: Any) -> list[int] | None:

@@ -167,8 +167,7 @@ def _xformers_packed(
     from xformers.ops.fmha import BlockDiagonalMask
 
     blocks = BlockDiagonalMask.from_seqlens(query_lengths, key_lengths, device=query.device)
-    attended: Tensor = memory_efficient_attention(query, key, value, attn_bias=blocks, p=dropout)
-    return attended
+    return memory_efficient_attention(query, key, value, attn_bias=blocks, p=dropout)
 
 
 def _aligned_bias(query: Tensor, mask: Tensor) -> Tensor:

@@ -45,5 +45,4 @@ class LocalVPP(nn.Module):
                 f"the generator {type(self.generator).__name__} returned {tuple(queries.shape)}, but "
                 f"[images, num_queries, query_width] = {expected} is expected: fix it, or say what it makes."
             )
-        projected: Tensor = self.projector(queries)
-        return projected
+        return self.projector(queries)

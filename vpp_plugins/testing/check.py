@@ -8,9 +8,8 @@ from typing import Any
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.plugins import Backbone
 from vpp_plugins.testing import promises
-from vpp_plugins.testing.fixture import Fixture, build
-from vpp_plugins.testing.outcome import Skipped
-from vpp_plugins.testing.toy import toy_generator
+from vpp_plugins.testing.fixture import Fixture, build, toy_generator
+from vpp_plugins.testing.promises import Skipped
 
 PROMISES: Mapping[str, Callable[[Fixture], None]] = {
     "description": promises.description,

@@ -52,10 +52,8 @@ def recorded_coverage() -> dict[str, Coverage]:
 
 def recorded_version() -> str:
     """Return the version of transformers on which the coverage was recorded."""
-    version: str = _record()["transformers"]
-    return version
+    return _record()["transformers"]
 
 
 def _record() -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
-    return record
+    return json.loads(RECORD.read_text(encoding="utf-8"))

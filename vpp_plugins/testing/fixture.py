@@ -2,26 +2,69 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import attach_vpp, host_state, is_attached, rows_of
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import letterbox
-from vpp_plugins.plugins import Backbone
+from vpp_plugins.plugins import Backbone, hookimpl, manager
 from vpp_plugins.processor import VPPProcessor, image_marker
 from vpp_plugins.prompts import Prompts
-from vpp_plugins.testing import toy
 from vpp_plugins.testing.reference_host import ReferenceHost, give_row, spare_ids
+
+NAME = "toy for tests"
+
+
+class ToyGenerator(nn.Module):
+    """Queries that attend once to an image's patches: every parameter and every pixel counts, in a millisecond."""
+
+    def __init__(self, num_queries: int, width: int = 8) -> None:
+        super().__init__()
+        self.num_queries, self.width = num_queries, width
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.queries = nn.Parameter(torch.randn(num_queries, width))
+
+    def forward(
+        self,
+        pixel_values: Float[Tensor, "images 3 height width"],
+        pixel_mask: Bool[Tensor, "images height width"] | None = None,
+    ) -> Float[Tensor, "images queries features"]:
+        """Return the queries; the mask is of no use to it."""
+        patches = self.patches(pixel_values).flatten(2).mT
+        # one matrix per image: torch multiplies a shared one in another order where it needs no gradient
+        queries = self.queries.expand(len(patches), -1, -1)
+        return (queries @ patches.mT).softmax(-1) @ patches + queries
+
+
+class _ToyPlugin:
+    @hookimpl
+    def vpp_generator(self, name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module | None:
+        return ToyGenerator(num_queries, **options) if name == NAME else None
+
+
+@contextmanager
+def toy_generator() -> Iterator[str]:
+    """Have the toy generator installed within the block; gives the name under which configurations find it."""
+    if manager().has_plugin(NAME):
+        yield NAME
+        return
+    manager().register(_ToyPlugin(), NAME)
+    try:
+        yield NAME
+    finally:
+        manager().unregister(name=NAME)
+
 
 IMAGE_SIDE = 64
 SIZES = ((64, 48), (48, 72), (56, 56))
@@ -162,7 +205,7 @@ def _small(backbone: Backbone, queries: int) -> VPPConfig:
         local_vpp=replace(
             local,
             num_queries=queries,
-            generator=toy.NAME,
+            generator=NAME,
             generator_options={},
             weights=None,
             image_size=IMAGE_SIDE,
@@ -191,8 +234,7 @@ def _text(processor: VPPProcessor, backbone: Backbone, images: int) -> str:
         return image_marker(processor.processor, backbone.image_token) * images + words
     content: list[Any] = [{"type": "image"}] * images + [{"type": "text", "text": words}]
     chat: Any = [{"role": "user", "content": content}]
-    text: str = processor.apply_chat_template(chat, add_generation_prompt=True)
-    return text
+    return processor.apply_chat_template(chat, add_generation_prompt=True)
 
 
 def _image(seed: int) -> Image.Image:

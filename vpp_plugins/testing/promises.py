@@ -1,4 +1,7 @@
-"""The promises, one function each: it returns where the promise holds, and raises Broken or Skipped otherwise."""
+"""The promises, one function each: it returns where the promise holds, and raises Broken or Skipped otherwise.
+
+The host or its reference runs, and what they make is compared bit for bit; one sentence says what differs.
+"""
 
 import copy
 import functools
@@ -8,17 +11,124 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpp_plugins import plugins
-from vpp_plugins.attach import detach_vpp, load_vpp, save_vpp, vpp_disabled
+from vpp_plugins.attach import NeverTokens, detach_vpp, load_vpp, save_vpp, vpp_disabled
 from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.prompts import TOKEN
-from vpp_plugins.testing.fingerprint import assert_same, fingerprint
-from vpp_plugins.testing.fixture import Fixture, Inputs, sample_inputs
-from vpp_plugins.testing.outcome import Skipped, expect, first_line, generate, reference_answer, run, same
-from vpp_plugins.testing.toy import ToyGenerator
+from vpp_plugins.testing.fixture import Fixture, Inputs, ToyGenerator, sample_inputs
+from vpp_plugins.testing.reference_host import ReferenceHost
+
+
+class Broken(AssertionError):  # noqa: N818 - its name is what it says
+    """A promise does not hold."""
+
+
+class Skipped(Exception):  # noqa: N818 - it is no error
+    """The bare host itself cannot do what the promise is about, or VPP and its reference refuse to in words."""
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise Broken, with the sentence, unless it holds."""
+    if not holds:
+        raise Broken(otherwise)
+
+
+def reference_answer(
+    fixture: Fixture, reference: ReferenceHost, ask: Callable[[Any], Any], ours: Callable[[], Any]
+) -> Any:
+    """Return what the reference answers.
+
+    Raises Skipped where VPP refuses too, or the bare host fails in the same way: the promise is not VPP's to keep.
+    """
+    try:
+        return ask(reference.model)
+    except VPPError:
+        try:
+            ours()
+        except VPPError as refusal:
+            raise Skipped(f"VPP refuses it: {refusal}") from refusal
+        raise
+    except Exception:
+        try:
+            ask(copy.deepcopy(fixture.bare))
+        except Exception as error:
+            raise Skipped(f"the bare host itself fails: {first_line(error)}") from error
+        raise
+
+
+def first_line(error: Exception) -> str:
+    """Return the error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+@torch.no_grad()
+def run(fixture: Fixture, model: Any, inputs: Inputs) -> Any:
+    """Run a forward."""
+    return fixture.seeded(model, **inputs)
+
+
+def generate(fixture: Fixture, model: Any, inputs: Inputs, never: list[int], kwargs: Mapping[str, Any]) -> Tensor:
+    """Run generate, with answers in which none of the ids `never` is."""
+    from transformers import LogitsProcessorList
+
+    settings: dict[str, Any] = {}
+    if never:  # Janus loses the processors on the way, and diffusion models have no such setting
+        settings = {"suppress_tokens": never, "logits_processor": LogitsProcessorList([NeverTokens(never)])}
+    answers = fixture.seeded(model.generate, **inputs, **settings, **kwargs)
+    return answers if isinstance(answers, Tensor) else answers.sequences
+
+
+def same(ours: Tensor, expected: Tensor, inputs: Inputs, what: str) -> None:
+    """Compare logits bit for bit, where the inputs are no padding."""
+    expect(ours.shape == expected.shape, f"{what} are {list(ours.shape)} instead of {list(expected.shape)}")
+    mask = inputs.get("attention_mask")
+    if mask is not None and mask.shape == ours.shape[:2]:
+        ours, expected = ours[mask.bool()], expected[mask.bool()]
+    differ = (ours != expected) & ~(ours.isnan() & expected.isnan())
+    if differ.any():
+        most = (ours - expected).abs().nan_to_num(torch.inf).max()
+        raise Broken(f"{what} differ at {int(differ.sum())} of {differ.numel()} places, by up to {most:.3g}")
+
+
+def fingerprint(model: Any) -> dict[str, Any]:
+    """Return everything by which a host could differ from what it was: class, weights, attributes, hooks, settings."""
+    modules = {
+        name: {
+            "class": type(module),
+            "attributes": sorted(module.__dict__),
+            "plain values": {k: v for k, v in module.__dict__.items() if isinstance(v, bool | int | float | str)},
+            "hooks": _hooks(module),
+        }
+        for name, module in model.named_modules()
+    }
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    configs = (model.config.to_dict(), model.generation_config.to_dict())
+    return {"modules": modules, "weights": weights, "trainable": trainable, "configs": configs}
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise AssertionError where two fingerprints differ, naming what does; weights are compared bit for bit."""
+    for part in ("modules", "trainable"):
+        names = sorted(found[part].keys() ^ expected[part].keys())
+        assert not names, f"{part} that only one of the two has: {', '.join(names[:3])}"
+        for name, value in expected[part].items():
+            assert found[part][name] == value, f"{part} of '{name}': {found[part][name]} instead of {value}"
+    assert found["configs"] == expected["configs"], "the configurations differ"
+    assert list(found["weights"]) == list(expected["weights"]), "the state dicts have other names"
+    for name, weight in expected["weights"].items():
+        assert torch.equal(found["weights"][name], weight), f"the weight '{name}' differs"
+
+
+def _hooks(module: nn.Module) -> dict[str, list[Any]]:
+    """Name the hooks of every kind: transformers makes a new closure of one name wherever it records outputs."""
+    kinds = {kind: hooks for kind, hooks in module.__dict__.items() if "hooks" in kind and isinstance(hooks, dict)}
+    return {kind: [h.__qualname__ if callable(h) else h for h in hooks.values()] for kind, hooks in kinds.items()}
+
 
 NEW_TOKENS = 4
 DECODERS: Mapping[str, Mapping[str, Any]] = {
@@ -217,8 +327,7 @@ def _labels(fixture: Fixture, inputs: Inputs) -> Tensor:
 
 
 def _tail(answers: Tensor) -> list[list[int]]:
-    tail: list[list[int]] = answers[:, -NEW_TOKENS:].tolist()
-    return tail
+    return answers[:, -NEW_TOKENS:].tolist()
 
 
 def _texts(inputs: Inputs) -> list[list[int]]:

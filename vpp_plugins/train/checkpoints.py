@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import check_manifest, read_safetensors
+from vpp_plugins.files import check_manifest, read_safetensors, why_unwritable
 
 FINAL = "final"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -157,9 +156,5 @@ def check_weights(folder: Path) -> None:
 
 def check_writable(folder: Path) -> None:
     """Make the folder if need be, and raise VPPError where it cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise VPPError(f"output_dir '{folder}' cannot be written ({error.strerror}): choose another folder.") from None
+    if reason := why_unwritable(folder):
+        raise VPPError(f"output_dir '{folder}' cannot be written ({reason}): choose another folder.")

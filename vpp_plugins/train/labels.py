@@ -87,9 +87,9 @@ def label_answers(
         )
     labels = torch.full_like(input_ids, IGNORED)
     segments = chat_segments(chat, tokenizer, image_token)
-    searched, truncated = _Searched(input_ids.tolist()), False
+    text, start, length, truncated = _as_text(input_ids.tolist()), 0, 0, False
     for number, segment in enumerate(segments):
-        start, length = searched.find(segment.ids, last=number == len(segments) - 1)
+        start, length = _find(segment.ids, text, start + length, last=number == len(segments) - 1)
         learned = torch.tensor(segment.learned[:length])
         labels[start : start + length] = torch.where(learned, input_ids[start : start + length], IGNORED)
         if length < len(segment.ids):
@@ -153,30 +153,22 @@ def chat_segments(chat: RenderedChat, tokenizer: Any, image_token: str | None) -
     return [segment for segment in [*segments, current] if segment.ids]
 
 
-class _Searched:
-    """Ids in which segments are found one after the other."""
+def _find(ids: list[int], text: str, start: int, *, last: bool) -> tuple[int, int]:
+    """Return where a segment begins from `start` on, and how much of it is there before the text of all ids ends.
 
-    def __init__(self, ids: list[int]) -> None:
-        self.text = _as_text(ids)
-        self.start = 0
-
-    def find(self, ids: list[int], *, last: bool) -> tuple[int, int]:
-        """Return where the segment begins, and how much of it is there before the ids end.
-
-        The last one is searched from the end: inside an image's run, what stands between two rows may look like it.
-        """
-        wanted = _as_text(ids)
-        found = self.text.rfind(wanted, self.start) if last else self.text.find(wanted, self.start)
-        if found >= 0:
-            self.start = found + len(wanted)
-            return found, len(wanted)
-        for length in range(min(len(wanted) - 1, len(self.text) - self.start), 0, -1):
-            if self.text.endswith(wanted[:length]):
-                return len(self.text) - length, length
-        raise VPPError(
-            f"the text of the chat is not in input_ids: {len(ids)} ids were searched among {len(self.text)}. Pass the "
-            "ids of this very chat, unpadded, and the image_token that the processor replaces in it."
-        )
+    The last one is searched from the end: inside an image's run, what stands between two rows may look like it.
+    """
+    wanted = _as_text(ids)
+    found = text.rfind(wanted, start) if last else text.find(wanted, start)
+    if found >= 0:
+        return found, len(wanted)
+    for length in range(min(len(wanted) - 1, len(text) - start), 0, -1):
+        if text.endswith(wanted[:length]):
+            return len(text) - length, length
+    raise VPPError(
+        f"the text of the chat is not in input_ids: {len(ids)} ids were searched among {len(text)}. Pass the ids of "
+        "this very chat, unpadded, and the image_token that the processor replaces in it."
+    )
 
 
 def _as_text(ids: list[int]) -> str:

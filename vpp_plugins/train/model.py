@@ -11,8 +11,8 @@ from torch import nn
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.files import check_weights_listed
-from vpp_plugins.pocket import register_pocket, untrained_pocket
+from vpp_plugins.evaluate import load_pretrained
+from vpp_plugins.pocket import untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import PARTS, Part, choose_parts, lora_targets, parameter_groups
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
@@ -24,27 +24,16 @@ DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 
 def load_host(recipe: Recipe) -> tuple[Any, Any]:
     """Load the recipe's host and its processor from a folder or hub id; "pocket" is the untrained pocket model."""
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
     if recipe.model == POCKET:
         _check_pocket(recipe)
         seed = int(recipe.trainer.get("seed", 0))
         return untrained_pocket(_prompts(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
-    register_pocket()  # a pocket model that was trained before lies in a folder like any other
-    check_weights_listed(Path(recipe.model))
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
     if recipe.load_in_4bit:
         options["quantization_config"] = _four_bits(recipe)
-    try:
-        host = AutoModelForImageTextToText.from_pretrained(recipe.model, **options)
-        processor = AutoProcessor.from_pretrained(recipe.processor or recipe.model)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise VPPError(
-            f"'{recipe.model}' could not be loaded as an image-text-to-text model ({first}): name a folder or a hub id."
-        ) from None
+    host, processor = load_pretrained(recipe.model, recipe.processor, **options)
     if recipe.load_in_4bit:
         from peft import prepare_model_for_kbit_training
 

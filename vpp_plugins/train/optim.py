@@ -52,8 +52,7 @@ def build_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     from timm.optim.muon import Muon
 
     rates: dict[str, Any] = {"adjust_lr_fn": "match_rms_adamw", "fallback_lr_scale": ADAMW_SHARE}
-    optimizer: torch.optim.Optimizer = Muon(groups, nesterov=True, betas=(0.9, 0.95), **rates)
-    return optimizer
+    return Muon(groups, nesterov=True, betas=(0.9, 0.95), **rates)
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from vpp_plugins.data import LoadedSample
 from vpp_plugins.errors import VPPError
@@ -58,7 +59,7 @@ class PackingCollator(Collator):
             packed.append(self._packed(ids, labels, row))
         names, pads = ("input_ids", "labels", "position_ids", "turns"), (self._pad_id, IGNORED, 0, PADDING)
         padded = {
-            name: torch.nn.utils.rnn.pad_sequence([parts[name] for parts in packed], True, pad)
+            name: pad_sequence([parts[name] for parts in packed], True, pad)
             for name, pad in zip(names, pads, strict=True)
         }
         return {**first, **padded, "attention_mask": packed_mask(padded.pop("turns"))}
@@ -132,26 +133,21 @@ class Packed:
 
 def pack(prefix: Sequence[int], questions: Sequence[Sequence[Segment]], pad_id: int) -> Packed:
     """Pack each image's questions behind the prefix, whose image and prompt placeholders every image shares."""
-    start = len(prefix)
-    length = max(start + sum(len(segment.ids) for segment in per_image) for per_image in questions)
-    ids = torch.full((len(questions), length), pad_id)
-    positions = torch.zeros_like(ids)
-    labels = torch.full_like(ids, IGNORE)
-    segments = torch.full_like(ids, -1)
-    ids[:, :start] = torch.tensor(prefix)
-    positions[:, :start] = torch.arange(start)
-    segments[:, :start] = 0
-    for row, per_image in enumerate(questions):
-        at = start
-        for number, segment in enumerate(per_image, start=1):
-            end = at + len(segment.ids)
-            content = torch.tensor(segment.ids)
-            ids[row, at:end] = content
-            positions[row, at:end] = torch.arange(start, start + len(segment.ids))
-            segments[row, at:end] = number
-            labels[row, at + segment.answer - 1 : end - 1] = content[segment.answer :]
-            at = end
-    return Packed(ids, positions, labels, segments)
+    rows = [_packed_row(prefix, per_image) for per_image in questions]
+    pads = (pad_id, 0, IGNORE, PADDING)
+    return Packed(*(pad_sequence(column, True, pad) for column, pad in zip(zip(*rows, strict=True), pads, strict=True)))
+
+
+def _packed_row(prefix: Sequence[int], segments: Sequence[Segment]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return ids, positions, labels and segments of one image's sequence."""
+    start, lengths = len(prefix), [len(segment.ids) for segment in segments]
+    ids, labels = [*prefix], [IGNORE] * start
+    for segment in segments:
+        ids += segment.ids
+        learned = [*[IGNORE] * segment.answer, *segment.ids[segment.answer :]]
+        labels += [*learned[1:], IGNORE]
+    positions = torch.cat([torch.arange(start), *(start + torch.arange(length) for length in lengths)])
+    return torch.tensor(ids), positions, torch.tensor(labels), torch.repeat_interleave(torch.tensor([start, *lengths]))
 
 
 def forward_packed(
@@ -175,8 +171,7 @@ def forward_packed(
     output = llava.language_model(
         inputs_embeds=embeddings, attention_mask=packed.mask(), position_ids=packed.position_ids, use_cache=False
     )
-    hidden: Tensor = output.last_hidden_state
-    return hidden
+    return output.last_hidden_state
 
 
 def _place(embeddings: Tensor, where: Tensor, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ REASONS: Mapping[str, str] = {
     "vpp.projector": "placeholders are not in input_ids, so that its features enter nowhere",
 }
 """Why a part usually gets no gradient."""
+LONG = 4
+"""Tokens of one kind in a row that are counted, not written out."""
 Groups = Sequence[Mapping[str, Any]]
 
 
@@ -115,24 +118,13 @@ def token_string(
     `[("<s>USER: ", False), ("<image> x 576", False), ..., ("[0.1, 0.2]</s>", True)]`
     """
     pieces: list[tuple[str, bool]] = []
-    start = 0
-    while start < len(ids):
-        end = start + 1
-        while end < len(ids) and ids[end] == ids[start]:
-            end += 1
-        if end - start >= 4:
-            pieces.append((f"{tokenizer.convert_ids_to_tokens(int(ids[start]))} x {end - start}", False))
-            start = end
-            continue
-        learned = bool(labels[start] != IGNORED)
-        end = start + 1
-        while end < len(ids) and bool(labels[end] != IGNORED) is learned and not _begins_run(ids, end):
-            end += 1
-        pieces.append((tokenizer.decode(ids[start:end], skip_special_tokens=False), learned))
-        start = end
+    tokens, learned = ids.tolist(), (labels != IGNORED).tolist()
+    runs = [[*run] for _, run in groupby(range(len(ids)), key=tokens.__getitem__)]
+    long = {at: run[0] for run in runs if len(run) >= LONG for at in run}
+    for (start, is_learned), places in groupby(range(len(ids)), key=lambda at: (long.get(at), learned[at])):
+        part = ids[[*places]]
+        if start is None:
+            pieces.append((tokenizer.decode(part, skip_special_tokens=False), is_learned))
+        else:
+            pieces.append((f"{tokenizer.convert_ids_to_tokens(tokens[start])} x {len(part)}", False))
     return pieces
-
-
-def _begins_run(ids: Int64[Tensor, " length"], start: int) -> bool:
-    run = ids[start : start + 4]
-    return len(run) == 4 and bool((run == run[0]).all())

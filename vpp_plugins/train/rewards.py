@@ -13,6 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -178,14 +179,10 @@ def rewards(box_format: str, *, tokenizer: Any = None, threshold: float = 0.5) -
     family = codec(box_format)
     if family.text is None:
         raise VPPError(f"'{box_format}' writes points, not boxes, so IoU says nothing of it: choose another format.")
-
-    def f1_score(decoded: Decoded, truth: Sequence[BoxLike]) -> float:
-        return _f1(decoded, truth, threshold)
-
     return Rewards(
         iou=BoxReward("iou_reward", _iou, family, tokenizer),
         giou=BoxReward("giou_reward", _giou, family, tokenizer),
-        f1=BoxReward("f1_reward", f1_score, family, tokenizer),
+        f1=BoxReward("f1_reward", partial(_f1, threshold=threshold), family, tokenizer),
         format=BoxReward("format_reward", _well_written, family, tokenizer),
     )
 

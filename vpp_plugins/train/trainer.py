@@ -82,8 +82,7 @@ class VPPTrainer(Trainer):
                 own = {"params": list(loss.parameters()), "lr": loss.learning_rate(self.groups), "weight_decay": 0.0}
                 if own["params"]:
                     self.optimizer.add_param_group(own | ({"use_fallback": True} if self._muon else {}))
-        optimizer: torch.optim.Optimizer = self.optimizer
-        return optimizer
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """Give every group its part's schedule, where one has its own."""

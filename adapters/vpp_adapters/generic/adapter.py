@@ -144,5 +144,4 @@ def pad_images(processor: Any) -> None:
 
 def hidden_size(model: Any) -> int:
     """Return the width of the token embeddings."""
-    width: int = model.get_input_embeddings().weight.shape[-1]
-    return width
+    return model.get_input_embeddings().weight.shape[-1]

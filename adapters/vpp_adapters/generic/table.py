@@ -167,5 +167,4 @@ def qwen_order(vision: Any) -> Patches:
 
 
 def _setting(config: Any, name: str) -> int:
-    value: int = config.to_dict().get(name, 1)
-    return value
+    return config.to_dict().get(name, 1)

@@ -242,8 +242,7 @@ def _best(
 
     order = scores.argsort(descending=True, stable=True)
     order = order[wanted[order]][:CANDIDATES]
-    kept: Tensor = order[nms(boxes_xyxy[order], scores[order], MOST_OVERLAP)]
-    return kept
+    return order[nms(boxes_xyxy[order], scores[order], MOST_OVERLAP)]
 
 
 def _features(
@@ -258,8 +257,7 @@ def _features(
         for level, stride in zip(output.pyramid, STRIDES, strict=True)
     ]
     blocks = torch.stack([own, *(cells.mean((2, 3)) for cells in pooled)], dim=1)
-    features: Tensor = F.layer_norm(blocks, (CHANNELS,)).flatten(1)
-    return features
+    return F.layer_norm(blocks, (CHANNELS,)).flatten(1)
 
 
 def _part(queries: Float[Tensor, "*batch width"], name: str) -> Float[Tensor, "*batch part"]:

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from torch import Tensor
 from transformers import GenerationConfig, LlavaImageProcessorPil, LlavaProcessor
 
-from vpp_adapters.vpp_llava.config import expected_shapes, host_config, prompt_config
-from vpp_adapters.vpp_llava.keys import check_parts, match
+from vpp_adapters.vpp_llava.config import check_parts, expected_shapes, host_config, match, prompt_config
 from vpp_adapters.vpp_llava.reference import is_reference, read_settings
 from vpp_adapters.vpp_llava.shards import StoredTensor, opened, stored_tensors
 from vpp_adapters.vpp_llava.vicuna import IMAGE, VICUNA_V1, vicuna_tokenizer

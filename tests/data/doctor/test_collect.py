@@ -1,7 +1,6 @@
 import pytest
 
-from vpp_plugins.data.doctor.collect import Repeats
-from vpp_plugins.data.doctor.findings import Fault
+from vpp_plugins.data.doctor.collect import Fault, Repeats
 from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, Record
 from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
 

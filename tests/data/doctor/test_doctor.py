@@ -15,8 +15,8 @@ from tests.data.formats.layouts import image, lines, whole
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import ImageMeta, codec
 from vpp_plugins.data.doctor import examine
+from vpp_plugins.data.doctor.collect import Fault
 from vpp_plugins.data.doctor.doctor import DoctorReport
-from vpp_plugins.data.doctor.findings import Fault
 from vpp_plugins.data.doctor.page import write_doctor_page
 
 SHAPES = ((64, 48), (48, 64), (50, 38), (43, 64), (102, 68))

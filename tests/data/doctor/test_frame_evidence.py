@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 
 from vpp_plugins.boxes import BOX_CODECS, codec
-from vpp_plugins.data.doctor.frame_candidates import Candidate, Resize, all_candidates, declared_candidate
-from vpp_plugins.data.doctor.frame_evidence import agreement, judge
+from vpp_plugins.data.doctor.frame_evidence import (
+    Candidate,
+    Resize,
+    agreement,
+    all_candidates,
+    declared_candidate,
+    judge,
+)
 from vpp_plugins.data.record import BoxUnit
 
 SIZES = np.array([(640, 480), (480, 640), (500, 375), (427, 640), (1024, 683)], float)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vpp_plugins import VPPError
-from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
+from vpp_plugins.data.formats.refer import load_plain_pickle
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

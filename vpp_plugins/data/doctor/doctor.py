@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vpp_plugins.data.doctor.collect import Collector, Example
-from vpp_plugins.data.doctor.findings import Fault, Finding
+from vpp_plugins.data.doctor.collect import Collector, Example, Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.json_stream import progress_bar

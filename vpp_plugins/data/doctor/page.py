@@ -11,8 +11,7 @@ from PIL import Image
 from vpp_plugins.boxes import Box
 from vpp_plugins.data.doctor.collect import Example
 from vpp_plugins.data.doctor.doctor import DoctorReport
-from vpp_plugins.data.doctor.frame_candidates import Candidate
-from vpp_plugins.data.doctor.frame_evidence import ENOUGH, FrameVerdict
+from vpp_plugins.data.doctor.frame_evidence import ENOUGH, Candidate, FrameVerdict
 from vpp_plugins.data.record import image_path
 from vpp_plugins.errors import VPPError
 

@@ -4,11 +4,9 @@ Columns are those of a neutral row; `turns` is a list of structures, or their JS
 bytes. Arrow files are mapped into memory, and parquet is first written as Arrow into the cache of `datasets`.
 """
 
-import io
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from typing import Any
 from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading, text_of
 from vpp_plugins.data.json_stream import json_value
-from vpp_plugins.data.record import ROW, ImageError, Record, upright_size
-from vpp_plugins.data.sample import Issue
+from vpp_plugins.data.record import ROW, Record
+from vpp_plugins.data.sample import Issue, RefusedError
 from vpp_plugins.errors import VPPError, named_extras
 
 _OPEN = 64
@@ -29,15 +27,13 @@ def read_arrow(path: Path, reading: Reading) -> Iterator[Record]:
     for file in arrow_files(path):
         rows = _mapped(file)
         for number in range(len(rows)):
-            row = rows[number].to_pylist()[0]
-            record = _record(row, f"{file.stem}-{number}", reading)
-            if record is not None:
-                if record.image and not reading.by_place:
-                    name = reading.keep_image(record.image, _image(row) or b"", record.id)
-                    if name is None:
-                        continue
-                    record = replace(record, image=name)
-                yield replace(record, place=(file, number, ROW))
+            row, name = rows[number].to_pylist()[0], f"{file.stem}-{number}"
+            sample_id = text_of(row.get("id")) or name
+            with reading.tally.counting(sample_id):
+                record, data = _record(row, sample_id, name, reading), _image(row)
+                found = None if data is None else lambda data=data: data
+                missing = "the row holds no image's bytes"
+                yield reading.with_image(record, found, (file, number, ROW), missing=missing)
 
 
 def arrow_files(path: Path) -> list[Path]:
@@ -59,25 +55,6 @@ def row_image(file: Path, number: int) -> bytes:
     if data is None:
         raise VPPError(f"'{file}' has no image in row {number}: it was changed after it was converted.")
     return data
-
-
-@named_extras()
-def map_rows(file: Path) -> Any:
-    """Return an Arrow or parquet file as rows that are read when they are needed.
-
-    Raises VPPError where it is no such file, or `datasets` is not installed. Of a file that others wrote, see
-    `check_apart` first.
-    """
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
-
-    try:
-        if file.suffix == ".parquet":
-            return Dataset.from_parquet(str(file))
-        return Dataset.from_file(str(file))
-    except (OSError, ValueError, DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise VPPError(f"'{file}' cannot be read as rows of a data set ({reason}).") from None
 
 
 _CHECK = """
@@ -108,32 +85,19 @@ def check_apart(file: Path) -> None:
         raise VPPError(f"'{file}' {kind}cannot be read as rows of a data set ({reason}).")
 
 
-def _record(row: dict[str, Any], name: str, reading: Reading) -> Record | None:
-    """Return a row as a record, or None, counted, where it is none. `name` is for rows without an id, and images."""
-    turns, data = row["turns"], _image(row)
+def _record(row: dict[str, Any], sample_id: str, name: str, reading: Reading) -> Record:
+    """Return a row as a record; `name` is for its image where that has none."""
+    turns = row["turns"]
     if isinstance(turns, str):
         try:
             turns = json_value(turns.encode(), "turns")
         except VPPError as error:
-            reading.tally.add(Issue.BAD_FIELD, name, str(error))
-            return None
+            raise RefusedError(Issue.BAD_FIELD, str(error)) from None
     if isinstance(turns, list):  # a column has one structure for all kinds of turns, so fields that are none are empty
         turns = [{k: v for k, v in turn.items() if v is not None} if isinstance(turn, dict) else turn for turn in turns]
     said = row.get("image")
     image = (said.get("path") if isinstance(said, dict) else said) or ("" if said is None else f"{name}.image")
-    record = neutral_record({**row, "id": text_of(row.get("id")) or name, "image": image, "turns": turns}, 0, reading)
-    if record is None or not (record.image or record.boxes):
-        return record
-    if data is None:
-        reading.tally.add(Issue.NO_IMAGE, record.id, "the row holds no image's bytes")
-        return None
-    if record.size_wh is None and record.boxes:
-        try:
-            return replace(record, size_wh=upright_size(io.BytesIO(data)))
-        except ImageError:
-            reading.tally.add(Issue.NO_IMAGE, record.id, "the image cannot be read")
-            return None
-    return record
+    return neutral_record({**row, "image": image, "turns": turns}, sample_id, reading)
 
 
 def _image(row: dict[str, Any]) -> bytes | None:
@@ -154,7 +118,15 @@ def _mapped(file: Path) -> Any:
 @lru_cache(maxsize=_OPEN)
 def _looked_through(file: Path, size: int, changed_ns: int) -> Any:
     check_apart(file)
-    rows = map_rows(file)
+    with named_extras():
+        from datasets import Dataset
+        from datasets.exceptions import DatasetsError
+
+    try:
+        rows = (Dataset.from_parquet if file.suffix == ".parquet" else Dataset.from_file)(str(file))
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise VPPError(f"'{file}' cannot be read as rows of a data set ({reason}).") from None
     if "turns" not in rows.column_names:
         raise VPPError(f"'{file}' has no column 'turns', as neutral rows have; it has {', '.join(rows.column_names)}.")
     return rows.with_format("arrow")  # nothing is decoded: images stay bytes, and audio is not asked for

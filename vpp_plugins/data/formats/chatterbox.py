@@ -5,15 +5,15 @@ In CB-GRD the answer names the object and gives its box; in CB-REF the question 
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from vpp_plugins.data.formats.conversations import paired, without_marks
-from vpp_plugins.data.formats.reading import Reading, positive_size, row_id
+from vpp_plugins.data.formats.reading import Reading, positive_size
 from vpp_plugins.data.json_stream import stream_array
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, Talk, Turn, numbers_of
+from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, RefusedError, Talk, Turn, numbers_of
 
 _LEAD = "I have provided the box of "
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
@@ -40,53 +40,46 @@ def read_referring(path: Path, reading: Reading) -> Iterator[Record]:
     return _records(path, reading, _described)
 
 
-def _records(path: Path, reading: Reading, turn_of: Any) -> Iterator[Record]:
-    for number, row in enumerate(stream_array(path, "data", largest=reading.largest)):
-        sample_id = row_id(row, number)
-        image = row.get("image") if isinstance(row, dict) else None
+def _records(path: Path, reading: Reading, turn_of: Callable[[str, str], Turn]) -> Iterator[Record]:
+    def record(row: dict[str, Any], sample_id: str) -> Record:
+        image, width_height, turns = row.get("image"), row.get("image_wh"), []
         if not isinstance(image, str) or not image:
-            reading.tally.add(Issue.BAD_FIELD, sample_id, "no image")
-            continue
+            raise RefusedError(Issue.BAD_FIELD, "no image")
         if "coco" in image.lower():
-            reading.tally.add(Issue.SKIPPED_SOURCE, sample_id, image)
-            continue
-        pairs, _ = paired(row.get("conversation"), sample_id, reading)
-        turns = [turn_of(question, answer, sample_id, reading) for question, answer in pairs]
-        width_height = row.get("image_wh")
-        yield Record(
-            id=sample_id,
-            image=reading.image_name(image),
-            size_wh=positive_size(*width_height) if isinstance(width_height, list) and len(width_height) == 2 else None,
-            turns=tuple(turn for turn in turns if turn is not None),
-        )
+            raise RefusedError(Issue.SKIPPED_SOURCE, image)
+        for question, answer in paired(row.get("conversation"), sample_id, reading)[0]:
+            with reading.tally.counting(sample_id):
+                turns.append(turn_of(question, answer))
+        width, height = width_height if isinstance(width_height, list) and len(width_height) == 2 else (None, None)
+        return Record(sample_id, reading.image_name(image), positive_size(width, height), tuple(turns))
+
+    return reading.records(stream_array(path, "data", largest=reading.largest), record)
 
 
-def _located(question: str, answer: str, sample_id: str, reading: Reading) -> Turn | None:
-    boxes = _boxes(answer)
-    if len(boxes) != 1:
-        reading.tally.add(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, sample_id, answer)
-        return None
-    (start, numbers), named = boxes[0], answer
-    return Locate(_expression(named[:start]), (numbers,))
+def _located(question: str, answer: str) -> Turn:
+    start, numbers = _only_box(answer)
+    return Locate(_expression(answer[:start]), (numbers,))
 
 
-def _located_like_reference(question: str, answer: str, sample_id: str, reading: Reading) -> Turn | None:
+def _located_like_reference(question: str, answer: str) -> Turn:
     sentences = answer.split(".")
     if len(sentences) < 2:  # the reference stops with an IndexError here
-        reading.tally.add(Issue.NO_BOX, sample_id, answer)
-        return None
+        raise RefusedError(Issue.NO_BOX, answer)
     boxes = _boxes(sentences[1])
     if not boxes:
         return Talk(question, answer)
     return Locate(sentences[0].replace(_LEAD, ""), (boxes[0][1],))
 
 
-def _described(question: str, answer: str, sample_id: str, reading: Reading) -> Turn | None:
-    boxes = _boxes(question)
+def _described(question: str, answer: str) -> Turn:
+    return Describe((_only_box(question)[1],), answer)
+
+
+def _only_box(text: str) -> tuple[int, Numbers]:
+    boxes = _boxes(text)
     if len(boxes) != 1:
-        reading.tally.add(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, sample_id, question)
-        return None
-    return Describe((boxes[0][1],), answer)
+        raise RefusedError(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, text)
+    return boxes[0]
 
 
 def _expression(before: str) -> str:

@@ -5,17 +5,17 @@ training files have the same layout with their families' boxes.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vpp_plugins.boxes import BOX_CODECS, BoxCodec, shown_box
 from vpp_plugins.data.dialogue import IMAGE, Phrases
-from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size, row_id
+from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import BoxUnit, Record
-from vpp_plugins.data.sample import Issue, Locate, Sample, Talk, Tally, Turn
+from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 
 _ASKS = frozenset({"human", "user"})
@@ -26,12 +26,7 @@ _REGION = re.compile(r"\[(\d+\.\d+(?:\s*,\s*\d+\.\d+)*)\]")
 
 def read_conversations(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per dialogue. Boxes are numbers of the family `reading.family`."""
-    phrases = Phrases(_codec(reading.family), reading.pixels)
-    unit = phrases.unit  # one object for all: the doctor groups by it
-    for number, row in enumerate(stream_records(path, largest=reading.largest)):
-        record = conversation_record(row, number, reading, phrases, unit)
-        if record is not None:
-            yield record
+    return _read(path, reading, selects=lambda row: True)
 
 
 def read_llava_grounding(path: Path, reading: Reading) -> Iterator[Record]:
@@ -39,31 +34,28 @@ def read_llava_grounding(path: Path, reading: Reading) -> Iterator[Record]:
 
     The rule also matches lists that are not four numbers long; such lists stay text and are counted.
     """
+    return _read(path, reading, selects=_holds_region)
+
+
+def _read(path: Path, reading: Reading, *, selects: Callable[[Any], bool]) -> Iterator[Record]:
     phrases = Phrases(_codec(reading.family), reading.pixels)
     unit = phrases.unit  # one object for all: the doctor groups by it
-    for number, row in enumerate(stream_records(path, largest=reading.largest)):
-        if not _holds_region(row):
-            reading.tally.add(Issue.NOT_SELECTED, row_id(row, number))
-            continue
-        record = conversation_record(row, number, reading, phrases, unit)
-        if record is not None:
-            yield record
+
+    def record(row: dict[str, Any], sample_id: str) -> Record:
+        if not selects(row):
+            raise RefusedError(Issue.NOT_SELECTED)
+        return conversation_record(row, sample_id, reading, phrases, unit)
+
+    return reading.records(stream_records(path, largest=reading.largest), record)
 
 
 def conversation_record(
-    row: Any, number: int, reading: Reading, phrases: Phrases, unit: BoxUnit | BoxCodec
-) -> Record | None:
-    """Return one dialogue as a record, or None, counted, where it is none."""
-    sample_id = row_id(row, number)
-    if not isinstance(row, dict):
-        reading.tally.add(Issue.BAD_FIELD, sample_id, "not an object")
-        return None
-    image = image_of(row, sample_id, reading)
-    if image is None:
-        return None
+    row: dict[str, Any], sample_id: str, reading: Reading, phrases: Phrases, unit: BoxUnit | BoxCodec
+) -> Record:
+    """Return one dialogue as a record; raises RefusedError where it is none."""
+    image = image_of(row, reading)
     pairs, marks = paired(row.get("conversations"), sample_id, reading)
-    if unnamed(image, marks, sample_id, reading):
-        return None
+    check_named(image, marks)
     if image:
         turns: list[Turn | None] = [phrases.read(asked, said, sample_id, reading.tally) for asked, said in pairs]
     else:
@@ -96,12 +88,10 @@ def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[
     return pairs, tuple(marks)
 
 
-def unnamed(image: str, marks: tuple[int, ...], sample_id: str, reading: Reading) -> bool:
-    """Whether a dialogue says `<image>` and names none, which is counted: what it is about is not there."""
-    if image or not any(marks):
-        return False
-    reading.tally.add(Issue.IMAGE_UNNAMED, sample_id)
-    return True
+def check_named(image: str, marks: tuple[int, ...]) -> None:
+    """Raise RefusedError where a dialogue says `<image>` and names none: what it is about is not there."""
+    if not image and any(marks):
+        raise RefusedError(Issue.IMAGE_UNNAMED)
 
 
 def without_marks(text: str) -> str:
@@ -157,8 +147,8 @@ def conversation(sample: Sample, phrases: Phrases, *, marks_like_reference: bool
     return {**head, "conversations": messages}
 
 
-def _holds_region(row: Any) -> bool:
-    messages = row.get("conversations") if isinstance(row, dict) else None
+def _holds_region(row: dict[str, Any]) -> bool:
+    messages = row.get("conversations")
     return isinstance(messages, list) and any(_REGION.search(names_of(message)[1]) for message in messages)
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from vpp_plugins.data.formats.arrow import check_apart
 from vpp_plugins.data.formats.reading import Reading, text_of
-from vpp_plugins.data.record import PIXELS_XYWH, ImageError, Record, check_name
-from vpp_plugins.data.sample import Issue, Locate, numbers_of
-from vpp_plugins.errors import VPPError
+from vpp_plugins.data.record import PIXELS_XYWH, Record, check_name
+from vpp_plugins.data.sample import Issue, Locate, RefusedError, numbers_of
+from vpp_plugins.errors import VPPError, named_extras
 
 _ANNOTATION = re.compile(r"\A(COCO_\w+_\d{12})_\d+(\.\w+)\Z")
 _ROWS = 64
@@ -36,12 +36,14 @@ def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
             if not row_id or row_id in ids:  # each split counts from 0
                 row_id = f"{file.stem}#{number}"
             ids.add(row_id)
-            yield from _records(row, row_id, reading)
+            with reading.tally.counting(row_id):
+                yield from _records(row, row_id, reading)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    parquet = _parquet()
-    import pyarrow as pa
+    with named_extras("eval"):
+        import pyarrow as pa
+        from pyarrow import parquet
 
     if path.is_file():
         check_apart(path)
@@ -61,30 +63,15 @@ def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Rec
     data = loaded_image.get("bytes") if isinstance(loaded_image, dict) else None
     expressions = [row["answer"]] if isinstance(row.get("answer"), str) else row.get("answer")
     if not isinstance(name, str) or numbers is None or not isinstance(data, bytes) or not isinstance(expressions, list):
-        reading.tally.add(Issue.BAD_FIELD, row_id, "file_name, image, answer or bbox")
-        return
+        raise RefusedError(Issue.BAD_FIELD, "file_name, image, answer or bbox")
     name = reading.image_name(_ANNOTATION.sub(r"\1\2", name))
+    check_name(name)
     try:
-        check_name(name)
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-        kept = reading.keep_image(name, data, row_id)
-        if kept is None:
-            return
-    except ImageError as error:
-        reading.tally.add(Issue.UNSAFE_PATH, row_id, str(error))
-        return
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reading.tally.add(Issue.NO_IMAGE, row_id, str(error))
-        return
+        raise RefusedError(Issue.NO_IMAGE, str(error)) from None
+    kept = reading.keep_image(name, data, row_id)
     for number, expression in enumerate(expressions):
         turn = Locate(text_of(expression), (numbers,))
         yield Record(f"{row_id}-{number}", kept, size, (turn,), PIXELS_XYWH, split=reading.split)
-
-
-def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ModuleNotFoundError:
-        raise VPPError("Parquet files need pyarrow: pip install 'vpp-plugins[eval]'.") from None
-    return parquet

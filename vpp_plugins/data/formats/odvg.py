@@ -10,25 +10,24 @@ from typing import Any
 from vpp_plugins.data.formats.reading import Reading, Writing, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Issue, Locate, Numbers, Sample, numbers_of
+from vpp_plugins.data.sample import Issue, Locate, Numbers, RefusedError, Sample, numbers_of
 
 
 def read_odvg(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per line: a Locate per phrase, or per category with all its boxes."""
-    for number, row in enumerate(stream_lines(path, largest=reading.largest)):
+
+    def record(row: dict[str, Any], sample_id: str) -> Record:
         found = _regions(row)
         if found is None or not isinstance(row.get("filename"), str) or not row["filename"]:
-            reading.tally.add(Issue.BAD_FIELD, f"#{number}", "filename, grounding or detection")
-            continue
+            raise RefusedError(Issue.BAD_FIELD, "filename, grounding or detection")
         boxes: dict[str, list[Numbers]] = {}
         for phrase, numbers in found:
             boxes.setdefault(phrase, []).extend(numbers)
-        yield Record(
-            id=f"#{number}",
-            image=reading.image_name(row["filename"]),
-            size_wh=positive_size(row.get("width"), row.get("height")),
-            turns=tuple(Locate(phrase, tuple(numbers)) for phrase, numbers in boxes.items()),
-        )
+        turns = tuple(Locate(phrase, tuple(numbers)) for phrase, numbers in boxes.items())
+        size_wh = positive_size(row.get("width"), row.get("height"))
+        return Record(sample_id, reading.image_name(row["filename"]), size_wh, turns)
+
+    return reading.records(stream_lines(path, largest=reading.largest), record, key="")
 
 
 def _regions(row: Any) -> list[tuple[str, list[Numbers]]] | None:

@@ -4,14 +4,15 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
-from vpp_plugins.data.record import ImageError, PixelBudget, image_path
-from vpp_plugins.data.sample import Issue, Sample, Tally, Turn
+from vpp_plugins.data.record import ImageError, PixelBudget, Record, image_path, upright_size
+from vpp_plugins.data.sample import Issue, RefusedError, Sample, Tally, Turn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 
@@ -45,12 +46,43 @@ class Reading:
         """Return the name of an image below its folder."""
         return self.image_prefix + name.removeprefix(self.strip_prefix) if name else ""
 
-    def keep_image(self, name: str, data: bytes, sample_id: str) -> str | None:
+    def records(
+        self, rows: Iterable[Any], record: Callable[[Any, str], Record], *, key: str = "id"
+    ) -> Iterator[Record]:
+        """Yield the record of each row, an object, by its id, which stands under `key`; what is refused is counted."""
+        for number, row in enumerate(rows):
+            sample_id = row_id(row, number, key)
+            with self.tally.counting(sample_id):
+                if not isinstance(row, dict):
+                    raise RefusedError(Issue.BAD_FIELD, "not an object")
+                yield record(row, sample_id)
+
+    def with_image(
+        self, record: Record, data: Callable[[], bytes] | None, place: tuple[Path, int, int], *, missing: str
+    ) -> Record:
+        """Return a record whose image lies in the data, at its place, with the image's name and its size.
+
+        Raises RefusedError where an image or boxes are named and there are no `data`, as `missing` says, or no image.
+        """
+        if not record.image and not record.boxes:
+            return record
+        if data is None:
+            raise RefusedError(Issue.NO_IMAGE, missing)
+        size_wh = record.size_wh
+        if size_wh is None and record.boxes:
+            try:
+                size_wh = upright_size(BytesIO(data()))
+            except ImageError:
+                raise RefusedError(Issue.NO_IMAGE, "the image cannot be read") from None
+        image = record.image if self.by_place else self.keep_image(record.image, data(), record.id)
+        return replace(record, image=image, size_wh=size_wh, place=place)
+
+    def keep_image(self, name: str, data: bytes, sample_id: str) -> str:
         """Return the name of an image that lies in the data, and write it to `images_to`, where that is given.
 
         The name gets a number, which is counted, where another image has it, in the data or in that folder. A name
-        that leaves the folder stays as it is, and is counted when its record becomes a sample. None, counted, for a
-        name that no file can have: too long, or with another image's file as its folder.
+        that leaves the folder stays as it is, and is refused when its record becomes a sample. Raises RefusedError for
+        a name that no file can have: too long, or with another image's file as its folder.
         """
         digest, free, number = hashlib.sha256(data).digest()[:16], name, 1
         try:
@@ -63,8 +95,7 @@ class Reading:
         except (OSError, UnicodeError) as error:
             if isinstance(error, OSError) and error.errno not in _NO_NAMES:
                 raise
-            self.tally.add(Issue.NO_IMAGE, sample_id, f"no file can be called so ({error})")
-            return None
+            raise RefusedError(Issue.NO_IMAGE, f"no file can be called so ({error})") from None
         if number > 1:
             self.tally.add(Issue.IMAGE_RENAMED, sample_id, f"{name} is {free}")
         return free
@@ -155,9 +186,9 @@ def json_bytes(value: Any) -> bytes:
         return json.dumps(value, allow_nan=False).encode()
 
 
-def row_id(row: Any, number: int) -> str:
+def row_id(row: Any, number: int, key: str = "id") -> str:
     """Return what a row calls itself, or its place in the file."""
-    return text_of(row.get("id")) if isinstance(row, dict) and text_of(row.get("id")) else f"#{number}"
+    return (text_of(row.get(key)) if isinstance(row, dict) else "") or f"#{number}"
 
 
 _IMAGE_FILE = re.compile(
@@ -165,10 +196,10 @@ _IMAGE_FILE = re.compile(
 )
 
 
-def image_of(row: Mapping[str, Any], sample_id: str, reading: Reading) -> str | None:
+def image_of(row: Mapping[str, Any], reading: Reading) -> str:
     """Return the one image that a row names under "image" or "images", or "" where it names none anywhere.
 
-    None, counted, where it names several, what is no name, or an image under a key that is not read.
+    Raises RefusedError where it names several, what is no name, or an image under a key that is not read.
     """
     given = [row[key] for key in ("image", "images") if row.get(key) not in (None, "", [])]
     lists = [value if isinstance(value, list) else [value] for value in given]
@@ -176,13 +207,11 @@ def image_of(row: Mapping[str, Any], sample_id: str, reading: Reading) -> str | 
     if not found:
         other = next((key for key, value in row.items() if not key.endswith("id") and _is_image(value)), None)
         if other is not None:
-            reading.tally.add(Issue.BAD_FIELD, sample_id, f"the image is named under '{other}': call it 'image'")
-            return None
+            raise RefusedError(Issue.BAD_FIELD, f"the image is named under '{other}': call it 'image'")
         return ""
     name = found[0].get("path") if isinstance(found[0], dict) else found[0]
     if len(found) > 1 or not isinstance(name, str) or not name:
-        reading.tally.add(Issue.BAD_FIELD, sample_id, "image is not one path")
-        return None
+        raise RefusedError(Issue.BAD_FIELD, "image is not one path")
     return reading.image_name(name)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from vpp_plugins.data.formats.reading import Reading, Writing, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Issue, Locate, Sample, numbers_of
+from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, numbers_of
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,18 @@ class RowFormat:
 
     def read(self, path: Path, reading: Reading) -> Iterator[Record]:
         """Yield a record per line."""
-        for number, row in enumerate(stream_lines(path, largest=reading.largest)):
-            record = self._record(row, number, reading)
-            if record is not None:
-                yield record
+        rows = stream_lines(path, largest=reading.largest)
+        return reading.records(rows, lambda row, sample_id: self._record(row, sample_id, reading), key=self.id)
 
     def write(self, samples: Iterable[Sample], writing: Writing) -> None:
         """Write a line for each expression with one box."""
         writing.write_lines(self._rows(samples, writing))
 
-    def _record(self, row: Any, number: int, reading: Reading) -> Record | None:
-        sample_id = f"#{number}"
-        if isinstance(row, dict) and self.id and text_of(row.get(self.id)):
-            sample_id = text_of(row.get(self.id))
-        if not isinstance(row, dict):
-            reading.tally.add(Issue.BAD_FIELD, sample_id, "not an object")
-            return None
+    def _record(self, row: dict[str, Any], sample_id: str, reading: Reading) -> Record:
         image, expression = row.get(self.image), text_of(row.get(self.expression))
         numbers = numbers_of(row.get(self.box))
         if not isinstance(image, str) or not image or numbers is None:
-            reading.tally.add(Issue.BAD_FIELD, sample_id, self.box if image else self.image)
-            return None
+            raise RefusedError(Issue.BAD_FIELD, self.box if image else self.image)
         return Record(
             id=sample_id,
             image=reading.image_name(image),

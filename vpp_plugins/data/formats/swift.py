@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import paired, unnamed
-from vpp_plugins.data.formats.reading import Reading, Writing, image_of, row_id, text_of
+from vpp_plugins.data.formats.conversations import check_named, paired
+from vpp_plugins.data.formats.reading import Reading, Writing, image_of, text_of
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import PIXELS, RELATIVE, Record
-from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, Sample, Talk, Turn, numbers_of
+from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, RefusedError, Sample, Talk, Turn, numbers_of
 
 _REF = "<ref-object>"
 _QUESTION = f"Please provide the bounding box coordinate of the region this sentence describes: {_REF}."
@@ -22,40 +22,30 @@ _REGION = f"Please provide a short description for this region: {BOX}."
 
 def read_swift(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per line. A question with one reference, answered by boxes alone, is a Locate."""
-    for number, row in enumerate(stream_records(path, largest=reading.largest)):
-        sample_id = row_id(row, number)
-        record = _record(row, sample_id, reading) if isinstance(row, dict) else _refused(sample_id, reading)
-        if record is not None:
-            yield record
+    rows = stream_records(path, largest=reading.largest)
+    return reading.records(rows, lambda row, sample_id: _record(row, sample_id, reading))
 
 
-def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record | None:
-    image, objects = image_of(row, sample_id, reading), row.get("objects", {})
-    if image is None:
-        return None
+def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record:
+    image, objects = image_of(row, reading), row.get("objects", {})
+    refused = RefusedError(Issue.BAD_FIELD, "messages or objects")
     if not isinstance(objects, dict):
-        return _refused(sample_id, reading)
+        raise refused
     kind = objects.get("bbox_type", "real")
     refs, listed = objects.get("ref", []), objects.get("bbox", [])
     if kind not in ("real", "norm1") or not isinstance(refs, list) or not isinstance(listed, list):
-        return _refused(sample_id, reading)
+        raise refused
     names = [text_of(name) for name in refs]
     boxes = [numbers_of(box) for box in listed]
     pairs, marks = paired(row.get("messages"), sample_id, reading)
     said = "".join(question + answer for question, answer in pairs)
     if None in boxes or (said.count(_REF), said.count(BOX)) != (len(names), len(boxes)):
-        return _refused(sample_id, reading)
-    if unnamed(image, marks, sample_id, reading):
-        return None
+        raise refused
+    check_named(image, marks)
     waiting_names, waiting_boxes = iter(names), iter([box for box in boxes if box is not None])
     turns = [_turn(question, answer, waiting_names, waiting_boxes) for question, answer in pairs]
     unit = RELATIVE if kind == "norm1" else PIXELS
     return Record(sample_id, image, None, tuple(turns), unit, image_marks=marks)
-
-
-def _refused(sample_id: str, reading: Reading) -> Record | None:
-    reading.tally.add(Issue.BAD_FIELD, sample_id, "messages or objects")
-    return None
 
 
 def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numbers]) -> Turn:

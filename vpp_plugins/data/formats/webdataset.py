@@ -8,15 +8,16 @@ import io
 import re
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from vpp_plugins.data.formats.neutral import neutral_record
 from vpp_plugins.data.formats.reading import Reading, Writing, json_bytes, text_of
 from vpp_plugins.data.json_stream import json_value
-from vpp_plugins.data.record import ImageError, Record, image_path, upright_size
-from vpp_plugins.data.sample import Issue, Sample
+from vpp_plugins.data.record import ImageError, Record, image_path
+from vpp_plugins.data.sample import Issue, RefusedError, Sample
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file, whole_folder
 
@@ -54,58 +55,37 @@ def read_webdataset(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per sample; images are written to `reading.images_to` where it is given."""
     for shard in shard_paths(path):
         for packed in tar_samples(shard):
-            record = _record(packed, reading)
-            if record is not None:
-                if record.image:
-                    start, length = packed.members[packed.image]
-                    record = replace(record, place=(shard, start, length))
-                    if not reading.by_place:
-                        name = reading.keep_image(record.image, packed.read(packed.image), record.id)
-                        if name is None:
-                            continue
-                        record = replace(record, image=name)
-                yield record
+            with reading.tally.counting(packed.key):
+                row = _row(packed, reading.largest)
+                with reading.tally.counting(row["id"]):
+                    yield _record(packed, row, shard, reading)
 
 
-def _record(packed: TarSample, reading: Reading) -> Record | None:
-    """Return one sample of a shard as a record, or None, counted, where it is none.
-
-    An image has the name that the row gives it, or else its member's.
-    """
+def _row(packed: TarSample, largest: int) -> dict[str, Any]:
+    """Return one sample's row with its id; an image has the name that the row gives it, or else its member's."""
     if "json" not in packed.members:
-        reading.tally.add(Issue.BAD_FIELD, packed.key, "no .json beside it")
-        return None
-    if packed.members["json"][1] > reading.largest:
-        reading.tally.add(Issue.BAD_FIELD, packed.key, f"its .json is longer than {reading.largest:,} bytes")
-        return None
+        raise RefusedError(Issue.BAD_FIELD, "no .json beside it")
+    if packed.members["json"][1] > largest:
+        raise RefusedError(Issue.BAD_FIELD, f"its .json is longer than {largest:,} bytes")
     try:
         row = json_value(packed.read("json"), f"{packed.key}.json")
     except VPPError as error:
-        reading.tally.add(Issue.BAD_FIELD, packed.key, str(error))
-        return None
+        raise RefusedError(Issue.BAD_FIELD, str(error)) from None
     if not isinstance(row, dict):
-        reading.tally.add(Issue.BAD_FIELD, packed.key, "not an object")
-        return None
+        raise RefusedError(Issue.BAD_FIELD, "not an object")
     image = f"{packed.key}.{packed.image}" if packed.image else ""
-    named = {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or image}
-    record = neutral_record(named, 0, reading)
+    return {**row, "id": text_of(row.get("id")) or packed.key, "image": row.get("image") or image}
+
+
+def _record(packed: TarSample, row: dict[str, Any], shard: Path, reading: Reading) -> Record:
+    record = neutral_record(row, row["id"], reading)
     unread = [name for name in packed.members if name.rpartition(".")[2] in _LIKE_IMAGES and name != packed.image]
-    if record is not None and unread and (record.image or not packed.image):
+    if unread and (record.image or not packed.image):
         found = f"'{packed.key}' has {packed.image or 'no image'} and {', '.join(unread)}: one image is read"
-        reading.tally.add(Issue.NO_IMAGE, record.id, found)
-        return None
-    if record is None or not (record.image or record.boxes):
-        return record
-    if not packed.image:
-        reading.tally.add(Issue.NO_IMAGE, record.id, f"'{packed.key}' has no image beside its .json")
-        return None
-    if record.size_wh is None and record.boxes:
-        try:
-            return replace(record, size_wh=upright_size(io.BytesIO(packed.read(packed.image))))
-        except ImageError:
-            reading.tally.add(Issue.NO_IMAGE, record.id, f"the image of '{packed.key}' cannot be read")
-            return None
-    return record
+        raise RefusedError(Issue.NO_IMAGE, found)
+    data = (lambda: packed.read(packed.image)) if packed.image else None
+    place = (shard, *packed.members.get(packed.image, (0, 0)))
+    return reading.with_image(record, data, place, missing=f"'{packed.key}' has no image beside its .json")
 
 
 def shard_paths(path: Path) -> list[Path]:

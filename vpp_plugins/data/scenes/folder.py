@@ -3,15 +3,14 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, overload
 
-from vpp_plugins.data.json_stream import json_value, stream_lines
+from vpp_plugins.data.json_stream import json_value, progress_bar, stream_lines
 from vpp_plugins.data.record import image_path
 from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.expressions import Expression, SceneObject
@@ -70,7 +69,7 @@ def write_scenes(
     _start_or_continue(work, manifest)
     starts = [start for start in range(0, count, _CHUNK) if not _lines_file(work, start).is_file()]
     left = sum(min(_CHUNK, count - start) for start in starts)
-    with _progress_bar(count, count - left, progress) as advance:
+    with progress_bar("Scenes", shown=progress, total=count, done=count - left) as advance:
         for written in _write_chunks(generator, work, count, starts, workers):
             advance(written)
     _finish(work, out, count)
@@ -219,17 +218,3 @@ def _finish(work: Path, out: Path, count: int) -> None:
         out.rmdir()  # an empty folder, as checked above
     (work / "scenes").rename(out)
     shutil.rmtree(work)
-
-
-@contextmanager
-def _progress_bar(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    if not shown:
-        yield lambda written: None
-        return
-    try:
-        from rich.progress import Progress
-    except ModuleNotFoundError:
-        raise VPPError("The progress bar needs rich: pip install 'vpp-plugins[demo]', or progress=False.") from None
-    with Progress() as bar:
-        task = bar.add_task("Scenes", total=total, completed=done)
-        yield lambda written: bar.advance(task, written)

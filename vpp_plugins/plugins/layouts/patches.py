@@ -59,8 +59,7 @@ class Patches:
     def _merges(self, call: Mapping[str, Any], images: int) -> list[int]:
         if isinstance(self.merge, int):
             return [self.merge] * images
-        merges: list[int] = _numbers(call, self.merge)
-        return merges
+        return _numbers(call, self.merge)
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def _asked(call: Mapping[str, Any], name: str) -> Tensor:
 
 @outside_graphs
 def _numbers(call: Mapping[str, Any], name: str) -> list[Any]:
-    numbers: list[Any] = _asked(call, name).tolist()
-    return numbers
+    return _asked(call, name).tolist()
 
 
 def _lay(

@@ -76,8 +76,7 @@ class DETR(nn.Module):
             raise VPPError(
                 f"the sides of DETR's images must be multiples of 32; got {height} x {width}. Pad or resize."
             )
-        features: Tensor = self.backbone(pixel_values.to(self.input_proj.weight.dtype))
-        return features
+        return self.backbone(pixel_values.to(self.input_proj.weight.dtype))
 
     def queries(
         self,
@@ -166,8 +165,7 @@ def build_detr(
 
 def _shrink(mask: Bool[Tensor, "images height width"], features: Tensor) -> Bool[Tensor, "images rows columns"]:
     """Return the mask at the size of the feature map, nearest, as DETR does."""
-    shrunk: Tensor = F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
-    return shrunk
+    return F.interpolate(mask[:, None].float(), size=features.shape[-2:])[:, 0].bool()
 
 
 class _Seen(NamedTuple):

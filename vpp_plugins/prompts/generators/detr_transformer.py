@@ -48,8 +48,7 @@ class MultiheadAttention(nn.Module):
         else:
             each = [query.shape[1]] * len(query) if len(query) == len(lengths) else lengths
             attended = attend_ragged(queries.flatten(0, 1)[None], keys, values, each, lengths, dropout=dropout)
-        projected: Tensor = self.out_proj(attended.reshape(query.shape))
-        return projected
+        return self.out_proj(attended.reshape(query.shape))
 
     def _project(self, *query_key_value: Tensor) -> list[Tensor]:
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
@@ -82,8 +81,7 @@ class EncoderLayer(nn.Module):
         placed = tokens + position
         tokens = self.norm1(tokens + self.dropout(self.self_attn(placed, placed, tokens, mask, lengths)))
         hidden = self.dropout(F.relu(self.linear1(tokens), inplace=True))
-        normalised: Tensor = self.norm2(tokens + self.dropout(self.linear2(hidden)))
-        return normalised
+        return self.norm2(tokens + self.dropout(self.linear2(hidden)))
 
 
 class DecoderLayer(nn.Module):
@@ -119,8 +117,7 @@ class DecoderLayer(nn.Module):
         attended = self.multihead_attn(placed, placed_memory, memory, mask, lengths)
         queries = self.norm2(queries + self.dropout(attended))
         hidden = self.dropout(F.relu(self.linear1(queries), inplace=True))
-        normalised: Tensor = self.norm3(queries + self.dropout(self.linear2(hidden)))
-        return normalised
+        return self.norm3(queries + self.dropout(self.linear2(hidden)))
 
 
 def sine_encoding(mask: Bool[Tensor, "images height width"], size: int) -> Float[Tensor, "images tokens {size}"]:

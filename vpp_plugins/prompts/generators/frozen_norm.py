@@ -29,8 +29,7 @@ class FrozenBatchNorm2d(nn.Module):
         shift = self.bias - self.running_mean * scale
         # One pass, and backward keeps no copy of the features. In their dtype, or autocast would go on in float32.
         scale, shift = (number.to(features.dtype).view(-1, 1, 1) for number in (scale, shift))
-        normalised: Tensor = self.after(torch.addcmul(shift, features, scale))
-        return normalised
+        return self.after(torch.addcmul(shift, features, scale))
 
 
 def freeze_batch_norms(module: nn.Module) -> None:

@@ -36,5 +36,4 @@ class _BoxNet(nn.Module):
 
     def forward(self, queries: Tensor) -> Tensor:
         first, second, last = self.layers
-        box: Tensor = last(F.relu(second(F.relu(first(queries)))))
-        return box
+        return last(F.relu(second(F.relu(first(queries)))))

@@ -136,5 +136,4 @@ def count_found(detections: Detections, objects: Objects, threshold: float = 0.5
 
 
 def _corners(boxes_cxcywh: Float[Tensor, "boxes 4"]) -> Float[Tensor, "boxes 4"]:
-    corners: Tensor = box_convert(boxes_cxcywh, "cxcywh", "xyxy")
-    return corners
+    return box_convert(boxes_cxcywh, "cxcywh", "xyxy")

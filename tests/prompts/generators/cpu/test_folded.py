@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins.prompts.generators import build_detr
+from vpp_plugins.prompts.generators import cpu as folded
 from vpp_plugins.prompts.generators.backbone import TimmBackbone
-from vpp_plugins.prompts.generators.cpu import folded
-from vpp_plugins.prompts.generators.cpu.folded import FoldedResNet, fold_resnet
+from vpp_plugins.prompts.generators.cpu import FoldedResNet, fold_resnet
 
 BODIES = {
     "bottlenecks": ("resnet26", {"channels": (8, 8, 16, 16), "layers": (1, 2, 1, 1)}),

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpp_plugins.prompts.generators.cpu.onednn import Geometry, convolve, convolve_add, reordered
+from vpp_plugins.prompts.generators.cpu import Geometry, convolve, convolve_add, reordered
 
 GEOMETRIES = [
     Geometry([1, 1], [1, 1], [1, 1], 1),

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vpp_plugins.prompts.generators.cpu.winograd import tiles, transform_bias, transform_kernel, winograd_convolve
+from vpp_plugins.prompts.generators.cpu import tiles, transform_bias, transform_kernel, winograd_convolve
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
