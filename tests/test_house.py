@@ -37,7 +37,7 @@ def imports(graph: grimp.ImportGraph) -> Iterator[tuple[str, str]]:
 PAST_THE_DOOR = {
     ("vpp_plugins.data.dataset", "vpp_plugins.data.formats.arrow"),
     ("vpp_plugins.data.dataset", "vpp_plugins.data.formats.webdataset"),
-    ("vpp_plugins.data.formats.scenes", "vpp_plugins.data.scenes.folder"),
+    ("vpp_plugins.data.formats.neutral", "vpp_plugins.data.scenes.folder"),
     ("vpp_plugins.data.vpp_sft", "vpp_plugins.data.formats.conversations"),
     ("vpp_plugins.prompts.draw", "vpp_plugins.prompts.generators.heads"),
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vpp_adapters.vpp_llava.shards import StoredTensor, opened, stored_tensors
+from vpp_adapters.vpp_llava.convert import StoredTensor, opened, stored_tensors
 from vpp_plugins import VPPError
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.zeros(1).half()}

@@ -17,8 +17,7 @@ from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGen
 
 from tests.reference import FOLDER, reference
 from vpp_adapters.vpp_llava import convert as vpp_llava_convert
-from vpp_adapters.vpp_llava.convert import convert
-from vpp_adapters.vpp_llava.shards import stored_tensors
+from vpp_adapters.vpp_llava.convert import convert, stored_tensors
 from vpp_plugins import VPPError, attach_vpp
 
 pytestmark = pytest.mark.usefixtures("small_resnet")

@@ -15,12 +15,13 @@ from vpp_plugins.boxes.frames import (
     Frame,
     ImageMeta,
     box_fault,
+    box_iou,
     frame_rectangle,
+    generalized_box_iou,
     inside_image,
     padded_square,
     shown_box,
 )
-from vpp_plugins.boxes.iou import box_iou, generalized_box_iou
 from vpp_plugins.boxes.metas import ShownSizes, check_shown, metas_of
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
 from vpp_plugins.boxes.text import BoxText

@@ -18,8 +18,8 @@ Our own, in `scenes/`: every sample is a `Scene`, an image, its objects, and exp
 - `source.py` says what a scene is made from; `cutouts.py` makes it from photographs, `shapes.py` draws it in code.
 - `generator.py` composes scenes: `SceneGenerator(find_assets(), split="train", seed=0).scene(17)`, with texts of
   `expressions.py` that are true of exactly one object.
-- `folder.py` writes scenes to files (`write_scenes`) and reads them (`load_scenes`); `drawn.py` draws them in training.
-- `photos.py` loads 29 public-domain or CC0 photographs with 50 hand-drawn boxes (`load_real_photos`).
+- `folder.py` writes scenes to files (`write_scenes`) and reads them (`load_scenes`), and 29 public-domain or CC0
+  photographs with 50 hand-drawn boxes (`load_real_photos`); `drawn.py` draws scenes in training.
 
 The splits: train and val show seen nouns on training backgrounds, test shows seen nouns on held-out backgrounds, and
 heldout shows held-out nouns on held-out backgrounds. Most nouns have a single image, so train, val and test reward

@@ -229,9 +229,9 @@ def progress_bar(
         from rich import progress
 
     counted = progress.MofNCompleteColumn()
-    kinds = (progress.SpinnerColumn(), counted, progress.TimeElapsedColumn())
+    kinds: list[Any] = [progress.SpinnerColumn(), counted, progress.TimeElapsedColumn()]
     if total is not None:
-        kinds = (progress.BarColumn(), counted, progress.TimeRemainingColumn())
+        kinds = [progress.BarColumn(), counted, progress.TimeRemainingColumn()]
     with progress.Progress(progress.TextColumn("{task.description}"), *kinds) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda count: bar.advance(task, count)

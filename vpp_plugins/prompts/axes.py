@@ -4,6 +4,7 @@ Geometry after the published checkpoint's axis image (white ground, one-pixel fr
 the font is Pillow's own free one, so the glyphs differ from the published image, whose font may not be redistributed.
 """
 
+from collections.abc import Sequence
 from typing import assert_never
 
 import torch
@@ -77,16 +78,9 @@ def _edges(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: i
     font = _font(positions, border - gap - 1, font_size)
     draw.rectangle((0, 0, last, last), outline=0)
     for at, label in positions:
-        draw.line((at, 0, at, tick), fill=0)
-        draw.line((at, last - tick, at, last), fill=0)
-        draw.line((0, at, tick, at), fill=0)
-        draw.line((last - tick, at, last, at), fill=0)
-        if font is None or not 2 * gap <= at <= last - 2 * gap:  # in a corner the labels of two edges would overlap
-            continue
-        draw.text((at, gap), label, fill=0, font=font, anchor="mt")
-        draw.text((at, last - gap), label, fill=0, font=font, anchor="mb")
-        draw.text((gap, at), label, fill=0, font=font, anchor="lm")
-        draw.text((last - gap, at), label, fill=0, font=font, anchor="rm")
+        shown = font if 2 * gap <= at <= last - 2 * gap else None  # in a corner the labels of two edges would overlap
+        ticks, labels = ((0, tick), (last - tick, last)), ((gap, "mt", "lm"), (last - gap, "mb", "rm"))
+        _mark(draw, at, ticks, label, shown, labels)
 
 
 def _cross(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
@@ -96,29 +90,34 @@ def _cross(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: i
     draw.line((0, middle, size - 1, middle), fill=0)
     draw.line((middle, 0, middle, size - 1), fill=0)
     for at, label in positions:
-        draw.line((at, middle - half, at, middle + half), fill=0)
-        draw.line((middle - half, at, middle + half, at), fill=0)
-        if font is None or abs(at - middle) <= border // 2:
-            continue
-        draw.text((at, middle + half + 1), label, fill=0, font=font, anchor="mt")
-        draw.text((middle + half + 1, at), label, fill=0, font=font, anchor="lm")
+        shown = font if abs(at - middle) > border // 2 else None
+        _mark(draw, at, ((middle - half, middle + half),), label, shown, ((middle + half + 1, "mt", "lm"),))
 
 
 def _outside(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:
     low, high, tick = border - 1, size - border, round(border / 3)
     font = _font(positions, low - tick - 1, font_size)
     draw.rectangle((low, low, high, high), outline=0)
+    labels = ((low - tick - 1, "mb", "rm"), (high + tick + 1, "mt", "lm"))
     for at, label in positions:
-        draw.line((at, low - tick, at, low), fill=0)
-        draw.line((at, high, at, high + tick), fill=0)
-        draw.line((low - tick, at, low, at), fill=0)
-        draw.line((high, at, high + tick, at), fill=0)
-        if font is None:
-            continue
-        draw.text((at, low - tick - 1), label, fill=0, font=font, anchor="mb")
-        draw.text((at, high + tick + 1), label, fill=0, font=font, anchor="mt")
-        draw.text((low - tick - 1, at), label, fill=0, font=font, anchor="rm")
-        draw.text((high + tick + 1, at), label, fill=0, font=font, anchor="lm")
+        _mark(draw, at, ((low - tick, low), (high, high + tick)), label, font, labels)
+
+
+def _mark(
+    draw: ImageDraw.ImageDraw,
+    at: int,
+    ticks: Sequence[tuple[int, int]],
+    label: str,
+    font: Font | None,
+    labels: Sequence[tuple[int, str, str]],
+) -> None:
+    """Draw one position of both axes: ticks from where to where, and labels, each with its anchors on x and on y."""
+    for start, end in ticks:
+        draw.line((at, start, at, end), fill=0)
+        draw.line((start, at, end, at), fill=0)
+    for place, on_x, on_y in labels if font is not None else ():
+        draw.text((at, place), label, fill=0, font=font, anchor=on_x)
+        draw.text((place, at), label, fill=0, font=font, anchor=on_y)
 
 
 def _font(positions: Positions, room: int, font_size: int) -> Font | None:

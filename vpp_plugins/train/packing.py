@@ -135,7 +135,9 @@ def pack(prefix: Sequence[int], questions: Sequence[Sequence[Segment]], pad_id: 
     """Pack each image's questions behind the prefix, whose image and prompt placeholders every image shares."""
     rows = [_packed_row(prefix, per_image) for per_image in questions]
     pads = (pad_id, 0, IGNORE, PADDING)
-    return Packed(*(pad_sequence(column, True, pad) for column, pad in zip(zip(*rows, strict=True), pads, strict=True)))
+    return Packed(
+        *(pad_sequence([*column], True, pad) for column, pad in zip(zip(*rows, strict=True), pads, strict=True))
+    )
 
 
 def _packed_row(prefix: Sequence[int], segments: Sequence[Segment]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

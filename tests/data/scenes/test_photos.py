@@ -1,6 +1,6 @@
 import json
 
-from vpp_plugins.data.scenes.photos import FOLDER, load_real_photos
+from vpp_plugins.data.scenes.folder import FOLDER, load_real_photos
 
 
 def test_photos_and_their_boxes() -> None:

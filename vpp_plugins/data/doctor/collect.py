@@ -75,8 +75,8 @@ _SHOWN = 5
 class BoxColumns:
     """Boxes of one declared unit: four numbers, the image's (width, height), and the row; a million take 60 MB."""
 
-    def __init__(self, declared: Candidate) -> None:
-        self.declared = declared
+    def __init__(self, declared: Candidate, unit: BoxUnit | BoxCodec) -> None:
+        self.declared, self.unit = declared, unit  # the unit is kept, or another could get its id
         self._numbers, self._sizes, self._rows = array("d"), array("d"), array("q")
 
     def __len__(self) -> int:
@@ -194,17 +194,13 @@ class Collector:
         self._sizes, self._read, self._seen = sizes, tally, Tally()
         self._repeats = Repeats()
         self._rng, self._boxed = random.Random(0), 0
-        self._columns: dict[int, tuple[BoxUnit | BoxCodec, BoxColumns]] = {}
+        self.columns: dict[int, BoxColumns] = {}
+        """The boxes of each declared unit, by its id."""
         self._two_sizes: list[str] = []
         self.ids: list[str] = []
         self.images: dict[str, tuple[int, int] | None] = {}
         """Names of images with the sizes that the data state."""
         self.examples: list[Example] = []
-
-    @property
-    def columns(self) -> Mapping[int, BoxColumns]:
-        """The boxes of each declared unit."""
-        return {key: columns for key, (_, columns) in self._columns.items()}
 
     def add(self, row: int, record: Record) -> None:
         """Look at one record."""
@@ -257,12 +253,12 @@ class Collector:
 
     def _add_boxes(self, row: int, record: Record, boxes: list[Numbers], size_wh: tuple[int, int] | None) -> None:
         key = id(record.unit)  # a codec is slow to hash, and a reader uses one object throughout
-        if key not in self._columns:
+        if key not in self.columns:
             declared = declared_candidate(record.unit)
             if declared is None:
                 return
-            self._columns[key] = (record.unit, BoxColumns(declared))
-        columns = self._columns[key][1]
+            self.columns[key] = BoxColumns(declared, record.unit)
+        columns = self.columns[key]
         for numbers in boxes:
             issue = fault(numbers, 4)
             if issue is None:

@@ -16,12 +16,11 @@ from vpp_plugins.data.formats.chatterbox import (
 from vpp_plugins.data.formats.coco import read_coco, write_coco
 from vpp_plugins.data.formats.conversations import read_conversations, read_llava_grounding, write_conversations
 from vpp_plugins.data.formats.lmms import read_lmms
-from vpp_plugins.data.formats.neutral import read_neutral, write_neutral
+from vpp_plugins.data.formats.neutral import read_neutral, read_scenes, write_neutral
 from vpp_plugins.data.formats.odvg import read_odvg, write_odvg
 from vpp_plugins.data.formats.reading import Reading, Writing, Written
 from vpp_plugins.data.formats.refer import read_refer
 from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
-from vpp_plugins.data.formats.scenes import read_scenes
 from vpp_plugins.data.formats.swift import read_swift, write_swift
 from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, write_webdataset
 from vpp_plugins.data.record import ImageSizes, Record, samples

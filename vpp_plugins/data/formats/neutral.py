@@ -1,4 +1,4 @@
-"""Our own lines: neutral samples as JSON, one a line, boxes as xyxy pixels.
+"""Our own lines, neutral samples as JSON, one a line, boxes as xyxy pixels; and the scene benchmark's folder.
 
 `{"id", "image", "width", "height", "turns": [{"locate", "boxes"} | {"describe", "text"} | {"ask", "answer", "boxes"}]}`
 """
@@ -10,7 +10,7 @@ from typing import Any
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Issue, RefusedError, Sample, turn_of
+from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, turn_of
 
 
 def read_neutral(path: Path, reading: Reading) -> Iterator[Record]:
@@ -37,6 +37,23 @@ def neutral_record(row: dict[str, Any], sample_id: str, reading: Reading) -> Rec
         split=split,
         category=text_of(row.get("category")),
     )
+
+
+def read_scenes(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per expression; its kind is the category."""
+    from vpp_plugins.data.scenes.folder import load_scenes  # loads torch, which no other format needs
+
+    folder = load_scenes(path)
+    for record in folder.records:
+        for number, expression in enumerate(record["expressions"]):
+            yield Record(
+                id=f"{record['key']}-{number}",
+                image=reading.image_name(record["image"]),
+                size_wh=(record["width"], record["height"]),
+                turns=(Locate(expression["text"], (tuple(expression["box_xyxy"]),)),),
+                split=folder.manifest["split"],
+                category=expression["kind"],
+            )
 
 
 def write_neutral(samples: Iterable[Sample], writing: Writing) -> None:

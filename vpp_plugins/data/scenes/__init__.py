@@ -2,9 +2,8 @@
 
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets, find_assets
 from vpp_plugins.data.scenes.drawn import DrawnScenes, draw_scenes
-from vpp_plugins.data.scenes.folder import SceneFolder, load_scenes, write_scenes
+from vpp_plugins.data.scenes.folder import FOLDER, SceneFolder, load_real_photos, load_scenes, write_scenes
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
-from vpp_plugins.data.scenes.photos import FOLDER, load_real_photos
 from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.data.scenes.source import SceneSource
 

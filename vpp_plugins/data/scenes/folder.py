@@ -1,4 +1,7 @@
-"""Scenes as files: `images/000000.jpg` and so on, `scenes.jsonl` with one line per image, and `manifest.json`."""
+"""Scenes as files: `images/000000.jpg` and so on, `scenes.jsonl` with one line per image, and `manifest.json`.
+
+The committed photographs are scenes too, whose objects nobody has listed.
+"""
 
 import hashlib
 import json
@@ -20,6 +23,10 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.files import sha256_of, write_whole
 from vpp_plugins.images import load_image
 
+FOLDER = Path(__file__).with_name("real_photos")
+"""Where 29 committed photographs lie, with 50 expressions whose boxes were drawn by hand, in refs.json.
+
+All are in the public domain or CC0; author, licence and source of each stand there too."""
 _SHA256 = "scenes_sha256"
 _CHUNK = 50  # scenes between two points from which a killed run continues
 
@@ -132,6 +139,16 @@ class SceneFolder(Sequence[Scene]):
                 for item in record["expressions"]
             ),
         )
+
+
+def load_real_photos() -> list[Scene]:
+    """All photographs in the order of refs.json. Every expression's kind is "photo"; objects are not listed."""
+    samples = []
+    for photo in json.loads((FOLDER / "refs.json").read_text(encoding="utf-8")):
+        image = load_image(FOLDER / photo["file"])
+        expressions = tuple(Expression(ref["expr"], tuple(ref["box_xyxy"]), "photo", None) for ref in photo["refs"])
+        samples.append(Scene(Path(photo["file"]).stem, image, image.width, image.height, (), expressions))
+    return samples
 
 
 # While scenes are written, the work folder holds `lines/`, one file per finished chunk, and `scenes/`, which gets its
