@@ -21,7 +21,7 @@ from vpp_plugins.attach import load_vpp, save_vpp
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta, answer_of, codec
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.data.formats import FORMATS, Reading, read_samples
-from vpp_plugins.data.formats.plain_pickle import load_plain_pickle
+from vpp_plugins.data.formats.refer import load_plain_pickle
 from vpp_plugins.data.json_stream import stream_array, stream_lines, stream_records
 from vpp_plugins.data.record import ImageSizes, upright_size
 from vpp_plugins.data.sample import Sample
