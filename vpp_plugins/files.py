@@ -220,7 +220,7 @@ def check_weights_listed(folder: Path, *names: str) -> None:
     _check_listed(folder, {name: files[name] for name in chosen if name in files})
 
 
-def _listed(folder: Path) -> dict[str, list[Any]] | None:
+def _listed(folder: Path) -> dict[str, tuple[int, str]] | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
@@ -234,7 +234,7 @@ def _listed(folder: Path) -> dict[str, list[Any]] | None:
     return files
 
 
-def _check_listed(folder: Path, files: Mapping[str, Sequence[Any]]) -> None:
+def _check_listed(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
     for name, (size, digest) in files.items():
         problem = _changed(folder / name, size, digest)
         if problem:
