@@ -292,3 +292,13 @@ def test_whether_a_prompt_opens_a_thought() -> None:
 
 def test_a_draft_and_an_answer_overlap_nowhere() -> None:
     assert math.isclose(box_iou(DRAFT, RIGHT), 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("word", ["think", "rationale", "THINKING"])
+def test_thoughts_between_tags_of_full_width(family: str, word: str) -> None:
+    """As Chinese answers write them: their draft was read as a first box."""
+    draft, right = (codec(family).encode([box], META) for box in ((10.0, 10, 200, 200), (300.0, 100, 500, 400)))
+    text = f"＜{word}＞{draft}＜／{word}＞{right}"
+    assert codec(family).decode(text, META).boxes_xyxy_px == codec(family).decode(right, META).boxes_xyxy_px
+    assert codec(family).decode(text[: len(word) + 2 + len(draft)], META).boxes_xyxy_px == ()

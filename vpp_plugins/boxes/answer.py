@@ -6,8 +6,8 @@ Codecs, the readers of published protocols, rewards and captions all ask here.
 import re
 
 _THOUGHT = re.compile(
-    r"<\|?\s*+(?P<end>/?)\s*+(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scratchpad)"
-    r"(?:\s[^<>|]*+)?\|?>|\[(?P<end2>/?)(?-i:THINK)\]|◁(?P<end3>/?)think▷"
+    r"[<＜]\|?\s*+(?P<end>[/／]?)\s*+(?:think(?:ing)?|thoughts?|reason(?:ing)?|rationale|analysis|reflection|scratchpad)"
+    r"(?:\s[^<>|]*+)?\|?[>＞]|\[(?P<end2>/?)(?-i:THINK)\]|◁(?P<end3>/?)think▷"
     r"|<\|channel\|?>\s*+(?P<end4>final\b)?(?:\s*+<\|message\|>)?|(?P<end5><channel\|>)",
     re.IGNORECASE,
 )
