@@ -1,7 +1,8 @@
-"""What to attach: plain dataclasses that read from and write to JSON."""
+"""What to attach: plain dataclasses that read from and write to JSON; and the one setting of the environment."""
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,10 @@ WEIGHTS_SHA256 = "weights_sha256"
 """What `save_vpp` adds to the file of a configuration: the SHA-256 of the weights saved with it."""
 TRAINED_ON = "trained_on"
 """What `save_vpp` adds besides: the family of the host, and the frame and unit of its boxes."""
+MAX_IMAGE_PIXELS = "VPP_MAX_IMAGE_PIXELS"
+"""Environment variable, which worker processes have too: the most pixels that an image file may have."""
+LARGEST_PIXELS = 64_000_000
+"""What it is unless set. No model sees more than a part of them, and decoding takes time and memory for each."""
 MOST = {"size": 4096, "font_size": 4096, "num_queries": 10_000, "image_size": 8192, "projector_size": 65_536}
 """The largest values that are taken: far beyond any model's, and small enough to be built."""
 
@@ -270,3 +275,13 @@ def fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(origin or kind, type) and isinstance(value, origin or kind)
+
+
+def most_image_pixels() -> int:
+    """Return how many pixels an image may have to be decoded; raises VPPError where the setting is no number."""
+    text = os.environ.get(MAX_IMAGE_PIXELS, "")
+    if not text:
+        return LARGEST_PIXELS
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text)):
+        raise VPPError(f"{MAX_IMAGE_PIXELS} should be a whole number from 1, but is '{text[:40]}'.")
+    return int(text)

@@ -30,10 +30,6 @@ _PATTERNS = ("model*.safetensors", "pytorch_model*.bin")
 _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt"}
 MANIFEST = "manifest.json"
 _FILES = "the files of a folder"
-MAX_IMAGE_PIXELS = "VPP_MAX_IMAGE_PIXELS"
-"""Environment variable, which worker processes have too: the most pixels that an image file may have."""
-LARGEST_PIXELS = 64_000_000
-"""What it is unless set. No model sees more than a part of them, and decoding takes time and memory for each."""
 LOCK = ".lock"
 HOLDS = "holds"
 """Key under which a JSON file says what it is, so that none is read as another."""
@@ -131,16 +127,6 @@ def whole_folder(target: Path, *, renames: bool = True) -> Iterator[Path]:
     finally:
         if renames:
             shutil.rmtree(part, ignore_errors=True)
-
-
-def most_image_pixels() -> int:
-    """Return how many pixels an image may have to be decoded; raises VPPError where the setting is no number."""
-    text = os.environ.get(MAX_IMAGE_PIXELS, "")
-    if not text:
-        return LARGEST_PIXELS
-    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text)):
-        raise VPPError(f"{MAX_IMAGE_PIXELS} should be a whole number from 1, but is '{text[:40]}'.")
-    return int(text)
 
 
 def why_unwritable(folder: Path) -> str:

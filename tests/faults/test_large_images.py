@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.faults.commands import vpp
 from vpp_plugins import VPPError
-from vpp_plugins.files import MAX_IMAGE_PIXELS, most_image_pixels
+from vpp_plugins.config import MAX_IMAGE_PIXELS, most_image_pixels
 from vpp_plugins.images import load_image
 
 

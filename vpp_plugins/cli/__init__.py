@@ -4,8 +4,8 @@ import os
 import sys
 from typing import Annotated, Never
 
+from vpp_plugins.config import MAX_IMAGE_PIXELS
 from vpp_plugins.errors import VPPError, named_extras
-from vpp_plugins.files import MAX_IMAGE_PIXELS
 
 try:
     import typer

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from vpp_plugins.config import MAX_IMAGE_PIXELS, most_image_pixels
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import MAX_IMAGE_PIXELS, most_image_pixels
 
 ImageSource = str | Path | bytes | Image.Image
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from vpp_plugins.config import most_image_pixels
 from vpp_plugins.data.doctor.collect import Collector, Example, Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageError, ImageSizes, PixelBudget, UnsafePathError, image_path, upright_size
-from vpp_plugins.files import most_image_pixels
 
 _SHOWN = 5
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
