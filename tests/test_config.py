@@ -176,6 +176,9 @@ def test_unreadable_files_say_what_is_wrong(tmp_path: Path) -> None:
     for name, content, message in (
         ("broken.json", "{", "is not valid JSON"),
         ("latin.json", b"\xff\xfe\xfa", "is not valid JSON"),
+        ("deep.json", "[" * 100_000, "is not valid JSON"),
+        ("digits.json", "9" * 5000, "is not valid JSON"),
+        ("large.json", json.dumps({"global_vpp": {"alpha": 10**400}}), "alpha must be float"),
         ("list.json", "[]", "must hold a JSON object, but holds a list"),
         ("unknown.json", json.dumps({"sed": 1}), "Did you mean 'seed'"),
     ):

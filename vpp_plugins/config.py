@@ -1,8 +1,8 @@
 """What to attach: plain dataclasses that read from and write to JSON; and the one setting of the environment."""
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -197,7 +197,7 @@ class VPPConfig:
         except FileNotFoundError:
             name, folder = Path(path).name, Path(path).parent
             raise VPPError(f"no '{name}' in '{folder}': give a folder that save_vpp wrote.") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise VPPError(f"'{path}' is not valid JSON ({error}): save it again with save_vpp.") from None
         if not isinstance(values, dict):
             raise VPPError(f"'{path}' must hold a JSON object, but holds a {type(values).__name__}.")
@@ -273,7 +273,7 @@ def fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):  # to Python, True is a whole number
         return kind is bool
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(origin or kind, type) and isinstance(value, origin or kind)
 
 
