@@ -38,14 +38,13 @@ NAMES = {
         "converter describe manager "
     ),
     "vpp_plugins.pocket": (
-        "build_pocket build_tokenizer load_detection_heads load_pocket pocket_config register_pocket "
-        "save_pocket untrained_pocket "
+        "build_pocket build_tokenizer load_pocket pocket_config register_pocket save_pocket untrained_pocket "
     ),
     "vpp_plugins.pocket.build": "build_pocket load_imagenet_backbone",
     "vpp_plugins.pocket.packing": "IGNORE Packed Segment forward_packed pack",
     "vpp_plugins.pocket.tokenizer": "AXES_SENTENCE COORDINATES GROUNDING_QUESTION IMAGE_TOKEN REGION_QUESTION",
     "vpp_plugins.pocket.vision": "COARSE_CHANNELS TOKEN_WIDTH create_backbone merge_maps",
-    "vpp_plugins.pocket.weights": "BACKBONE_PREFIXES FOLDER save_detection_heads",
+    "vpp_plugins.pocket.weights": "BACKBONE_PREFIXES FOLDER",
     "vpp_plugins.prompts": "GlobalVPP LocalVPP Overlay Prompts VPP draw_axes",
     "vpp_plugins.prompts.generators.detection_heads": "DetectionHeads Detections",
     "vpp_plugins.prompts.generators.detr": "build_detr",

@@ -8,7 +8,6 @@ import pytest
 import vpp_plugins.pocket
 from tests.tiny import attached, image
 from vpp_plugins.cli import main
-from vpp_plugins.prompts.generators import DetectionHeads
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -42,8 +41,6 @@ def pocket(monkeypatch: pytest.MonkeyPatch, toy: None) -> list[bool]:
         return model, processor
 
     monkeypatch.setattr(vpp_plugins.pocket, "load_pocket", load)
-    heads = DetectionHeads(attached()[0].vpp.local_vpp.generator.width, 1), ["cup"]
-    monkeypatch.setattr(vpp_plugins.pocket, "load_detection_heads", lambda: heads)
     return loaded
 
 

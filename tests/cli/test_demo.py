@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 from rich.console import Console
 
 import vpp_plugins.evaluate.demo
@@ -11,6 +13,11 @@ from tests.cli.conftest import Run, is_one_sentence
 from tests.evaluate.test_demo import Stub
 from vpp_plugins import VPPError
 from vpp_plugins.cli.demo import Progress
+from vpp_plugins.evaluate.attention import Attention
+
+
+def attended(grounder: Any, image: Image.Image, expression: str) -> Attention:
+    return Attention(image, torch.ones(4) / 4, torch.zeros(0))
 
 
 class TestDemo:
@@ -22,7 +29,8 @@ class TestDemo:
         monkeypatch.setattr(vpp_plugins.evaluate.demo, "PHOTOS", 2)
         monkeypatch.setattr(vpp_plugins.evaluate.demo, "SCENES", 1)
         monkeypatch.setattr(vpp_plugins.evaluate.demo, "fetch_assets", no_network)
-        monkeypatch.setattr(vpp_plugins.ground, "Grounder", lambda model, processor: Stub())
+        monkeypatch.setattr(vpp_plugins.ground, "Grounder", lambda model, processor: Stub(model=model))
+        monkeypatch.setattr(vpp_plugins.evaluate.demo, "attend", attended)
 
     def test_prints_as_it_goes_and_writes_a_page(self, vpp: Run, pocket: list[bool]) -> None:
         code, out, err = vpp("demo", "--out", "a[b]/page")
@@ -34,6 +42,8 @@ class TestDemo:
         assert "Composing scenes" in lines
         assert "VPP: Acc@0.5 = 1.000" in out
         assert "without VPP: Acc@0.5 = 1.000" in out.replace("\n", " ")
+        assert "0 lies within: these images do not tell the two apart." in out
+        assert "It reads what it is asked for." in out
         assert out.endswith("The images: a[b]/page/index.html\n")
         assert Path("a[b]/page/index.html").is_file()
         assert pocket == [True, False]

@@ -1,3 +1,5 @@
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -5,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.text import Text
 
-from tests.tiny import attached, toy_config
+from tests.evaluate.test_attention import asker
 from vpp_plugins import Grounder, Grounding, VPPError
 from vpp_plugins.boxes import BoxStatus
 from vpp_plugins.data.scenes.shapes import Shapes
@@ -19,6 +22,7 @@ from vpp_plugins.evaluate.demo import (
     assets_or_none,
     box_text,
     choose_rows,
+    demo_sentences,
     demo_summary,
     run_demo,
     write_demo_page,
@@ -42,8 +46,8 @@ def key(row: Row) -> str:
 class Stub(Grounder):
     """Answers without a model: the truth to every expression that is its image's own, or always the same."""
 
-    def __init__(self, answer: str = "truth", batch_size: int = 4) -> None:
-        self.answer, self.batch_size = answer, batch_size
+    def __init__(self, answer: str = "truth", batch_size: int = 4, model: Any = None) -> None:
+        self.answer, self.batch_size, self.model = answer, batch_size, model
         self.asked: list[tuple[bytes, str]] = []
         self.truth = {(row.image.tobytes(), row.expression): row.box for row in choose_rows(None)[0]}
 
@@ -142,6 +146,36 @@ def test_a_line_per_image_comes_as_it_is_answered_and_the_accuracies_at_the_end(
     assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.rows)} expressions, shuffled-")
 
 
+@pytest.mark.parametrize(
+    ("answers", "meaning"),
+    [
+        (("truth", "no idea"), "So on these images VPP is better. "),
+        (("no idea", "truth"), "So on these images VPP is worse: the prompts do not help. "),
+        (("truth", "truth"), "0 lies within: these images do not tell the two apart. "),
+    ],
+)
+def test_a_sentence_says_whether_the_prompts_help(answers: tuple[str, str], meaning: str) -> None:
+    run = result(VPP=answers[0], twin=answers[1])
+
+    against, _ = demo_sentences(run)
+
+    right = [answer == "truth" for answer in answers]
+    hits = [len(run.rows) * one for one in right]
+    points = f"{100 * (right[0] - right[1]):+.1f}"
+    assert against.startswith(f"VPP hits {hits[0]} of {len(run.rows)} boxes (IoU at least 0.5), twin {hits[1]}: ")
+    assert f"{points} points (95 % interval over the images: {points} to {points}). {meaning}" in against
+
+
+def test_a_sentence_says_whether_it_reads() -> None:
+    (knows,), (guesses,) = (demo_sentences(result(VPP=answer)) for answer in ("truth", "no idea"))
+
+    assert knows.endswith(" It reads what it is asked for.")
+    assert guesses.startswith(
+        "Asked for what is in other images, VPP hits 0: what it is asked for is worth +0.0 points"
+    )
+    assert guesses.endswith("0 lies within: these images do not show that it reads what it is asked for.")
+
+
 def test_what_people_wrote_is_no_markup() -> None:
     run = result()
     hostile = replace(run.rows[0], expression="[bold]x[/]")
@@ -192,18 +226,26 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.mark.parametrize(("left_out", "inside"), [("", 2), ("global_vpp", 1), ("local_vpp", 1)])
-def test_the_page_holds_everything_itself(tmp_path: Path, left_out: str, inside: int) -> None:
+@pytest.mark.parametrize(
+    ("changes", "inside"),
+    [({}, 2), ({"boxes": False}, 1), ({"local_vpp": None}, 1), ({"global_vpp": None}, 2)],
+    ids=["both", "queries without boxes", "axes alone", "queries alone"],
+)
+def test_the_page_holds_everything_itself(tmp_path: Path, changes: dict[str, Any], inside: int) -> None:
     run = result(VPP="truth", twin="no idea")
-    changes = {left_out: None} if left_out else {}
-    vpp = attached(config=toy_config(**changes))[0].vpp
+    tracked: list[int] = []
 
-    path = write_demo_page(run, vpp, tmp_path / "deep" / "page")
+    def track(items: Sequence[Any], what: str) -> Sequence[Any]:
+        tracked.append(len(items))
+        return items
+
+    path = write_demo_page(run, asker(**changes), tmp_path / "deep" / "page", track)
 
     assert path == tmp_path / "deep" / "page" / "index.html"
+    assert tracked == [5]
     page = Page(path)
     assert page.tags.count("figure") == 5
-    assert page.tags.count("img") == 5 * (1 + inside) + (left_out != "global_vpp")
+    assert page.tags.count("img") == 5 * (1 + inside) + 2 * ("global_vpp" not in changes)
     assert len(page.links) == page.tags.count("img")
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
     source = path.read_text(encoding="utf-8")
@@ -213,13 +255,23 @@ def test_the_page_holds_everything_itself(tmp_path: Path, left_out: str, inside:
     for index in run.shown:
         assert run.rows[index].expression in page.text
     assert page.text.count("IoU 1.00") == page.text.count("IoU 0.00") == 5
+    assert all(sentence in page.text for sentence in demo_sentences(run))
+    assert page.text.index("Photographs") < page.text.index(run.rows[0].expression) < page.text.index("Composed")
+    assert page.text.count("Where the queries look") == 5 * (inside - 1)
+
+
+def test_the_axes_on_the_page_are_large_enough_to_be_read(tmp_path: Path) -> None:
+    path = write_demo_page(result(), asker(), tmp_path)
+
+    axes = [Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) for link in Page(path).links[-2:]]
+    assert [one.size for one in axes] == [(640, 640)] * 2
 
 
 def test_the_page_escapes_what_models_and_people_wrote(tmp_path: Path) -> None:
     run = result(**{"<i>VPP</i>": "<script>alert(1)</script>"})
     run.rows[0] = replace(run.rows[0], expression='the "<b>red</b>" & blue')
 
-    page = Page(write_demo_page(run, attached()[0].vpp, tmp_path))
+    page = Page(write_demo_page(run, asker(), tmp_path))
 
     assert not {"script", "i"} & set(page.tags)
     assert page.tags.count("b") == 2 + 5  # the legend's and the answers'

@@ -21,21 +21,22 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)  # before the models: a bad folder fails at once
     from rich.console import Console
 
-    from vpp_plugins.attach import active_vpp
-    from vpp_plugins.evaluate import answer_line, assets_or_none, demo_summary, run_demo, write_demo_page
+    from vpp_plugins import evaluate
     from vpp_plugins.ground import Grounder
-    from vpp_plugins.pocket import load_detection_heads, load_pocket
+    from vpp_plugins.pocket import load_pocket
 
     progress = Progress(Console())
-    found = assets_or_none(assets, progress.say)
+    found = evaluate.assets_or_none(assets, progress.say)
     progress.say("Loading the pocket model, with and without VPP")
     models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
     progress.say(f"Printed are image, expression, the box of VPP, the IoU ({' and '.join(models)}) and the time")
-    result = run_demo(grounders, found, progress.track, lambda *answer: progress.say(answer_line(*answer), markup=True))
-    page = write_demo_page(result, active_vpp(models["VPP"][0]), out, load_detection_heads())
-    for line in (*demo_summary(result), f"The images: {page}"):
+    result = evaluate.run_demo(
+        grounders, found, progress.track, lambda *answer: progress.say(evaluate.answer_line(*answer), markup=True)
+    )
+    for line in (*evaluate.demo_summary(result), *evaluate.demo_sentences(result)):
         progress.say(line)
+    progress.say(f"The images: {evaluate.write_demo_page(result, grounders['VPP'], out, progress.track)}")
 
 
 class Progress:

@@ -5,14 +5,22 @@
   `readers.py`: how each published script reads an answer.
 - `results.py`: answers judged, their figures and page; `metrics.py`: scores, and how sure they are; `compare.py`: why
   two evaluations differ; `captions.py`: words for a given box.
-- `benchmark.py`: from names to pages, what `vpp eval` calls; `models.py`: the model; `demo.py`: what `vpp demo` shows.
+- `benchmark.py`: from names to pages, what `vpp eval` calls; `models.py`: the model; `demo.py`: what `vpp demo` shows,
+  `attention.py`: what of an image is attended to as it is answered.
 - `controls.py`: what is reached without reading the expression, or without looking; `kits/`: bridges to other kits.
 """
 
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
 from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled, shuffled_rows
-from vpp_plugins.evaluate.demo import answer_line, assets_or_none, demo_summary, run_demo, write_demo_page
+from vpp_plugins.evaluate.demo import (
+    answer_line,
+    assets_or_none,
+    demo_sentences,
+    demo_summary,
+    run_demo,
+    write_demo_page,
+)
 from vpp_plugins.evaluate.metrics import Scores, score
 from vpp_plugins.evaluate.models import load_grounder, load_pretrained
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
@@ -28,6 +36,7 @@ __all__ = [
     "assets_or_none",
     "check_rows",
     "compare",
+    "demo_sentences",
     "demo_summary",
     "full_image",
     "image_id",

@@ -1,32 +1,33 @@
 """The demo: ground photographs and scenes with the pocket model, and with its twin that was trained without VPP."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from vpp_plugins.boxes import box_iou
+from vpp_plugins.attach import active_vpp
+from vpp_plugins.boxes import Box, box_iou
 from vpp_plugins.data.scenes import Assets, SceneGenerator, Shapes, fetch_assets, load_real_photos
 from vpp_plugins.errors import VPPError
+from vpp_plugins.evaluate.attention import Attention, attend
 from vpp_plugins.evaluate.controls import shuffled
-from vpp_plugins.evaluate.metrics import Scores, score
+from vpp_plugins.evaluate.metrics import Interval, Scores, paired, score, share_interval
 from vpp_plugins.evaluate.rows import Row, image_id, rows_of_scenes
 from vpp_plugins.ground import Grounder, Grounding
-from vpp_plugins.prompts import VPP, draw_overlay, draw_prompt, draw_queries, draw_sensitivity
-from vpp_plugins.prompts.generators import DetectionHeads
+from vpp_plugins.prompts import draw_overlay, draw_prompt
 from vpp_plugins.report import COLOURS, TRUTH, image_url, write_page
 
 PHOTOS, SCENES = 12, 12
 SCENE_SIZE, SCENE_SEED = 448, 2026
+AXES_SIDE = 640
+"""Side of the axes on the page, in pixels: their ticks are to be read."""
 Tell = Callable[[str], None]
 Track = Callable[[Sequence[Any], str], Iterable[Any]]
 """Passes items on, and shows how many of them are through; the text says what they are."""
 Show = Callable[[Row, Mapping[str, "TimedGrounding"]], None]
-Detector = tuple[DetectionHeads, list[str]]
-"""A detector's heads and the names of its classes."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class DemoResult:
     scores: dict[str, Scores]
     controls: dict[str, Scores]
     """The same images and boxes with the expressions shuffled."""
+    gaps: dict[str, Interval]
+    """By each other model: the share of boxes that the first one hits, IoU at least 0.5, minus the other's."""
+    reading: Interval
+    """The share that the first model hits, minus that which it hits of the control."""
 
 
 def _untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
@@ -93,7 +98,16 @@ def run_demo(
     scores, control_scores = (
         {name: _scores(given, rows) for name, given in found.items()} for found in (answers, controls)
     )
-    return DemoResult(rows, shown, answers, scores, control_scores)
+    images = [_key(row) for row in rows]
+    first, *others = answers
+    hits = _hits(answers[first])
+    gaps = {name: paired(_hits(answers[name]), hits, images).difference for name in others}
+    reading = paired(_hits(controls[first]), hits, images).difference
+    return DemoResult(rows, shown, answers, scores, control_scores, gaps, reading)
+
+
+def _hits(answers: Sequence[TimedGrounding]) -> list[float]:
+    return [float(answer.iou >= 0.5) for answer in answers]
 
 
 def assets_or_none(folder: Path, tell: Tell) -> Assets | None:
@@ -128,35 +142,92 @@ def demo_summary(result: DemoResult) -> list[str]:
     ]
 
 
+def demo_sentences(result: DemoResult) -> list[str]:
+    """Return what the first model's hits mean, beside each other model's and beside its own shuffled control's."""
+    name = next(iter(result.answers))
+    hits = {model: round(sum(_hits(given))) for model, given in result.answers.items()}
+    said = [
+        f"{name} hits {hits[name]} of {len(result.rows)} boxes (IoU at least 0.5), {other} {hits[other]}: "
+        f"{_points(gap)}. {_meaning(gap, name)} Each was trained once, and another training may come out otherwise."
+        for other, gap in result.gaps.items()
+    ]
+    control = round(result.controls[name].acc_50 * len(result.rows))
+    reads = "It reads" if result.reading.low > 0 else "0 lies within: these images do not show that it reads"
+    said.append(
+        f"Asked for what is in other images, {name} hits {control}: what it is asked for is worth "
+        f"{_points(result.reading)}. {reads} what it is asked for."
+    )
+    return said
+
+
+def _points(gap: Interval) -> str:
+    mean, low, high = (100 * value for value in (gap.mean, gap.low, gap.high))
+    return f"{mean:+.1f} points (95 % interval over the images: {low:+.1f} to {high:+.1f})"
+
+
+def _meaning(gap: Interval, name: str) -> str:
+    if gap.low <= 0 <= gap.high:
+        return "0 lies within: these images do not tell the two apart."
+    return f"So on these images {name} is {'better' if gap.low > 0 else 'worse: the prompts do not help'}."
+
+
 def box_text(grounding: Grounding) -> str:
     """Return the first box in whole pixels, or the status where there is none."""
     return " ".join(f"{value:.0f}" for value in grounding.boxes[0]) if grounding.boxes else str(grounding.status)
 
 
-def write_demo_page(result: DemoResult, vpp: VPP, folder: Path, detector: Detector | None = None) -> Path:
-    """Write `index.html`: scores, the learned axes, and every shown image with the truth and the answers on it.
+def write_demo_page(result: DemoResult, grounder: Grounder, folder: Path, track: Track = _untracked) -> Path:
+    """Write `index.html`: the scores and what they mean, every shown image with the truth and the answers, the axes.
 
-    Beside each image stand the axes as the vision encoder sees them on it, and the boxes of the local queries;
-    without the heads of their `detector`, what the local tokens depend on.
+    Beside each image stands what the first model, which `grounder` asks, attends to: see `Attention`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    axes = vpp.global_vpp
+    cards: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+    for index in track(result.shown, "Drawing what is attended to"):
+        cards[_is_photograph(result.rows[index])].append(_card(result, index, grounder))
     return write_page(
         folder / "index.html",
         "demo",
         title="vpp-plugins: the pocket model grounds images",
         models=list(result.answers),
-        scores=[
-            [name, *map("{:.3f}".format, shares), one.without_box, one.count]
-            for name, one in result.scores.items()
-            for shares in [(one.acc_50, result.controls[name].acc_50, one.mean_iou)]
-        ],
-        axes=axes and {"image": image_url(draw_prompt(axes)), "weight": f"{1 - axes.alpha:.2f}"},
-        cards=[_card(result, index, vpp, detector) for index in result.shown],
+        sentences=demo_sentences(result),
+        scores=[_score_row(result, name) for name in result.answers],
+        sections=[("Photographs", cards[True]), ("Composed scenes", cards[False])],
+        axes=_axes(grounder, result.rows[0].load_image()),
     )
 
 
-def _card(result: DemoResult, index: int, vpp: VPP, detector: Detector | None) -> dict[str, Any]:
+def _is_photograph(row: Row) -> bool:
+    return row.kind == "photo"
+
+
+def _score_row(result: DemoResult, name: str) -> list[Any]:
+    """Return a model's row of the table: Acc@0.5 of all, photographs and scenes, and all else of all."""
+    scores, hits = result.scores[name], _hits(result.answers[name])
+    accuracies = []
+    for wanted in ((True, False), (True,), (False,)):
+        rows = [index for index, row in enumerate(result.rows) if _is_photograph(row) in wanted]
+        share = share_interval([hits[index] for index in rows], [_key(result.rows[index]) for index in rows])
+        accuracies.append((f"{share.mean:.3f}", f"{share.low:.2f} to {share.high:.2f}"))
+    control = f"{result.controls[name].acc_50:.3f}"
+    return [name, *accuracies, control, f"{scores.mean_iou:.3f}", scores.without_box, scores.count]
+
+
+def _axes(grounder: Grounder, image: Image.Image) -> dict[str, str] | None:
+    """Return the axes alone and on an image, large enough to read their ticks, and their weight; None without them."""
+    axes = active_vpp(grounder.model).global_vpp
+    if axes is None:
+        return None
+    alone = draw_prompt(axes).resize((AXES_SIDE, AXES_SIDE), Image.Resampling.LANCZOS)
+    laid = draw_overlay(axes, image, gain=6, side=AXES_SIDE)
+    return {
+        "alone": image_url(alone, side=AXES_SIDE),
+        "laid": image_url(laid, side=AXES_SIDE),
+        "weight": f"{1 - axes.alpha:.2f}",
+    }
+
+
+def _card(result: DemoResult, index: int, grounder: Grounder) -> dict[str, Any]:
     row, image = result.rows[index], result.rows[index].load_image()
     answers = {name: given[index] for name, given in result.answers.items()}
     found = [
@@ -168,17 +239,21 @@ def _card(result: DemoResult, index: int, vpp: VPP, detector: Detector | None) -
         "image": image_url(image, *zip((row.box, TRUTH), *found, strict=True)),
         "expression": row.expression,
         "answers": [{"model": name, "text": one.grounding.text, "iou": one.iou} for name, one in answers.items()],
-        "inside": [(image_url(seen), what) for seen, what in _inside(image, vpp, detector)],
+        "inside": _inside(attend(grounder, image, row.expression), next(iter(answers.values())).grounding.boxes),
     }
 
 
-def _inside(image: Image.Image, vpp: VPP, detector: Detector | None) -> Iterator[tuple[Image.Image, str]]:
-    if vpp.global_vpp is not None:
-        yield draw_overlay(vpp.global_vpp, image, gain=6), "the axes on it, 6 times as strong"
-    if vpp.local_vpp is not None and detector is not None:
-        yield draw_queries(vpp, *detector, image), "what the local queries see"
-    elif vpp.local_vpp is not None:
-        yield draw_sensitivity(vpp, image), "bright: what the tokens depend on"
+def _inside(seen: Attention, answer: Sequence[Box]) -> list[tuple[str, str]]:
+    """Return images of what was attended to, and what they show."""
+    nearest = seen.nearest(answer[0]) if answer else None
+    shares = f"{seen.on_image.sum():.0%} on the image, at most {max(seen.on_image.tolist(), default=0):.1%} on a token"
+    if len(seen.on_queries):
+        shares = f"{seen.on_queries.sum():.0%} on queries, {shares}"
+    inside = [(image_url(seen.draw(nearest)), f"Attention as the numbers are written: {shares}.")]
+    if seen.boxes_xyxy_px:
+        chosen = "none meets the answer" if nearest is None else "the thick one is nearest to the answer"
+        inside.insert(0, (image_url(seen.draw_queries(nearest)), f"Where the queries look; {chosen}."))
+    return inside
 
 
 def _ask_all(

@@ -11,7 +11,12 @@ COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
 
 def draw_boxes(
-    image: Image.Image, boxes: Sequence[Box], *, labels: Sequence[str] | None = None, colours: Sequence[str] = COLOURS
+    image: Image.Image,
+    boxes: Sequence[Box],
+    *,
+    labels: Sequence[str] | None = None,
+    colours: Sequence[str] = COLOURS,
+    thin: bool = False,
 ) -> Image.Image:
     """Return a copy of the image with xyxy pixel boxes on it, one colour each in turn.
 
@@ -21,7 +26,7 @@ def draw_boxes(
         raise VPPError(f"one label per box is expected, but {len(labels)} came for {len(boxes)} boxes.")
     drawn = image.convert("RGB").copy()
     canvas = ImageDraw.Draw(drawn)
-    width = max(2, round(max(drawn.size) / 200))
+    width = max(1, round(max(drawn.size) / 400)) if thin else max(2, round(max(drawn.size) / 200))
     font = ImageFont.load_default(size=max(10, round(max(drawn.size) / 32)))
     for index, box in enumerate(boxes):
         colour = colours[index % len(colours)]

@@ -6,7 +6,7 @@
 - `untrained.py`: that model with its prompts and ImageNet's backbone, as training begins.
 - `weights.py`: saving and loading the shipped weights.
 
-It was trained by the scripts in `examples/pocket`.
+`examples/recipes/pocket.toml` trains it, and `examples/pocket.py` makes the shipped weights of what was trained.
 """
 
 from vpp_plugins.errors import named_extras
@@ -23,14 +23,7 @@ with named_extras():
     )
     from vpp_plugins.pocket.untrained import pocket_config, untrained_pocket
     from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
-    from vpp_plugins.pocket.weights import (
-        BACKBONE_PREFIXES,
-        FOLDER,
-        load_detection_heads,
-        load_pocket,
-        save_detection_heads,
-        save_pocket,
-    )
+    from vpp_plugins.pocket.weights import BACKBONE_PREFIXES, FOLDER, load_pocket, save_pocket
 
 
 __all__ = [
@@ -46,13 +39,11 @@ __all__ = [
     "build_pocket",
     "build_tokenizer",
     "create_backbone",
-    "load_detection_heads",
     "load_imagenet_backbone",
     "load_pocket",
     "merge_maps",
     "pocket_config",
     "register_pocket",
-    "save_detection_heads",
     "save_pocket",
     "untrained_pocket",
 ]

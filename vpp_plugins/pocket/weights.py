@@ -1,13 +1,14 @@
-"""The shipped weights: one frozen backbone that tower and detector share, and one file per arm for what was trained.
+"""The shipped weights: the frozen backbone, and one file per arm for all else.
 
 backbone.safetensors   EfficientNet-Lite0 (ImageNet), float16
-plain.safetensors      the arm without VPP, float16, its language model's matrices as int8 with one scale per row
+plain.safetensors      the arm without VPP, float16
 vpp.safetensors        the arm with VPP, likewise; its prompts' tensors start with "vpp."
 pocket.json            sizes of the language model
 vpp_config.json        what was attached
-detection_*            the detector's heads and their nouns, for drawing only
 tokenizer*.json, chat_template.jinja
 manifest.json          sizes and SHA-256 of all of them
+
+The frozen detector's weights lie in its own package; vpp_config.json has their SHA-256.
 """
 
 import json
@@ -27,14 +28,13 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.files import check_tensors, check_weights_listed, read_safetensors, write_manifest
 from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.prompts.generators import DetectionHeads
 
 FOLDER = Path(__file__).with_name("weights")
 BACKBONE_PREFIXES = ("model.vision_tower.backbone.", "vpp.local_prompt.generator.backbone.body.")
-"""Where the one backbone stands: in the vision tower and in the detector."""
+"""Where the one backbone stands: in the vision tower, and in the detector of 0.1.0's weights."""
 BACKBONE_FILE = "backbone.safetensors"
-QUANTISED = "language_model.layers."
 SCALE = "@scale"
+"""Ends the name of the scale of each row of a matrix in int8, which 0.1.0's weights have."""
 
 
 def load_pocket(
@@ -49,10 +49,9 @@ def load_pocket(
         raise VPPError(f"vpp must be True or False, but is {vpp!r}: a folder is named by load_pocket(folder=...).")
     if not isinstance(folder, str | os.PathLike):
         raise VPPError(f"folder must be the path of a folder, but is {folder!r}.")
+    weights, backbone = _read(folder, "vpp.safetensors" if vpp else "plain.safetensors"), load_backbone(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(_file(folder, "tokenizer.json").parent)
     host, processor = build_pocket(tokenizer, **json.loads(_file(folder, "pocket.json").read_text(encoding="utf-8")))
-    weights = expand(_read(folder, "vpp.safetensors" if vpp else "plain.safetensors"))
-    backbone = _read(folder, BACKBONE_FILE)
     if not vpp:
         _load(host, weights, backbone)
         return host, processor
@@ -65,16 +64,15 @@ def load_pocket(
 def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
     """Write one arm, the one with VPP where it is attached; the backbone must be the same in both, as it is frozen.
 
-    `tokenizer` is the host's, without `<|vpp|>`.
+    `tokenizer` is the host's, without `<|vpp|>`. A detector whose package has its weights is named by their SHA-256.
     """
-    folder = Path(folder)
+    folder, tower = Path(folder), BACKBONE_PREFIXES[0]
     folder.mkdir(parents=True, exist_ok=True)
-    state = model.state_dict()
-    backbone = {name.removeprefix(BACKBONE_PREFIXES[0]): v for name, v in state.items() if BACKBONE_PREFIXES[0] in name}
-    trained = {name: v for name, v in state.items() if not name.startswith((*BACKBONE_PREFIXES, "lm_head."))}
+    state = {name: _half(value) for name, value in model.state_dict().items() if not name.startswith("lm_head.")}
+    backbone = {name.removeprefix(tower): state.pop(name) for name in list(state) if name.startswith(tower)}
     attached = is_attached(model)
-    save_file(compress(trained), folder / ("vpp.safetensors" if attached else "plain.safetensors"))
-    save_file({name: _half(value) for name, value in backbone.items()}, folder / BACKBONE_FILE)
+    save_file(state, folder / ("vpp.safetensors" if attached else "plain.safetensors"))
+    save_file(backbone, folder / BACKBONE_FILE)
     text = model.config.text_config
     sizes = {
         "image_size": model.config.vision_config.image_size,
@@ -92,43 +90,7 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
 
 def load_backbone(folder: str | Path = FOLDER) -> dict[str, Tensor]:
     """Return the shipped backbone, ImageNet's weights rounded to float16, in float32, by `create_backbone`'s names."""
-    return {name: v.float() if v.is_floating_point() else v for name, v in _read(folder, BACKBONE_FILE).items()}
-
-
-def load_detection_heads(folder: str | Path = FOLDER) -> tuple[DetectionHeads, list[str]]:
-    """Return the heads that the detector was trained with, and the nouns of its classes: to draw what queries see."""
-    tensors = _read(folder, "detection_heads.safetensors")
-    names: list[str] = json.loads(_file(folder, "detection_nouns.json").read_text(encoding="utf-8"))
-    heads = DetectionHeads(tensors["class_embed.weight"].shape[1], len(names))
-    heads.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return heads.eval(), names
-
-
-def save_detection_heads(heads: Mapping[str, Tensor], nouns: list[str], folder: str | Path) -> None:
-    """Write a detector's heads, as a state dict of DetectionHeads, and the nouns of its classes, in order."""
-    save_file({name: _half(value) for name, value in heads.items()}, Path(folder) / "detection_heads.safetensors")
-    (Path(folder) / "detection_nouns.json").write_text(json.dumps(nouns) + "\n", encoding="utf-8")
-    write_manifest(Path(folder))
-
-
-def compress(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return float16, and int8 with a float16 scale per row for the language model's matrices."""
-    small = {}
-    for name, value in state.items():
-        if QUANTISED in name and value.ndim == 2:
-            scale = _half(value.float().abs().amax(1, keepdim=True).clamp(min=1e-6) / 127)
-            small[name] = (value.float() / scale.float()).round().clamp(-127, 127).to(torch.int8)
-            small[name + SCALE] = scale
-        else:
-            small[name] = _half(value)
-    return small
-
-
-def expand(small: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `compress`, in float32, up to rounding."""
-    names = [name for name in small if not name.endswith(SCALE)]
-    scales = {name: small[name + SCALE].float() for name in names if name + SCALE in small}
-    return {name: small[name].float() * scales.get(name, torch.ones(())) for name in names}
+    return _read(folder, BACKBONE_FILE)
 
 
 def _half(value: Tensor) -> Tensor:
@@ -136,20 +98,23 @@ def _half(value: Tensor) -> Tensor:
 
 
 def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
-    """Fill the model: the one backbone in both of its places, the language model's head with its embeddings."""
+    """Fill the model: the backbone where it is, the language model's head with its embeddings."""
     state = model.state_dict()
     places = {prefix + name: value for prefix in BACKBONE_PREFIXES for name, value in backbone.items()}
-    weights |= {name: value for name, value in places.items() if name in state}
+    weights |= {name: value for name, value in places.items() if name in state and name not in weights}
     weights["lm_head.weight"] = weights.get("model.language_model.embed_tokens.weight", torch.empty(0))
     check_tensors(weights, state, "the pocket model's weight file", advice="Install the library again, or train anew.")
     model.load_state_dict(weights)
 
 
 def _read(folder: str | Path, name: str) -> dict[str, Tensor]:
+    """Return a file's tensors in float32; raises VPPError where it is not as it was saved."""
     path = _file(folder, name)
-    tensors = read_safetensors([path])
+    held = read_safetensors([path])
     check_weights_listed(path.parent, name)
-    return tensors
+    scales = {key.removesuffix(SCALE): held.pop(key).float() for key in list(held) if key.endswith(SCALE)}
+    single = {key: value.float() if value.is_floating_point() else value for key, value in held.items()}
+    return single | {key: held[key].float() * scale for key, scale in scales.items()}
 
 
 def _file(folder: str | Path, name: str) -> Path:
@@ -157,6 +122,6 @@ def _file(folder: str | Path, name: str) -> Path:
     if not path.is_file():
         raise VPPError(
             f"the pocket model's '{name}' is missing in '{path.parent}': install the library with its data files, or "
-            "train the model with examples/pocket."
+            "train the model by examples/recipes/pocket.toml and ship it by examples/pocket.py."
         )
     return path

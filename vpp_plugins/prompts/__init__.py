@@ -2,7 +2,7 @@
 
 from vpp_plugins.prompts.attention import attend, attend_ragged
 from vpp_plugins.prompts.axes import draw_axes
-from vpp_plugins.prompts.draw import draw_overlay, draw_prompt, draw_queries, draw_sensitivity
+from vpp_plugins.prompts.draw import draw_overlay, draw_prompt
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.resample import Window, outside_graphs
@@ -24,7 +24,5 @@ __all__ = [
     "draw_axes",
     "draw_overlay",
     "draw_prompt",
-    "draw_queries",
-    "draw_sensitivity",
     "outside_graphs",
 ]

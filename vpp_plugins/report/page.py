@@ -19,7 +19,6 @@ TRUTH = "#2e9e4f"
 """Colour of true boxes on images, `truth` in the style sheet."""
 COLOURS = ("#4363d8", "#f58231", "#2e9e4f", "#911eb4", "#e6194b", "#469990", "#9a6324", "#808000", "#000075", "#808080")
 """Colours of boxes on images; lines and words have them as `c0` to `c9` of the style sheet."""
-_SIDE = 480
 _WIDTH, _HEIGHT, _MARGIN = 640, 280, 52
 Points = Sequence[Sequence[float]]
 
@@ -43,15 +42,16 @@ def image_url(
     colours: Sequence[str] = COLOURS,
     *,
     size_wh: tuple[int, int] | None = None,
+    side: int = 480,
 ) -> str:
-    """Return the image for a page, its longer side at most 480 pixels, with xyxy boxes on it, as a `data:` address.
+    """Return the image for a page, its longer side at most `side` pixels, with xyxy boxes on it, as a `data:` address.
 
     The boxes are in pixels of the image, or of one of `size_wh`. Corners are put in order, and an edge that lies
     outside stands at the image's edge, where it can be seen.
     """
     width, height = image.size if size_wh is None else size_wh
     shown = image.convert("RGB")
-    shown.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    shown.thumbnail((side, side), Image.Resampling.LANCZOS)
     across, down = shown.width / width, shown.height / height
     placed = []
     for box in boxes:

@@ -4,7 +4,7 @@ The image's tokens are computed once for all its questions, and each question is
 which is how grounding is asked for. A turn's positions go on from the image: every logit is that of the turn alone.
 
 `PackingCollator` packs the turns of a run's dialogues; `pack` and `forward_packed` are for loops of one's own over
-projected image tokens (examples/pocket).
+projected image tokens.
 """
 
 from collections.abc import Sequence
