@@ -49,7 +49,8 @@ def test_it_is_the_mean_over_heads_and_the_places_where_numbers_come_next(number
 
     answer = grounder(shown, "the cup").text.split()
     assert len(answer) == (4 if numbers else 2)
-    model, processor = grounder.model, grounder.processor
+    model: Any = grounder.model
+    processor = grounder.processor
     inputs = processor(images=[[shown]], text=[grounder._prompt(grounder.codec.prompt("the cup"))], return_tensors="pt")
     length = inputs["input_ids"].shape[1]
     said = torch.tensor([processor.tokenizer.convert_tokens_to_ids(answer)])
@@ -113,7 +114,7 @@ class TestDrawing:
         return Attention(WIDE, grid, torch.tensor(shares), ((20, 20, 80, 80), (120, 20, 180, 80)), ("", ""))
 
     def colours(self, drawn: Image.Image) -> set[str]:
-        return {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in drawn.getcolors(1 << 20)}
+        return {f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in np.asarray(drawn).reshape(-1, 3).tolist()}
 
     def test_the_chosen_query_is_thick_and_of_its_own_colour(self) -> None:
         drawn = np.asarray(self.seen().draw_queries(1))
