@@ -19,6 +19,8 @@ MUON = "muon"
 """The recipe's `optim` for it."""
 ADAMW_SHARE = 0.5
 """AdamW's rate as a share of the part's; both have Nesterov's momentum."""
+READERS = ("projector", "vpp.projector")
+"""Parts whose first layer reads an encoder's features."""
 WITHOUT = ("reduce_lr_on_plateau", "greedy")
 """transformers' schedulers that follow the loss, and so are of a whole run, not of a part."""
 AVERAGE_FILE = "weight_average.safetensors"
@@ -27,14 +29,21 @@ _LATE = 10
 
 
 def muon_groups(groups: list[dict[str, Any]], model: nn.Module) -> list[dict[str, Any]]:
-    """Return the groups, each part's linear layers apart from what AdamW takes: vectors, convolutions, embeddings."""
+    """Return the groups, each part's linear layers apart from what AdamW takes: vectors, convolutions, embeddings.
+
+    AdamW also takes the first layer of each projector, which reads an encoder's many and uneven features: Muon moves
+    along all of them alike, those that say nothing too.
+    """
     host: Any = unwrap(model)
     tables = {id(table.weight) for table in (host.get_input_embeddings(), host.get_output_embeddings()) if table}
     linear = {id(module.weight) for module in host.modules() if isinstance(module, nn.Linear)} - tables
     split = []
     for group in groups:
         matrices = [parameter for parameter in group["params"] if id(parameter) in linear]
-        others = [parameter for parameter in group["params"] if id(parameter) not in linear]
+        if group["name"] in READERS:
+            matrices = matrices[1:]
+        chosen = {id(parameter) for parameter in matrices}
+        others = [parameter for parameter in group["params"] if id(parameter) not in chosen]
         if matrices:
             split.append({**group, "params": matrices, "use_fallback": False})
         if others:

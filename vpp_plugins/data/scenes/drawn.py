@@ -17,9 +17,9 @@ from vpp_plugins.errors import VPPError
 
 SIZE = 320
 """Side of a scene, in pixels."""
-LOCATED = 7
+LOCATED = 10
 """Expressions of a scene that are located, at most; every object is also described."""
-DESCRIBED = 2
+DESCRIBED = 1
 """Descriptions that stand among the expressions; the others come last, where `max_turns` may leave them out."""
 _ALONE, _FEW, _MANY = (1, 1), (2, 3), (3, 6)
 _MIXED = (_ALONE, _FEW, _MANY, _MANY, _MANY, _ALONE, _FEW, _MANY, _MANY, _MANY)
@@ -29,7 +29,7 @@ _EASY = (_ALONE, _FEW)
 class DrawnScenes(TrainingData):
     """`count` scenes of one split; the first tenth of them are easy, with one to three objects.
 
-    A sample locates up to seven expressions and describes each object: a dialogue of several turns about one image,
+    A sample locates up to ten expressions and describes each object: a dialogue of several turns about one image,
     as LLaVA's own data have. Samples and images depend on `seed` and their number alone.
     """
 
