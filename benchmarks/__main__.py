@@ -21,6 +21,7 @@ BENCHMARKS = {
     "attach-cost": "benchmarks.attach_cost:measure",
     "host-time": "benchmarks.host_time:measure",
     "training": "benchmarks.training:measure",
+    "encodings": "benchmarks.encodings:measure",
     "attention": "benchmarks.attention:measure",
     "local-prompt": "benchmarks.local_prompt:rows",
     "evaluation": "benchmarks.evaluation:measure",

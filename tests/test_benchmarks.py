@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import attach_cost, attention, cold_start, curves, evaluation, gpu, host_time, preprocessing, training
+from benchmarks import (
+    attach_cost,
+    attention,
+    cold_start,
+    curves,
+    encodings,
+    evaluation,
+    gpu,
+    host_time,
+    preprocessing,
+    training,
+)
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 
 TINY_HOST = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4}
@@ -259,3 +270,10 @@ def test_a_table_is_printed_for_any_row(capsys: pytest.CaptureFixture[str], tmp_
 
     assert "a title" in capsys.readouterr().out
     assert json.loads((tmp_path / "none.json").read_text()) == []
+
+
+def test_kept_encodings_save_most_of_a_step() -> None:
+    (row,) = encodings.measure(rounds=2, images=1)
+
+    assert row.value is not None
+    assert row.value < 0.8
