@@ -85,12 +85,12 @@ DOORS = [
     ("from vpp_plugins import Grounder; Grounder(Host(), object())", "transformers", "demo"),
     ("from vpp_plugins.plugins import build_generator; build_generator('detr', 2, {})", "timm", "demo"),
     ("from vpp_plugins.pocket import load_pocket", "transformers", "demo"),
-    ("from vpp_plugins.train import train", "trl", "train"),
+    ("from vpp_plugins.train import train", "rich", "train"),
     ("from vpp_plugins.evaluate import load_grounder; load_grounder('model')", "accelerate", "eval"),
     ("vpp('ground', '--image', 'photo.png', '--expr', 'cup')", "transformers", "demo"),
     ("vpp('demo')", "rich", "demo"),
     ("vpp('eval', 'run')", "accelerate", "eval"),
-    ("vpp('train', 'recipe.toml')", "trl", "train"),
+    ("vpp('train', 'recipe.toml')", "rich", "train"),
 ]
 WITHOUT_EXTRAS = f"""
 import json, sys, warnings

@@ -33,13 +33,14 @@ def test_every_parameter_is_in_one_group(model: Any) -> None:
     assert len({group["name"] for group in split}) == len(split)
 
 
-def test_muon_has_the_linear_layers_and_no_table(model: Any) -> None:
+def test_muon_has_the_linear_layers_but_those_that_read_features_and_no_table(model: Any) -> None:
     split = muon_groups(parameter_groups(model, choose_parts()), model)
     by_muon = {id(p) for group in split if not group["use_fallback"] for p in group["params"]}
     linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
 
     table = id(model.get_input_embeddings().weight)  # the head too: they are tied
-    assert by_muon == linear - {table}
+    readers = {id(model.model.multi_modal_projector.linear_1.weight), id(model.vpp.local_vpp.projector[0].weight)}
+    assert by_muon == linear - {table} - readers
 
 
 def test_parts_keep_their_rates_and_only_matrices_decay(model: Any) -> None:
