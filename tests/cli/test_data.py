@@ -83,3 +83,38 @@ class TestScenes:
         assert (code, out) == (1, "")
         assert is_one_sentence(err)
         assert message in err
+
+
+class TestSplit:
+    def test_says_what_it_wrote_and_that_nothing_leaks(self, vpp: Run) -> None:
+        rows = [{**layouts.EVALUATION, "image": f"{number}.png", "bbox": [1, 2, 30, 40]} for number in range(10)]
+        lines(Path("all.jsonl"), *rows, {**rows[0], "bbox": [1, 2]})
+        code, out, err = vpp("data", "split", "all.jsonl", "parts", "--from", "eval-jsonl", "--test", "0.2")
+        assert (code, err) == (0, "")
+        assert "parts/train.jsonl: 7 samples of 7 images" in out
+        assert "parts/val.jsonl: 1 samples of 1 images" in out
+        assert "No image is on two sides: the bytes of 0 of 10 were compared, of the others names alone" in out
+        assert out.count("1 x box with a wrong count of numbers") == 1
+
+    def test_of_one_image_ends_in_one_sentence(self, vpp: Run) -> None:
+        lines(Path("all.jsonl"), layouts.EVALUATION)
+        code, out, err = vpp("data", "split", "all.jsonl", "parts", "--from", "eval-jsonl")
+        assert (code, out) == (1, "")
+        assert is_one_sentence(err)
+        assert "needs as many different images, and there are 1" in err
+
+
+class TestHead:
+    def test_shows_the_first_samples(self, vpp: Run) -> None:
+        lines(Path("all.jsonl"), *[{**layouts.EVALUATION, "sent": f"cup {number}"} for number in range(9)])
+        code, out, err = vpp("data", "head", "all.jsonl", "--from", "eval-jsonl", "-n", "2")
+        assert (code, err) == (0, "")
+        assert "locate 'cup 1': [64, 96, 320, 384]" in out
+        assert "cup 2" not in out
+
+    def test_of_nothing_names_the_command_that_helps(self, vpp: Run) -> None:
+        lines(Path("all.jsonl"), {**layouts.EVALUATION, "bbox": []})
+        code, out, err = vpp("data", "head", "all.jsonl", "--from", "eval-jsonl")
+        assert (code, out) == (1, "")
+        assert is_one_sentence(err)
+        assert "vpp doctor all.jsonl --format eval-jsonl" in err

@@ -21,7 +21,7 @@ def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_doctor_ends_with_1_where_something_was_found() -> None:
     image(Path("images/coco/train2017/000000033471.jpg"))
     whole(Path("set.json"), layouts.LLAVA_665K[:1])
-    words = ["set.json", "--format", "vpp-sft", "--images", "images"]
+    words = ["set.json", "--format", "vpp-sft", "--images", "images", "--boxes", "0-1,padded"]
     healthy = RUNNER.invoke(DOCTOR, words)
     assert healthy.exit_code == 0, healthy.output
     assert "Nothing was found." in healthy.output

@@ -85,6 +85,71 @@ def test_an_answer_that_should_be_a_box_and_is_none_is_counted(answer: str) -> N
     assert tally.examples[Issue.NO_BOX][0].startswith("17")
 
 
+USUAL = [
+    ("Please provide the bounding box coordinate of the region this sentence describes: {}", "a man, no. 3"),
+    ("please provide the bounding box coordinates of the region that this sentence describes: {}.", "it"),
+    ("Please provide the bounding box coordinate of the region this sentence describes: <ref>{}</ref>", "it"),
+    ("Give me the bounding box of {}.", "the man about to answer the phone"),
+    ("What are the bounding box coordinates of {}?", "the cup"),
+    ("What is the location of {} in the image?", "the cup in the picture on the wall"),
+    ("Where is {} in the image? answer in [x0,y0,x1,y1] format.", "the cup"),
+    ("Where is {}? answer in [[x0,y0,x1,y1]] format.", "the cup"),
+    ("In the image, where are {} located?", "the cups"),
+    ("Can you please locate {}?", "the sign of St. Mary"),
+    ("Locate {} in this image and output the bbox coordinates in JSON format.", "the cup"),
+    (
+        'Locate every object that matches the description "{}" in the image. Report bbox coordinates in JSON format.',
+        "x",
+    ),
+    ("Detect '{}'", "a cup"),
+]
+
+
+@pytest.mark.parametrize(("question", "expression"), USUAL)
+@pytest.mark.parametrize("family", ["llava", "vpp-llava", "internvl", "qwen3-vl"])
+def test_usual_wordings_are_located_in_every_family(question: str, expression: str, family: str) -> None:
+    phrases, tally = Phrases(codec(family)), Tally()
+    answer = phrases.write(Locate(expression, (ONE,)), META)[1]
+    turn = phrases.read(question.format(expression), answer, "0", tally)
+    assert isinstance(turn, Locate)
+    assert turn.expression == expression
+    assert not tally.counts
+
+
+@pytest.mark.parametrize(
+    "question", ["What color is it?", "Where was this taken?", "Show me the way to Rome.", "And it?"]
+)
+def test_other_wordings_stay_text_and_are_counted(question: str) -> None:
+    tally = Tally()
+    assert LLAVA.read(question, "[0.1, 0.2, 0.3, 0.4]", "7", tally) == Talk(question, "<bbox>", ((0.1, 0.2, 0.3, 0.4),))
+    assert tally.examples == {Issue.OTHER_WORDS: [f"7: {question}"]}
+    assert LLAVA.read(question, "At [0.1, 0.2, 0.3, 0.4].", "7", Tally()).answer == "At <bbox>."
+
+
+def test_a_usual_wording_answered_in_words_is_no_question_for_a_box() -> None:
+    assert LLAVA.read("Where is the cat?", "On the bed.", "0", Tally()) == Talk("Where is the cat?", "On the bed.")
+
+
+@pytest.mark.parametrize("family", ["llava", "vpp-llava"])
+def test_the_sentence_on_axes_is_no_part_of_an_expression(family: str) -> None:
+    """Read as LLaVA's, it was taken for the end of every expression of VPP-LLaVA's data."""
+    question = codec("vpp-llava").prompt("the cup")
+    assert Phrases(codec(family)).read(question, "[0.1, 0.2, 0.3, 0.4]", "0", Tally()) == Locate(
+        "the cup", ((0.1, 0.2, 0.3, 0.4),)
+    )
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Describe this region: {}", "What is in the region {}?", "Write a short caption of the region {}.", "Describe {}"],
+)
+def test_usual_questions_for_a_region_are_descriptions(question: str) -> None:
+    turn = LLAVA.read(question.format("[0.1, 0.2, 0.3, 0.4]"), "A cup.", "0", Tally())
+    assert turn == Describe(((0.1, 0.2, 0.3, 0.4),), "A cup.")
+    other = LLAVA.read("Is [0.1, 0.2, 0.3, 0.4] red?", "Yes.", "0", Tally())
+    assert isinstance(other, Talk)
+
+
 def test_lists_that_are_not_four_numbers_stay_text_and_are_counted() -> None:
     tally = Tally()
     turn = LLAVA.read("What is at [0.5, 0.25]?", "Nothing [0.1, 0.2, 0.3, 0.4, 0.5].", "0", tally)
@@ -106,6 +171,7 @@ def test_a_million_characters_take_no_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     for family in ("llava", "qwen3-vl", "internvl"):
         Phrases(codec(family)).read(codec(family).prompt("x"), "[" + text, "0", Tally())
+        Phrases(codec(family)).read("Where is " + text, "[0.1, 0.2, 0.3, 0.4]", "0", Tally())
 
 
 @given(question=st.text(), answer=st.text(), family=st.sampled_from(sorted(BOX_CODECS)))

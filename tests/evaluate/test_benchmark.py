@@ -12,8 +12,9 @@ from PIL import Image
 
 from tests.evaluate.conftest import Stub, make_rows, truthful
 from vpp_plugins import VPPError
-from vpp_plugins.boxes import BoxCodec, codec
+from vpp_plugins.boxes import BoxCodec, ImageMeta, codec
 from vpp_plugins.cli import main
+from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.formats.neutral import write_neutral
 from vpp_plugins.data.formats.reading import Writing
 from vpp_plugins.data.sample import Describe, Issue, Locate, Sample, Talk, Tally
@@ -91,6 +92,23 @@ class TestRows:
         rows = load_rows(str(path), data_format="neutral", task="caption")
         assert [(row.id, row.expression) for row in rows] == [("s/0", "the cup"), ("s/1", "a cup\nof tea")]
         assert [region.expression for region in regions(rows)] == ["the cup\na cup of tea"]
+
+    @pytest.mark.parametrize(
+        ("family", "answer"), [("llava", "[0.25, 0.5, 0.75, 0.6]"), ("internvl", "<box>[[250, 500, 750, 700]]</box>")]
+    )
+    def test_dialogues_are_rows_whose_question_is_the_trained_one(
+        self, tmp_path: Path, family: str, answer: str
+    ) -> None:
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        asked = "<image>\nPlease provide the bounding box coordinate of the region this sentence describes: the cup."
+        said = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+        (tmp_path / "said.json").write_text(json.dumps([{"id": "s", "image": "a.png", "conversations": said}]))
+        (row,) = load_rows(str(tmp_path / "said.json"), data_format="vpp-sft", family=family)
+
+        assert (row.expression, row.box[0], row.box[2]) == ("the cup", 10, 30)
+        for name in ("llava", "internvl", "qwen3-vl"):
+            trained = Phrases(codec(name)).write(Locate(row.expression, (row.box,)), ImageMeta(row.size_hw))[0]
+            assert protocol("default").ask(row, codec(name)) == trained
 
     def test_half_a_character_in_an_expression(self, tmp_path: Path) -> None:
         sample = Sample("s", "a.png", 40, 20, (Locate("cup \ud83d", ((1, 2, 30, 15),)),))

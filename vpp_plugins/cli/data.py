@@ -50,8 +50,16 @@ Images = Annotated[
 ]
 Sizes = Annotated[Path | None, typer.Option(help="File of the images' sizes: read first, and added to.")]
 Family = Annotated[str, typer.Option(help="Whose boxes stand in the text of dialogues: llava, internvl, qwen2-vl, ...")]
+Boxes = Annotated[
+    str,
+    typer.Option(
+        help="How the file's boxes are written, where not as its format says: pixels, resized, 0-1, 0-1000; "
+        "also 0-1,padded or pixels,xywh."
+    ),
+]
 MinPixels = Annotated[
-    int | None, typer.Option(help="Of qwen2.5-vl: the least pixels to which its processor resized images.", min=1)
+    int | None,
+    typer.Option(help="Of resized pixels, as qwen2.5-vl's: the least to which images are resized.", min=1),
 ]
 MaxPixels = Annotated[int | None, typer.Option(help="Of qwen2.5-vl: the most; its own setting unless named.", min=1)]
 
@@ -83,6 +91,7 @@ def convert(
     images: Images = None,
     sizes: Sizes = None,
     family: Family = "llava",
+    boxes: Boxes = "",
     to_family: Annotated[str, typer.Option(help="Whose boxes to write into text; the same unless named.")] = "",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
@@ -116,6 +125,7 @@ def convert(
             split=split,
             strip_prefix=strip_prefix,
             images_to=images_to,
+            boxes=boxes,
             pixels=pixel_budget(min_pixels, max_pixels),
         ),
         shard_bytes=shard_mb * 1_000_000,
@@ -123,6 +133,82 @@ def convert(
     )
     typer.echo(f"{done.samples:,} samples, {done.turns:,} turns, {done.boxes:,} boxes in {target}")
     _print_issues("", done.tally)
+
+
+@data.command()
+def split(
+    source: Annotated[Path, typer.Argument(help="What to read.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Folder to write train, val and test into.", show_default=False)],
+    from_: Annotated[str, typer.Option("--from", help="Its format; see vpp data formats.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="The format to write; the same unless named.")] = "",
+    val: Annotated[float, typer.Option(help="Share of the images to validate on; 0: none.", min=0, max=1)] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of the images to test on; 0: none.", min=0, max=1)] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same sides.")] = 0,
+    images: Images = None,
+    sizes: Sizes = None,
+    family: Family = "llava",
+    boxes: Boxes = "",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    overwrite: Annotated[bool, typer.Option(help="Replace existing targets.")] = False,
+) -> None:
+    """Split a data set by its images.
+
+    No image is on two sides, nor an identical one under another name.
+
+    Example: vpp data split all.json parts --from vpp-sft --images images --val 0.1 --test 0.1
+    """
+    from vpp_plugins.data import split_data
+    from vpp_plugins.data.formats import Reading
+
+    done = split_data(
+        source,
+        out,
+        source_format=from_,
+        target_format=to,
+        shares={name: share for name, share in (("val", val), ("test", test)) if share},
+        seed=seed,
+        images=images,
+        sizes=sizes,
+        family=family,
+        reading=Reading(boxes=boxes, pixels=pixel_budget(min_pixels, max_pixels)),
+        overwrite=overwrite,
+    )
+    for name, side in done.sides.items():
+        typer.echo(f"{done.files[name]}: {side.samples:,} samples of {done.images[name]:,} images")
+    total = sum(done.images.values())
+    by = (
+        "the bytes of all were compared"
+        if done.compared == total
+        else (f"the bytes of {done.compared:,} of {total:,} were compared, of the others names alone (--images)")
+    )
+    typer.echo(f"No image is on two sides: {by}.")
+    _print_issues("", done.tally)
+
+
+@data.command()
+def head(
+    source: Annotated[Path, typer.Argument(help="What to read.", show_default=False)],
+    from_: Annotated[str, typer.Option("--from", help="Its format; see vpp data formats.", show_default=False)],
+    count: Annotated[int, typer.Option("-n", "--count", help="How many samples.", min=1)] = 5,
+    images: Images = None,
+    sizes: Sizes = None,
+    family: Family = "llava",
+    boxes: Boxes = "",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+) -> None:
+    """Show the first samples as they are read, boxes in pixels.
+
+    Example: vpp data head train.json --from vpp-sft --images images -n 3
+    """
+    from vpp_plugins.data import head as first
+    from vpp_plugins.data.formats import Reading
+
+    reading = Reading(family=family, boxes=boxes, pixels=pixel_budget(min_pixels, max_pixels))
+    for sample in first(source, from_, count, images=images, sizes=sizes, reading=reading):
+        typer.echo(sample.readable().encode(errors="replace").decode())
+    _print_issues("", reading.tally)
 
 
 @data.command("build-vpp-sft")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vpp_plugins.cli.data import Family, Images, MaxPixels, MinPixels, Sizes, pixel_budget
+from vpp_plugins.cli.data import Boxes, Family, Images, MaxPixels, MinPixels, Sizes, pixel_budget
 
 
 def doctor(
@@ -14,6 +14,7 @@ def doctor(
     images: Images = None,
     sizes: Sizes = None,
     family: Family = "llava",
+    boxes: Boxes = "",
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     out: Annotated[Path | None, typer.Option(help="Also write a page with boxes drawn as they may be meant.")] = None,
@@ -24,7 +25,8 @@ def doctor(
 ) -> None:
     """Say what is wrong with a data set.
 
-    And in which frame and unit its boxes most likely are. Ends with exit code 1 where something was found.
+    And in which frame and unit its boxes most likely are. Ends with exit code 1 where something was found, or where the
+    numbers of dialogues' boxes do not decide and nothing is stated (--boxes).
 
     Example: vpp doctor train.json --format vpp-sft --images images
     --out doctor.html
@@ -37,6 +39,7 @@ def doctor(
         images=images,
         sizes=sizes,
         family=family,
+        boxes=boxes,
         pixels=pixel_budget(min_pixels, max_pixels),
         against=against,
         against_format=against_format,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vpp_plugins.cli.data import Boxes, Family, MaxPixels, MinPixels, pixel_budget
 from vpp_plugins.errors import VPPError
 
 
@@ -35,6 +36,10 @@ def run(
     data: Annotated[str, typer.Option(help="photos, a folder of `vpp data scenes`, or a file.")] = "photos",
     data_format: Format = None,
     images: Annotated[str | None, typer.Option(help="Folder of a data file's images.")] = None,
+    family: Family = "llava",
+    boxes: Boxes = "",
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     split: Annotated[str | None, typer.Option(help="Its name, such as refcoco/testA: the rows are counted.")] = None,
     protocol: Annotated[str, typer.Option(help="How to ask, read and count.")] = "default",
     box_format: Annotated[str | None, typer.Option(help="How the model writes boxes, if not as its family.")] = None,
@@ -60,7 +65,17 @@ def run(
 
     rules = named(protocol)
     tally = Tally()
-    rows = load_rows(data, data_format=data_format, images=images, split=split, task=rules.task, tally=tally)[:limit]
+    rows = load_rows(
+        data,
+        data_format=data_format,
+        images=images,
+        split=split,
+        family=family,
+        boxes=boxes,
+        pixels=pixel_budget(min_pixels, max_pixels),
+        task=rules.task,
+        tally=tally,
+    )[:limit]
     if shuffled:
         rows = shuffled_rows(rows)
     grounder = load_grounder(model, vpp=vpp, box_format=box_format, dtype=dtype)

@@ -9,6 +9,8 @@ Other people's data:
   is counted; `dialogue.py` reads and writes boxes in text.
 - `json_stream.py` reads JSON of any size, and `vpp_sft.py` assembles VPP-SFT.
 - `dataset.py` converts the samples of a run once, leaves them on disk, gives each with its image, and mixes sets.
+- `split.py` divides a set by its images (`same_images.py` knows which are the same), and `units.py` takes what is
+  stated of a file's boxes.
 - `doctor/` examines a set, judges frame and unit of its boxes, and shows them.
 
 Our own, in `scenes/`: every sample is a `Scene`, an image, its objects, and expressions, boxes in xyxy pixels.
@@ -40,6 +42,7 @@ from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageError, PixelBudget, image_path
 from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Sample, Tally, Turn
+from vpp_plugins.data.split import Split, head, split_data
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
 __all__ = [
@@ -57,14 +60,17 @@ __all__ = [
     "Phrases",
     "PixelBudget",
     "Sample",
+    "Split",
     "StoredData",
     "Tally",
     "TrainingData",
     "Turn",
     "build_vpp_sft",
     "convert",
+    "head",
     "image_path",
     "mixture_order",
     "open_data",
     "progress_bar",
+    "split_data",
 ]

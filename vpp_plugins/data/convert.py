@@ -38,14 +38,16 @@ def convert(
     reading: Reading | None = None,
     shard_bytes: int = 1 << 30,
     overwrite: bool = False,
+    chosen: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
     progress: bool = True,
 ) -> Conversion:
     """Convert a file; the target appears when it is complete.
 
     `images` is the folder of the images, and `sizes` a file of their sizes, read first and added to: an interrupted
     run need not open the images again. `family` names whose boxes stand in the source's text, `target_family` whose
-    are written (the same unless named). `shard_bytes` is about how large each of several files is. Faults are counted
-    in the result; see `data.record.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
+    are written (the same unless named). `chosen` is given the samples and
+    returns those to write. `shard_bytes` is about how large each of several files is. Faults are counted in the result;
+    see `data.sample.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
     or the target exists and `overwrite` is not set.
     """
     source, target = Path(source), Path(target)
@@ -60,7 +62,7 @@ def convert(
     with ExitStack() as stack:
         stack.callback(known.save)
         advance = stack.enter_context(progress_bar(f"Converting {source.name}", shown=progress))
-        found = advancing(samples(reader.read(source, reading), known, reading.tally), advance)
+        found = chosen(advancing(samples(reader.records(source, reading), known, reading.tally), advance))
         writer(_some(found, writing, source, target_format), writing)
     written = writing.written
     return Conversion(written.samples, written.turns, written.boxes, reading.tally)

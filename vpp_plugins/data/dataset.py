@@ -129,6 +129,7 @@ def open_data(
     root = Path(images) if images is not None else path.parent if path.is_file() else path
     files = data_format(format_name).files(path)
     family = f"{reading.family} {reading.pixels}" if reading.pixels else reading.family
+    family += f" {reading.boxes}" if reading.boxes else ""
     stamp = _stamp(files, (format_name, reading.split, family, str(limit), str(root.absolute()), str(reading.pixels)))
     large = sum(size for _, size, _ in stamp[2]) >= LARGE
     name = hashlib.sha256(json.dumps([stamp[1], [file for file, *_ in stamp[2]]]).encode()).hexdigest()[:16]
@@ -170,7 +171,7 @@ def _with_places(
 ) -> Iterator[tuple[Sample, tuple[Path, int, int] | None]]:
     """Yield the samples that can be used, and where their images lie."""
     sizes, count = ImageSizes(root if root.is_dir() else None), 0
-    for record in data_format(format_name).read(path, replace(reading, by_place=True)):
+    for record in data_format(format_name).records(path, replace(reading, by_place=True)):
         if count == limit:
             return
         with reading.tally.counting(record.id):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from vpp_plugins.boxes import BoxCodec, ImageMeta
+from vpp_plugins.boxes import AXIS_SENTENCE, BoxCodec, ImageMeta
 from vpp_plugins.data.record import BoxUnit, PixelBudget
 from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
@@ -17,6 +17,39 @@ _LISTED = r"-?(?:\d++(?:\.\d*+)?|\.\d++)"  # possessive: a million digits must n
 _NUMBER_LIST = re.compile(rf"\[\s*{_LISTED}(?:\s*[,;]\s*{_LISTED})+\s*\]")
 _DECORATION = re.compile(r"<[^<>]*>|```(?:json)?|[\"'](?:bbox_2d|label)[\"']\s*:")
 _WORD = re.compile(r"\w")
+
+_PLEASE = r"(?:\[refer\] )?(?:in the image,? )?(?:(?:can|could|would|will) you )?(?:please |kindly )?"
+_GIVE = r"(?:provide|give|output|return|predict|report|generate|tell|show)(?: me)?"
+_PLACE = r"(?:bounding box(?:es)?|bbox|coordinates?|location|position)(?: coordinates?)?"
+_SENTENCE = r"the region(?: that)? this (?:sentence|phrase|expression|description) describes:?"
+_LOCATES = re.compile(
+    rf"{_PLEASE}(?:(?:{_GIVE} (?:the )?|what (?:is|are) the |i (?:need|want) the ){_PLACE} (?:of|for)(?: {_SENTENCE})?"
+    r"|where (?:is|are)|(?:locate|find|detect|ground|localize)(?: every object that matches the description)?)"
+    r" (?P<expression>.+?)(?: located)?(?: in (?:the|this) image)?[.?!]?"
+    rf"(?:(?:(?<=[.?!])|,? and) (?:please )?(?:{_GIVE}|answer|respond) [^.?!]*\b(?:{_PLACE}|format)\b[^?!]*)?",
+    re.IGNORECASE,
+)
+_DESCRIBES = re.compile(
+    rf"{_PLEASE}(?:{_GIVE}|write)? ?(?:(?:an? )?(?:short |brief )?(?:description|caption) (?:of|for)|describe|caption|"
+    rf"what is (?:in|at)) ?(?:(?:this|the) (?:image )?(?:region|area|box|object))?:? {BOX}[.?]?",
+    re.IGNORECASE,
+)
+_LONGEST_QUESTION = 1000
+"""Characters: no wording of a region is as long, and the patterns take quadratic time."""
+
+
+def located_in(question: str) -> str | None:
+    """Return the expression that a question in one of the usual wordings asks to find, or None for another question."""
+    if len(question) > _LONGEST_QUESTION or not (found := _LOCATES.fullmatch(" ".join(question.split()))):
+        return None
+    expression = found["expression"].removeprefix("<ref>").removesuffix("</ref>")
+    quoted = len(expression) > 2 and expression[0] == expression[-1] and expression[0] in "\"'"
+    return expression[1:-1] if quoted else expression
+
+
+def describes(question: str) -> bool:
+    """Whether a question, with the placeholder for its box, asks in one of the usual wordings what is there."""
+    return len(question) <= _LONGEST_QUESTION and bool(_DESCRIBES.fullmatch(" ".join(question.split())))
 
 
 @dataclass(frozen=True)
@@ -53,25 +86,32 @@ class Phrases:
     def read(self, question: str, answer: str, sample_id: str, tally: Tally) -> Turn | None:
         """Return a question and its answer as a turn, boxes as the family's numbers; None, counted, where broken.
 
-        The family's own grounding question, answered by nothing but boxes, is a Locate, and LLaVA's question for a
-        region's description a Describe. In all else placeholders stand for the boxes, and the words stay as they are.
+        The family's own grounding question, or one in usual words, answered by nothing but boxes, is a Locate, and a
+        question for a region's description a Describe. In all else placeholders stand for the boxes, and the words
+        stay as they are; that is counted where nothing but boxes answers a question in words that are not known.
         """
         if BOX in question or BOX in answer:
             tally.add(Issue.PLACEHOLDER, sample_id)
             return None
         before, after = self._question
+        bare = question.removesuffix(AXIS_SENTENCE)
         asked, asked_boxes = self._without_boxes(question)
         answered, boxes = self._without_boxes(answer)
-        if not asked_boxes and question.startswith(before) and question.endswith(after):
-            expression = question[len(before) : len(question) - len(after)]
-            if boxes and not self._says_more(answered, answer):
+        only_boxes = boxes and not asked_boxes and not self._says_more(answered, answer)
+        if not asked_boxes and bare.startswith(before) and bare.endswith(after):
+            expression = bare[len(before) : len(bare) - len(after)]
+            if only_boxes:
                 return Locate(expression, boxes)
             if _NUMBER_LIST.fullmatch(answer.strip()):
                 return Locate(expression, (tuple(map(float, re.findall(_LISTED, answer))),))
             if not boxes and (not answer.strip() or any(character.isdigit() for character in answer)):
                 tally.add(Issue.NO_BOX, sample_id, answer)
                 return None
-        if len(asked_boxes) == 1 and not boxes and asked == _REGION.format(BOX):
+        if only_boxes:
+            if usual := located_in(bare):
+                return Locate(usual, boxes)
+            tally.add(Issue.OTHER_WORDS, sample_id, question)
+        if len(asked_boxes) == 1 and not boxes and (asked == _REGION.format(BOX) or describes(asked)):
             return Describe(asked_boxes, answer)
         if "[" in asked or "[" in answered:
             for odd in _NUMBER_LIST.findall(f"{asked}\n{answered}"):
@@ -92,8 +132,9 @@ class Phrases:
 
     @cached_property
     def _question(self) -> tuple[str, str]:
+        """What stands before and after the expression, without VPP-LLaVA's sentence on axes, which may be missing."""
         before, after = self.codec.prompt("\0").split("\0")
-        return before, after
+        return before, after.removesuffix(AXIS_SENTENCE)
 
     @cached_property
     def _around(self) -> tuple[str, str]:

@@ -71,14 +71,28 @@ class PixelBudget:
 
 
 @dataclass(frozen=True)
+class LongSide:
+    """The size of an image that was resized to a long side of so many pixels, its shape kept."""
+
+    side: int
+
+    def __str__(self) -> str:
+        return f"a long side of {self.side}"
+
+    def __call__(self, size_hw: tuple[int, int]) -> tuple[float, float]:
+        """Return the height and width after resizing."""
+        return size_hw[0] * self.side / max(size_hw), size_hw[1] * self.side / max(size_hw)
+
+
+@dataclass(frozen=True)
 class BoxUnit:
     """How a file means the numbers of a box: the frame, the number of its far edge (None: pixels), and their order."""
 
     frame: Frame = "image"
     full: float | None = None
     order: Order = "xyxy"
-    resized: "PixelBudget | None" = None
-    """The pixels are those of the image as a processor with this budget resizes it; None: of the image itself."""
+    resized: PixelBudget | LongSide | None = None
+    """The pixels are those of the image as it is resized by this; None: of the image itself."""
     per_box: ClassVar[int] = 4
 
     def __str__(self) -> str:

@@ -75,6 +75,13 @@ class Sample:
         """Yield the expressions with their boxes, and skip what else is said."""
         return (turn for turn in self.turns if isinstance(turn, Locate))
 
+    def readable(self) -> str:
+        """Return the sample for people: a line for its image, and one for each turn, boxes rounded to the pixel."""
+        size = f", {self.width} x {self.height}" if self.width else ""
+        return "\n".join(
+            [f"{self.id}: {self.image or 'no image'}{size}", *(f"    {_line(turn)}" for turn in self.turns)]
+        )
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Build a sample from what `to_row` gave."""
@@ -108,6 +115,7 @@ class Issue(StrEnum):
     NO_BOX = "box expected, none found"
     AMBIGUOUS = "several boxes where one is expected"
     ODD_LIST = "list of numbers that is no box, kept as text"
+    OTHER_WORDS = "question answered by boxes alone, in words that are not known, kept as text"
     PLACEHOLDER = "text that holds the box placeholder itself"
     IMAGE_REPEATED = "<image> more than once in a dialogue"
     IMAGE_MISSING = "image without an <image> in the dialogue"
@@ -129,7 +137,15 @@ class Issue(StrEnum):
 
 
 KEPT = frozenset(
-    {Issue.CLIPPED, Issue.ODD_LIST, Issue.IMAGE_REPEATED, Issue.IMAGE_MISSING, Issue.IMAGE_RENAMED, Issue.COUNT_DIFFERS}
+    {
+        Issue.CLIPPED,
+        Issue.ODD_LIST,
+        Issue.OTHER_WORDS,
+        Issue.IMAGE_REPEATED,
+        Issue.IMAGE_MISSING,
+        Issue.IMAGE_RENAMED,
+        Issue.COUNT_DIFFERS,
+    }
 )
 """Issues that are cut or kept; all others cost the turn or the sample."""
 
@@ -206,6 +222,17 @@ def _entry(turn: Turn) -> dict[str, Any]:
             return {"describe": boxes, "text": description}
         case Talk(question, answer):
             return {"ask": question, "answer": answer, "boxes": boxes}
+
+
+def _line(turn: Turn) -> str:
+    boxes = ", ".join(str([round(number) for number in box]) for box in turn.boxes)
+    match turn:
+        case Locate(expression):
+            return f"locate {expression!r}: {boxes}"
+        case Describe(_, description):
+            return f"describe {boxes}: {description!r}"
+        case Talk(question, answer):
+            return f"ask {question!r}: {answer!r}{f' ({boxes})' if boxes else ''}"
 
 
 def _boxes(value: Any) -> tuple[Numbers, ...] | None:

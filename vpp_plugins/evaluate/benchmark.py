@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data import Tally
+from vpp_plugins.data import PixelBudget, Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.answers import ANSWERS, Answer
@@ -40,6 +40,9 @@ def load_rows(
     data_format: str | None = None,
     images: str | None = None,
     split: str | None = None,
+    family: str = "llava",
+    boxes: str = "",
+    pixels: PixelBudget | None = None,
     task: Task = "box",
     tally: Tally | None = None,
 ) -> list[Row]:
@@ -47,7 +50,8 @@ def load_rows(
 
     `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's images (default: the
     file's own); images inside an `lmms-parquet` file are written there. `split`, such as "refcoco/testA", chooses
-    among the splits of a file that has several. For the task "caption" the regions that a file describes are rows too.
+    among the splits of a file that has several. `family` names whose boxes stand in the text of dialogues, `boxes` and
+    `pixels` are as in `data.formats.Reading`. For the task "caption" the regions that a file describes are rows too.
     Faulty samples of a file are left out and counted in `tally`. Raises VPPError where nothing of that name is there.
     """
     if data == "photos":
@@ -70,6 +74,9 @@ def load_rows(
     several = data_format == "refer" or path.is_dir()  # all others hold one split a file
     reading = Reading(
         split=split.rpartition("/")[2] if split is not None and several else "",
+        family=family,
+        boxes=boxes,
+        pixels=pixels,
         images_to=root if inside else None,
         tally=tally or Tally(),
     )

@@ -11,7 +11,7 @@ from vpp_plugins.data.scenes import draw_scenes
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.recipe import Recipe
 
-KEYS = ("data", "data_format", "data_family", "data_pixels", "images", "split", "max_samples", "weight")
+KEYS = ("data", "data_format", "data_family", "data_boxes", "data_pixels", "images", "split", "max_samples", "weight")
 """What an entry of `mix` may say; all but `weight` mean what they mean in the recipe."""
 
 
@@ -27,7 +27,9 @@ def load_data(recipe: Recipe) -> TrainingData:
         recipe.data_format,
         cache=recipe.output_dir,
         images=recipe.images,
-        reading=Reading(split=recipe.split, family=recipe.data_family, pixels=pixel_budget(recipe)),
+        reading=Reading(
+            split=recipe.split, family=recipe.data_family, boxes=recipe.data_boxes, pixels=pixel_budget(recipe)
+        ),
         limit=recipe.max_samples,
     )
     if data.lost > recipe.max_skipped:
@@ -69,6 +71,7 @@ def _recipe_of(entry: Mapping[str, Any], recipe: Recipe) -> Recipe:
         data=entry["data"],
         data_format=entry.get("data_format", "neutral"),
         data_family=entry.get("data_family", recipe.data_family),
+        data_boxes=entry.get("data_boxes", ""),
         data_pixels=tuple(entry.get("data_pixels", recipe.data_pixels)),
         images=entry.get("images"),
         split=entry.get("split", ""),

@@ -9,6 +9,7 @@ import torch
 from vpp_plugins.attach import unwrap
 from vpp_plugins.evaluate import Protocol, Row, check_rows, load_rows, measure, protocol
 from vpp_plugins.ground import Grounder
+from vpp_plugins.train.data import pixel_budget
 from vpp_plugins.train.recipe import Recipe
 
 
@@ -41,7 +42,14 @@ def evaluation_of(recipe: Recipe, batch_size: int) -> TrainingEvaluation | None:
     """Return the recipe's evaluation, or None; raises VPPError for data that are not there."""
     if recipe.eval_data is None:
         return None
-    rows = load_rows(recipe.eval_data, data_format=recipe.eval_format, images=recipe.eval_images)[: recipe.eval_limit]
+    rows = load_rows(
+        recipe.eval_data,
+        data_format=recipe.eval_format,
+        images=recipe.eval_images,
+        family=recipe.data_family,
+        boxes=recipe.data_boxes if recipe.eval_format == recipe.data_format else "",
+        pixels=pixel_budget(recipe),
+    )[: recipe.eval_limit]
     check_rows(rows)
     folder = Path(recipe.output_dir) / "eval"
     rules = protocol(recipe.eval_protocol)

@@ -87,6 +87,9 @@ class Recipe:
     of the cut-outs in the folder `data`."""
     data_family: str = "llava"
     """Whose boxes stand in the text of the data, where the format has them there."""
+    data_boxes: str = ""
+    """How the boxes of the data are written, where not as the format or the family says: "pixels", "resized", "0-1",
+    "0-1000", "0-1,padded" or "pixels,xywh". Holds for `eval_data` too where `eval_format` is `data_format`."""
     data_pixels: tuple[int, ...] = ()
     """Where boxes stand in pixels of the image as Qwen's processor resized it: least and most pixels of that, as
     `data_pixels = [3136, 12845056]`; empty is the family's own."""

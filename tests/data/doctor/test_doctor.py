@@ -256,6 +256,41 @@ class TestLeakage:
         assert named(examine(path, "eval-jsonl", against=path, progress=False)) == [Fault.LEAKAGE]
 
 
+@pytest.mark.parametrize(
+    ("write", "stated"),
+    [
+        (_whole_0_1, "0-1"),
+        (_0_100, "0-100"),
+        (_0_1000, "0-1000"),
+        (_pixels, "pixels"),
+        (_resized, "0-336"),
+        (_padded_xywh, "0-1,padded,xywh"),
+    ],
+)
+def test_the_options_of_the_likeliest_make_the_set_healthy(
+    tmp_path: Path, images: Path, write: Any, stated: str
+) -> None:
+    assert dialogues(tmp_path, answers(write), images).verdicts[0].best.options == f"--boxes {stated}"
+    assert dialogues(tmp_path, answers(write), images, boxes=stated).healthy
+
+
+class TestUndecided:
+    def test_what_the_numbers_do_not_decide_is_asked_for(self, tmp_path: Path, images: Path) -> None:
+        found = dialogues(tmp_path, healthy_dialogues()[:2], images)
+        assert named(found) == [Fault.UNDECIDED]
+        assert "The numbers do not decide; state how they are written: --boxes" in str(found.findings[0])
+        assert "--boxes 0-1,padded for xyxy in 0-1 of the padded square" in str(found.findings[0])
+
+    @pytest.mark.parametrize("stated", ["0-1,padded", "0-1"])
+    def test_what_is_stated_is_not_asked_for(self, tmp_path: Path, images: Path, stated: str) -> None:
+        assert dialogues(tmp_path, healthy_dialogues()[:2], images, boxes=stated).healthy
+
+    def test_what_the_format_says_is_not_asked_for(self, tmp_path: Path, images: Path) -> None:
+        found = eval_rows(tmp_path, healthy_rows()[:1], images)
+        assert not found.verdicts[0].decided
+        assert found.healthy
+
+
 def test_without_sizes_it_says_that_it_could_not_judge(tmp_path: Path) -> None:
     found = examine(whole(tmp_path / "set.json", healthy_dialogues()), "vpp-sft", progress=False)
     assert not found.verdicts

@@ -45,6 +45,7 @@ class Fault(StrEnum):
     CONFLICT = "conflicting samples"
     LEAKAGE = "images shared with the other set"
     EMPTY_TEXT = "empty expressions"
+    UNDECIDED = "boxes that may be written in several ways"
     NO_SAMPLES = "no samples"
     BAD_ROW = "rows that cannot be used"
 

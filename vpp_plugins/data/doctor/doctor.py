@@ -1,11 +1,9 @@
 """Examine a data set before it costs a training run: which faults it has, and in which frame and unit its boxes are."""
 
-import hashlib
 import math
 import random
-import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,9 +15,9 @@ from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageError, ImageSizes, PixelBudget, UnsafePathError, image_path, upright_size
+from vpp_plugins.data.same_images import shared_images
 
 _SHOWN = 5
-_COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ def examine(
     images: str | Path | None = None,
     sizes: str | Path | None = None,
     family: str = "llava",
+    boxes: str = "",
     pixels: PixelBudget | None = None,
     against: str | Path | None = None,
     against_format: str = "",
@@ -64,21 +63,25 @@ def examine(
 
     `images` is the folder of the images. Without it, or a file of their `sizes`, boxes of a format that stores no
     sizes cannot be judged. All images' headers are read, and up to `decode` of them, drawn at random beyond that, are
-    decoded whole. `pixels` is as in `Reading`. `against` is another set, such as the test set, with which no image may
+    decoded whole. `boxes` and `pixels` are as in `Reading`; where the numbers do not decide how boxes of dialogues are
+    written, `boxes` is asked for, as a finding. `against` is another set, such as the test set, with which no image may
     be shared. Raises VPPError where a file cannot be read at all.
     """
     path, folder = Path(path), Path(images) if images is not None else None
-    reading = Reading(family=family, pixels=pixels)
+    reading = Reading(family=family, boxes=boxes, pixels=pixels)
     collector = Collector(ImageSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
     with progress_bar(f"Reading {path.name}", shown=progress) as advance:
-        for row, record in enumerate(data_format(format_name).read(path, reading)):
+        for row, record in enumerate(data_format(format_name).records(path, reading)):
             collector.add(row, record)
             if row % 1000 == 999:
                 advance(1000)
     verdicts = {columns: columns.judged() for columns in collector.columns.values()}
     found, notes = collector.findings(), collector.notes(verdicts)
     for columns, verdict in verdicts.items():
-        found += columns.findings(verdict, collector.ids)
+        wrong = columns.findings(verdict, collector.ids)
+        if verdict is not None and not (wrong or verdict.decided or boxes or data_format(format_name).says_unit):
+            wrong = [_question(verdict, len(columns))]
+        found += wrong
     if folder is not None:
         with progress_bar("Looking at the images", shown=progress) as advance:
             checked = check_images(folder, collector.images, decode=decode, advance=advance)
@@ -104,6 +107,13 @@ def examine(
         examples=tuple(collector.examples),
         notes=tuple(notes),
     )
+
+
+def _question(verdict: FrameVerdict, boxes: int) -> Finding:
+    """Ask for what the numbers do not decide."""
+    ways = (verdict.best, *verdict.rivals[:2])
+    states = ", or ".join(f"{way.options} for {way}" for way in ways)
+    return Finding(Fault.UNDECIDED, boxes, boxes, f"The numbers do not decide; state how they are written: {states}.")
 
 
 @dataclass
@@ -155,38 +165,6 @@ def check_images(
             found.unreadable.append(name)
         advance(1)
     return found
-
-
-def shared_images(
-    ours: Sequence[str], theirs: Iterable[str], our_folder: Path | None, their_folder: Path | None
-) -> list[str]:
-    """Return which of our images are in the other set too.
-
-    With both folders given the files' bytes decide; else the names do. COCO's images are known by their number, under
-    whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`.
-    """
-    others = set(theirs)
-    numbers = {number for name in others if (number := _coco_number(name))}
-    same = {name for name in ours if _coco_number(name) in numbers}
-    if our_folder is None or their_folder is None:
-        same |= others.intersection(ours)
-    else:
-        digests = {digest for name in others if (digest := _digest(their_folder, name))}
-        same |= {name for name in ours if _digest(our_folder, name) in digests}
-    return [name for name in ours if name in same]
-
-
-def _coco_number(name: str) -> str:
-    match = _COCO.search(name)
-    return match[1] if match else ""
-
-
-def _digest(folder: Path, name: str) -> bytes | None:
-    try:
-        with image_path(folder, name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except (ImageError, OSError, ValueError):
-        return None
 
 
 def _decode(path: Path) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vpp_plugins.boxes import BoxCodec, Rounded, box_iou
-from vpp_plugins.data.record import PATCH, BoxUnit, Order
+from vpp_plugins.data.record import PATCH, BoxUnit, LongSide, Order, PixelBudget
+from vpp_plugins.data.units import words_of
 
 Columns = Float[np.ndarray, "n 4"]
 Sizes = Float[np.ndarray, "n 2"]
@@ -68,6 +69,20 @@ class Candidate:
         return f"{self.unit.order} in pixels of the image {self.resize}" if self.resize else str(self.unit)
 
     @property
+    def options(self) -> str:
+        """The options of our commands that state it, as `--boxes 0-1,padded`."""
+        match self.resize:
+            case Resize("square", side):
+                return f"--boxes {words_of(replace(self.unit, full=float(side)))}"
+            case Resize("long side", side):
+                return f"--boxes {words_of(replace(self.unit, resized=LongSide(side)))}"
+            case Resize(_, patches):
+                return (
+                    f"--boxes {words_of(replace(self.unit, resized=PixelBudget()))} --max-pixels {patches * PATCH**2}"
+                )
+        return f"--boxes {words_of(self.unit)}"
+
+    @property
     def prior(self) -> float:
         """The logarithm of how rare the convention is, before any number is seen."""
         order = {"xyxy": 0.0, "xywh": -2.0, "cxcywh": -6.0, "yxyx": -8.0}[self.unit.order]
@@ -109,7 +124,9 @@ def declared_candidate(unit: BoxUnit | BoxCodec) -> Candidate | None:
     if isinstance(unit, BoxUnit):
         if unit.resized is None:
             return Candidate(unit)
-        return Candidate(BoxUnit("image", None, unit.order), Resize("patches", unit.resized.most // PATCH**2))
+        by = unit.resized
+        resize = Resize("long side", by.side) if isinstance(by, LongSide) else Resize("patches", by.most // PATCH**2)
+        return Candidate(BoxUnit("image", None, unit.order), resize)
     scale = unit.scale
     if scale.per_box != 4:
         return None

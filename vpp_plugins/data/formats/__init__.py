@@ -25,8 +25,10 @@ from vpp_plugins.data.formats.swift import read_swift, write_swift
 from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, write_webdataset
 from vpp_plugins.data.record import ImageSizes, Record, samples
 from vpp_plugins.data.sample import Sample
+from vpp_plugins.data.units import stated_records
 from vpp_plugins.errors import VPPError, nearest
 
+_FAMILY = "text of one family"
 Reader = Callable[[Path, Reading], Iterator[Record]]
 Writer = Callable[[Iterable[Sample], Writing], None]
 
@@ -51,8 +53,17 @@ class Format:
     has_images: bool = False
     """Whether a sample's image is read from where its record says, not from a folder."""
 
+    @property
+    def says_unit(self) -> bool:
+        """Whether the format itself says how boxes are written; in dialogues everybody's boxes stand."""
+        return self.boxes != _FAMILY
 
-_FAMILY = "text of one family"
+    def records(self, path: Path, reading: Reading) -> Iterator[Record]:
+        """Return the records of a file, boxes in the unit that `reading.boxes` states, if it does."""
+        records = self.read(path, reading)
+        return stated_records(records, reading.boxes, reading.pixels) if reading.boxes else records
+
+
 FORMATS: Mapping[str, Format] = {
     "neutral": Format("our own JSON lines", "xyxy pixels", read_neutral, write_neutral),
     "vpp-sft": Format("VPP-SFT and other LLaVA-style dialogues", _FAMILY, read_conversations, write_conversations),
@@ -100,7 +111,7 @@ def read_samples(
     """
     reading = reading or Reading(split=split, family=family)
     sizes = sizes or ImageSizes(Path(images) if images is not None else None)
-    records = data_format(format_name).read(Path(path), reading)
+    records = data_format(format_name).records(Path(path), reading)
     return samples(records, sizes, reading.tally)
 
 

@@ -36,6 +36,8 @@ class Reading:
     image_prefix: str = ""
     largest: int = LARGEST_ELEMENT
     images_to: Path | None = None
+    boxes: str = ""
+    """How boxes are written, as `data.units.stated_unit` takes it; "" is as the format or the family says."""
     pixels: PixelBudget | None = None
     by_place: bool = False
     """Whether images in the data are found by the place that their records say, so that names need not differ."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpp_plugins.data.dialogue import describes, located_in
 from vpp_plugins.data.formats.conversations import check_named, paired
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, text_of
 from vpp_plugins.data.json_stream import stream_records
@@ -21,7 +22,7 @@ _REGION = f"Please provide a short description for this region: {BOX}."
 
 
 def read_swift(path: Path, reading: Reading) -> Iterator[Record]:
-    """Yield a record per line. A question with one reference, answered by boxes alone, is a Locate."""
+    """Yield a record per line. A question in usual words (`located_in`), answered by boxes alone, is a Locate."""
     rows = stream_records(path, largest=reading.largest)
     return reading.records(rows, lambda row, sample_id: _record(row, sample_id, reading))
 
@@ -50,14 +51,20 @@ def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record:
 
 def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numbers]) -> Turn:
     here = tuple(next(boxes) for _ in range(question.count(BOX) + answer.count(BOX)))
-    asked = re.sub(_REF, lambda _: next(names), question)
+    refs = [next(names) for _ in range(question.count(_REF))]
+    asked = _named(question, refs)
     answered = re.sub(_REF, lambda _: next(names), answer)
-    if here and question == _QUESTION and not re.search(r"\w", answer.replace(BOX, "").replace(_REF, "")):
-        before, after = _QUESTION.split(_REF)
-        return Locate(asked[len(before) : len(asked) - len(after)], here)
-    if len(here) == 1 and question == _REGION:
+    only_boxes = BOX not in question and not re.search(r"\w", answer.replace(BOX, "").replace(_REF, ""))
+    if here and only_boxes and (expression := located_in(question)):
+        return Locate(_named(expression, refs), here)
+    if len(here) == 1 and BOX in question and describes(question):
         return Describe(here, answered)
     return Talk(asked, answered, here)
+
+
+def _named(text: str, names: Iterable[str]) -> str:
+    waiting = iter(names)
+    return re.sub(_REF, lambda _: next(waiting), text)
 
 
 def write_swift(samples: Iterable[Sample], writing: Writing) -> None:

@@ -1,0 +1,115 @@
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.data.formats.layouts import EVALUATION, gpt, human, lines, whole
+from vpp_plugins import VPPError
+from vpp_plugins.data.formats import read_samples
+from vpp_plugins.data.split import Split, head, split_data
+
+SHARES = {"val": 0.2, "test": 0.1}
+
+
+def rows(count: int = 40, images: int = 20) -> list[dict[str, Any]]:
+    return [{**EVALUATION, "image": f"{number % images}.png", "sent": f"thing {number}"} for number in range(count)]
+
+
+def split(source: Path, out: Path, **options: Any) -> Split:
+    options = {"source_format": "eval-jsonl", "shares": SHARES, "progress": False, **options}
+    return split_data(source, out, **options)
+
+
+def images_of(file: Path) -> set[str]:
+    return {json.loads(line)["image"] for line in file.read_text().splitlines()}
+
+
+def test_whole_images_go_to_each_side_in_its_share(tmp_path: Path) -> None:
+    done = split(lines(tmp_path / "all.jsonl", *rows()), tmp_path / "parts")
+    sides = {name: images_of(tmp_path / "parts" / f"{name}.jsonl") for name in ("train", "val", "test")}
+    assert {name: len(found) for name, found in sides.items()} == {"train": 14, "val": 4, "test": 2} == done.images
+    assert set.union(*sides.values()) == {f"{number}.png" for number in range(20)}
+    assert {name: side.samples for name, side in done.sides.items()} == {"train": 28, "val": 8, "test": 4}
+    assert done.compared == 0
+
+
+def test_the_seed_decides_and_the_order_of_the_rows_does_not(tmp_path: Path) -> None:
+    shuffled = random.Random(0).sample(rows(), 40)
+    split(lines(tmp_path / "a.jsonl", *rows()), tmp_path / "a")
+    split(lines(tmp_path / "b.jsonl", *shuffled), tmp_path / "b")
+    split(tmp_path / "a.jsonl", tmp_path / "c", seed=1)
+    a, b, c = (images_of(tmp_path / name / "val.jsonl") for name in "abc")
+    assert a == b != c
+
+
+def test_identical_images_under_other_names_stay_on_one_side(tmp_path: Path) -> None:
+    """Ten photographs, each under two names: without their bytes half of them would leak."""
+    for number in range(20):
+        Image.new("RGB", (64, 48), (number % 10 * 20, 0, 0)).save(tmp_path / f"{number}.png")
+    sized = [row | {"width": 64, "height": 48, "bbox": [1, 1, 9, 9]} for row in rows()]
+    source = lines(tmp_path / "all.jsonl", *sized)
+    for seed in range(5):
+        done = split(source, tmp_path / f"parts{seed}", seed=seed, images=tmp_path)
+        sides = [{int(name[:-4]) % 10 for name in images_of(file)} for file in done.files.values()]
+        assert sorted(number for side in sides for number in side) == list(range(10))
+        assert done.compared == 20
+
+
+def test_coco_goes_by_its_numbers(tmp_path: Path) -> None:
+    names = ["train2017/000000000009.jpg", "COCO_train2014_000000000009.jpg", "a.jpg"]
+    source = lines(tmp_path / "all.jsonl", *({**EVALUATION, "image": name} for name in names))
+    for seed in range(5):
+        done = split(source, tmp_path / f"parts{seed}", seed=seed, shares={"val": 0.5})
+        assert sorted(map(len, map(images_of, done.files.values()))) == [1, 2]
+
+
+def test_dialogues_without_an_image_are_split_too(tmp_path: Path) -> None:
+    said = [{"id": number, "conversations": [human("hello"), gpt(f"hi {number}")]} for number in range(10)]
+    done = split(whole(tmp_path / "all.json", said), tmp_path / "parts", source_format="vpp-sft", shares={"val": 0.3})
+    assert [side.samples for side in done.sides.values()] == [7, 3]
+    assert done.files["val"].name == "val.json"
+    assert done.images == {"train": 0, "val": 0}
+
+
+@pytest.mark.parametrize("shares", [{}, {"val": 1.0}, {"val": 0.5, "test": 0.5}, {"val": -0.1}, {"val": float("nan")}])
+def test_shares_that_leave_nothing_are_refused(tmp_path: Path, shares: dict[str, float]) -> None:
+    with pytest.raises(VPPError, match="together below 1"):
+        split(lines(tmp_path / "all.jsonl", *rows()), tmp_path / "parts", shares=shares)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_fewer_images_than_sides_are_refused_and_nothing_is_written(tmp_path: Path, images: int) -> None:
+    source = lines(tmp_path / "all.jsonl", *rows(images=images))
+    with pytest.raises(VPPError, match=f"needs as many different images, and there are {images}"):
+        split(source, tmp_path / "parts")
+    assert not (tmp_path / "parts").exists()
+
+
+def test_each_side_gets_one_image_at_least(tmp_path: Path) -> None:
+    source = lines(tmp_path / "all.jsonl", *rows(images=3))
+    for shares in ({"val": 0.01, "test": 0.01}, {"val": 0.9, "test": 0.09}):
+        done = split(source, tmp_path / str(shares["val"]), shares=shares)
+        assert done.images == {"train": 1, "val": 1, "test": 1}
+
+
+def test_no_usable_row_and_a_target_that_exists_end_in_one_sentence(tmp_path: Path) -> None:
+    bad = lines(tmp_path / "bad.jsonl", {**EVALUATION, "bbox": [1, 2]})
+    said = r"holds no row that can be used: .*wrong count.* vpp doctor .*bad.jsonl --format eval-jsonl"
+    with pytest.raises(VPPError, match=said):
+        split(bad, tmp_path / "parts")
+    with pytest.raises(VPPError, match=said):
+        list(head(bad, "eval-jsonl", 3))
+    source = lines(tmp_path / "all.jsonl", *rows())
+    split(source, tmp_path / "parts")
+    with pytest.raises(VPPError, match="exists: name another file"):
+        split(source, tmp_path / "parts")
+
+
+def test_head_gives_the_first_samples(tmp_path: Path) -> None:
+    source = lines(tmp_path / "all.jsonl", *rows())
+    found = list(head(source, "eval-jsonl", 3))
+    assert found == list(read_samples(source, "eval-jsonl"))[:3]
+    assert found[1].readable() == f"{found[1].id}: 1.png, 640 x 480\n    locate 'thing 1': [64, 96, 320, 384]"

@@ -1,0 +1,63 @@
+"""Which images are one and the same: by their bytes, and COCO's by their number under any of its names."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from vpp_plugins.data.record import ImageError, image_path
+
+_COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
+
+
+def shared_images(
+    ours: Sequence[str], theirs: Iterable[str], our_folder: Path | None, their_folder: Path | None
+) -> list[str]:
+    """Return which of our images are in the other set too.
+
+    With both folders given the files' bytes decide; else the names do. COCO's images are known by their number, under
+    whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`.
+    """
+    others = set(theirs)
+    numbers = {number for name in others if (number := _coco_number(name))}
+    same = {name for name in ours if _coco_number(name) in numbers}
+    if our_folder is None or their_folder is None:
+        same |= others.intersection(ours)
+    else:
+        digests = {digest for name in others if (digest := image_digest(their_folder, name))}
+        same |= {name for name in ours if image_digest(our_folder, name) in digests}
+    return [name for name in ours if name in same]
+
+
+def groups_of_images(names: Iterable[str], digests: Mapping[str, bytes]) -> list[list[str]]:
+    """Return the names in groups of one image each, as far as their digests and COCO's numbers tell."""
+    above: dict[str | bytes, str | bytes] = {}
+
+    def root(one: str | bytes) -> str | bytes:
+        while above.setdefault(one, one) != one:
+            one = above[one]
+        return one
+
+    names = list(dict.fromkeys(names))
+    for name in names:
+        for key in (digests.get(name), _coco_number(name).encode()):
+            if key:
+                above[root(key)] = root(name)
+    groups: dict[str | bytes, list[str]] = {}
+    for name in names:
+        groups.setdefault(root(name), []).append(name)
+    return list(groups.values())
+
+
+def image_digest(folder: Path, name: str) -> bytes | None:
+    """Return the SHA-256 of an image's file, or None where it cannot be read."""
+    try:
+        with image_path(folder, name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (ImageError, OSError, ValueError):
+        return None
+
+
+def _coco_number(name: str) -> str:
+    match = _COCO.search(name)
+    return match[1] if match else ""
