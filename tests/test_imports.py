@@ -91,6 +91,7 @@ DOORS = [
     ("vpp('demo')", "rich", "demo"),
     ("vpp('eval', 'run')", "accelerate", "eval"),
     ("vpp('train', 'recipe.toml')", "rich", "train"),
+    ("vpp('study', 'study.toml')", "rich", "train"),
 ]
 WITHOUT_EXTRAS = f"""
 import json, sys, warnings

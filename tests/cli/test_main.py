@@ -24,7 +24,18 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("ground",), ("demo",), ("plugins",), ("convert",), ("data",), ("data", "scenes")]
+    "command",
+    [
+        (),
+        ("ground",),
+        ("demo",),
+        ("plugins",),
+        ("convert",),
+        ("data",),
+        ("data", "scenes"),
+        ("study",),
+        ("study", "run"),
+    ],
 )
 def test_every_command_explains_itself(vpp: Run, command: Sequence[str]) -> None:
     code, out, _ = vpp(*command, "--help")

@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError:  # the core installs without it
     sys.exit("The command line needs typer: pip install 'vpp-plugins[demo]'.")
 
-from vpp_plugins.cli import bake, convert, data, demo, doctor, eval, ground, plugins, train, train_detector  # noqa: A004
+from vpp_plugins.cli import bake, convert, data, demo, doctor, eval, ground, plugins, study, train, train_detector  # noqa: A004
 
 app = typer.Typer(
     help="Visual Position Prompts for multimodal LLMs: ground expressions, make and check data, train, measure.",
@@ -47,6 +47,7 @@ for command in (
     app.command()(command)
 app.add_typer(data.data, name="data")
 app.add_typer(eval.evaluation, name="eval")
+app.add_typer(study.study, name="study")
 
 
 def main() -> None:

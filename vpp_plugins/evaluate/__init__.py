@@ -24,7 +24,7 @@ from vpp_plugins.evaluate.demo import (
 from vpp_plugins.evaluate.metrics import Scores, score
 from vpp_plugins.evaluate.models import load_grounder, load_pretrained
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
-from vpp_plugins.evaluate.results import FIGURES, interval_text, load_evaluation
+from vpp_plugins.evaluate.results import FIGURES, answer_card, interval_text, load_evaluation
 from vpp_plugins.evaluate.rows import Row, check_rows, image_id, plan, rows_of_scenes
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Protocol",
     "Row",
     "Scores",
+    "answer_card",
     "answer_line",
     "assets_or_none",
     "check_rows",

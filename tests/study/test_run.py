@@ -1,0 +1,189 @@
+"""Studies of tiny random hosts, from recipe to report."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.families import FAMILIES
+from tests.study.conftest import Written
+from tests.train.runs import samples, write_data
+from vpp_plugins import VPPError
+from vpp_plugins.cli import app
+from vpp_plugins.files import only_one
+from vpp_plugins.study import Study, run, run_study, write_study_report
+from vpp_plugins.study.hits import read_hits
+from vpp_plugins.study.runs import Task, runs
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "seeds": [0],
+    "arms": {"faint": {"global_vpp.alpha": 0.99}, "strong": {"global_vpp.alpha": 0.5}},
+    "sets": {"photos": {"data": "photos", "limit": 3, "batch_size": 3}},
+}
+BASE = {"local_vpp": False, "global_vpp.size": 32, "global_vpp.border": 4, "save_total_limit": 1}
+
+
+def write_host(family: str = "llava") -> None:
+    """A host and its data, where the recipe looks for them."""
+    FAMILIES[family].model().save_pretrained("host")
+    FAMILIES[family].processor().save_pretrained("host")
+    shutil.move(write_data(Path("data"), samples(8)), "data.jsonl")
+    for image in Path("data").glob("*.png"):
+        shutil.move(image, image.name)
+
+
+@pytest.fixture
+def tiny(written: Written) -> Callable[..., Study]:
+    def load(**changes: Any) -> Study:
+        file = written(**{"base": BASE, **SMALL, **changes})
+        if not Path("host").exists():
+            write_host()
+        return Study.load(file)
+
+    return load
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run commands in this process, which takes less than to start others; returns what was called."""
+    words: list[str] = []
+
+    def call(self: object, task: Task, log: Path) -> int:
+        words.append(" ".join(task.words))
+        result = CliRunner().invoke(app, task.words)
+        said = "" if result.exception is None else f"vpp: {result.exception}\n"
+        log.write_text(result.output + said)
+        return result.exit_code
+
+    monkeypatch.setattr(run._Children, "call", call)
+    return words
+
+
+def test_a_study_from_recipe_to_report(tiny: Callable[..., Study], called: list[str]) -> None:
+    said: list[str] = []
+    study = tiny(budgets=[1])
+
+    run_study(study, say=said.append)
+
+    assert said[0] == "2 arms x 1 seeds, 2 runs to do, 1 at a time."
+    assert said[1:6] == [
+        "faint-0: training",
+        "faint-0: photos at step-1",
+        "faint-0: photos at final",
+        "faint-0: photos, shuffled, at final",
+        "faint-0: done",
+    ]
+    assert len(called) == 8
+    markdown, page = write_study_report(study)
+    assert "2 of 2 runs are finished." in markdown.read_text()
+    assert "Equal steps: 2 steps, 4 samples." in markdown.read_text()
+    assert page.is_file()
+    one = runs(study)[1]
+    hits = read_hits(Path("out/hits/photos/strong-0.csv.gz"), one, "photos")
+    assert [(point.place, point.step, point.samples) for point in hits.checkpoints] == [
+        ("step-1", 1, 2),
+        ("final", 2, 4),
+    ]
+    assert 0 < hits.minutes[0] < hits.minutes[1]
+    assert hits.iou.shape == (2, 3)
+
+    first = markdown.read_bytes(), page.read_bytes()
+    run_study(study, say=said.append)
+    assert len(called) == 8, "all was done"
+    shutil.rmtree("out/faint-0")
+    shutil.rmtree("out/strong-0")
+    assert write_study_report(study)[0].read_bytes() == first[0], "hits are enough"
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tiny: Callable[..., Study], called: list[str]) -> None:
+    arms = {"lost": {"vpp": "nowhere"}, "strong": {"global_vpp.alpha": 0.5}}
+    study = tiny(arms=arms, sets={"photos": {**SMALL["sets"]["photos"], "shuffled": False}})
+
+    with pytest.raises(VPPError, match=r"1 of 2 runs failed; lost-0: training ended with 1 \(vpp: .*nowhere.*log\.txt"):
+        run_study(study, say=lambda line: None)
+
+    assert [words.split()[0] for words in called] == ["train", "train", "eval"]
+    assert "Not finished, and left out where they are missing: lost-0" in write_study_report(study)[0].read_text()
+
+
+def test_one_at_a_time(tiny: Callable[..., Study], called: list[str]) -> None:
+    study = tiny()
+    with only_one(Path("out"), "study", advice="wait"), pytest.raises(VPPError, match="another study is writing 'out'"):
+        run_study(study, say=lambda line: None)
+    assert called == []
+
+
+def test_what_it_started_ends_with_it(tiny: Callable[..., Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a child would hold its folder, and the next call would find it held."""
+    monkeypatch.setattr(run, "python_words", lambda task: [sys.executable, "-c", "import time; time.sleep(60)"])
+    begun: list[str] = []
+
+    def say(line: str) -> None:
+        begun.append(line)
+        if line.endswith("training") and len(begun) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_study(tiny(), jobs=2, say=say)
+    assert time.monotonic() - started < 30
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'adapters'}", "OMP_NUM_THREADS": "1"}
+
+
+def begin(file: Path) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "vpp_plugins.cli", "study", str(file), "--jobs", "2"]
+    with Path("said.txt").open("ab") as said:
+        return subprocess.Popen(words, env=environment(), start_new_session=True, stdout=said, stderr=said)
+
+
+def results(out: Path) -> Iterator[str]:
+    """Yield what a study found, without the time that it took."""
+    for path in sorted(out.glob("hits/*/*.gz")):
+        study = Study.load("study.toml")
+        one = next(one for one in runs(study) if f"{one.name}.csv.gz" == path.name)
+        hits = read_hits(path, one, path.parent.name)
+        yield path.name
+        yield repr([vars(hits)[name] for name in ("about", "ids", "kinds")])
+        yield repr([array.tolist() for array in (hits.iou, hits.areas, hits.random, hits.shuffled)])
+    for line in (out / "report.md").read_text().splitlines():
+        if "compute" not in line and "min)" not in line:
+            yield re.sub(r"\|[^|]*\|[^|]*\|[^|]*\|$", "", line) if line.startswith(("| faint", "| strong")) else line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_random_twenty_times_it_ends_with_the_same_report(tiny: Callable[..., Study]) -> None:
+    study = tiny(seeds=[0, 1], budgets=[1])
+    file, out = Path("study.toml"), Path(study.output_dir)
+    started = time.monotonic()
+    assert begin(file).wait() == 0, Path("said.txt").read_text()[-2000:]
+    whole = time.monotonic() - started
+    expected = list(results(out))
+    out.rename("whole")
+
+    draws = random.Random(0)
+    for _ in range(20):
+        child = begin(file)
+        try:
+            child.wait(draws.uniform(0.02, 0.3) * whole)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        assert child.returncode in (0, -signal.SIGKILL), Path("said.txt").read_text()[-2000:]
+    assert begin(file).wait() == 0, Path("said.txt").read_text()[-2000:]
+
+    assert list(results(out)) == expected
