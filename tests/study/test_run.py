@@ -1,18 +1,21 @@
 """Studies of tiny random hosts, from recipe to report."""
 
+import gc
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.families import FAMILIES
@@ -144,46 +147,108 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'adapters'}", "OMP_NUM_THREADS": "1"}
 
 
-def begin(file: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "vpp_plugins.cli", "study", str(file), "--jobs", "2"]
-    with Path("said.txt").open("ab") as said:
-        return subprocess.Popen(words, env=environment(), start_new_session=True, stdout=said, stderr=said)
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_by_processes_two_at_a_time(tiny: Callable[..., Study]) -> None:
+    tiny(sets={"photos": {**SMALL["sets"]["photos"], "shuffled": False}})
+    words = [sys.executable, "-m", "vpp_plugins.cli", "study", "study.toml", "--jobs", "2"]
 
+    finished = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
 
-def results(out: Path) -> Iterator[str]:
-    """Yield what a study found, without the time that it took."""
-    for path in sorted(out.glob("hits/*/*.gz")):
-        study = Study.load("study.toml")
-        one = next(one for one in runs(study) if f"{one.name}.csv.gz" == path.name)
-        hits = read_hits(path, one, path.parent.name)
-        yield path.name
-        yield repr([vars(hits)[name] for name in ("about", "ids", "kinds")])
-        yield repr([array.tolist() for array in (hits.iou, hits.areas, hits.random, hits.shuffled)])
-    for line in (out / "report.md").read_text().splitlines():
-        if "compute" not in line and "min)" not in line:
-            yield re.sub(r"\|[^|]*\|[^|]*\|[^|]*\|$", "", line) if line.startswith(("| faint", "| strong")) else line
+    assert finished.returncode == 0, finished.stderr + Path("out/faint-0/log.txt").read_text()
+    assert "2 runs to do, 2 at a time" in finished.stdout
+    assert "2 of 2 runs are finished." in Path("out/report.md").read_text()
+    assert "2 steps; the weights: out/faint-0/run/final" in Path("out/faint-0/log.txt").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1200)
 def test_killed_at_random_twenty_times_it_ends_with_the_same_report(tiny: Callable[..., Study]) -> None:
-    study = tiny(seeds=[0, 1], budgets=[1])
-    file, out = Path("study.toml"), Path(study.output_dir)
-    started = time.monotonic()
-    assert begin(file).wait() == 0, Path("said.txt").read_text()[-2000:]
-    whole = time.monotonic() - started
-    expected = list(results(out))
-    out.rename("whole")
+    """In a process that never trains itself: threads of autograd do not survive a fork."""
+    tiny(seeds=[0, 1], budgets=[1])
+    words = [sys.executable, "-m", "tests.study.test_run", "study.toml", "20"]
 
-    draws = random.Random(0)
-    for _ in range(20):
-        child = begin(file)
+    finished = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
+
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    assert "killed 20 times" in finished.stdout
+
+
+def in_a_fork(work: Callable[[], object]) -> int:
+    """Run in a process of its own; returns its id."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
         try:
-            child.wait(draws.uniform(0.02, 0.3) * whole)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
-        assert child.returncode in (0, -signal.SIGKILL), Path("said.txt").read_text()[-2000:]
-    assert begin(file).wait() == 0, Path("said.txt").read_text()[-2000:]
+            work()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - nothing may go on in the child
+            traceback.print_exc()
+            os._exit(1)
+    return child
 
-    assert list(results(out)) == expected
+
+def whole_study() -> None:
+    """Do what the command does, its processes forks, which need not import anything."""
+
+    def call(self: object, task: Task, log: Path) -> int:
+        def work() -> None:
+            with log.open("a") as said, redirect_stdout(said), redirect_stderr(said):
+                app(task.words, standalone_mode=False)
+
+        return os.waitstatus_to_exitcode(os.waitpid(in_a_fork(work), 0)[1])
+
+    run._Children.call = call  # type: ignore[method-assign]
+    study = Study.load("study.toml")
+    run_study(study, say=lambda line: None)
+    write_study_report(study)
+
+
+def killed_study(after: float) -> int:
+    """Begin it, kill it and all its processes after so many seconds, and return its exit code."""
+    child = in_a_fork(lambda: (os.setsid(), whole_study()))
+    end = time.monotonic() + after
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def results(out: Path) -> Iterator[str]:
+    """Yield what a study found, without the minutes that it took."""
+    study = Study.load("study.toml")
+    for one in runs(study):
+        hits = read_hits(out / "hits/photos" / f"{one.name}.csv.gz", one, "photos")
+        yield repr([one.name, *(vars(hits)[name] for name in ("about", "ids", "kinds"))])
+        yield repr([array.tolist() for array in (hits.iou, hits.areas, hits.random, hits.shuffled)])
+        yield repr([(point.place, point.step, point.samples) for point in hits.checkpoints])
+    for line in (out / "report.md").read_text().splitlines():
+        if "compute" not in line and " min)" not in line and not line.startswith(("| faint |", "| strong |")):
+            yield line
+
+
+def kill_and_compare(deaths: int) -> None:
+    started = time.monotonic()
+    assert killed_study(after=600) == 0
+    whole, expected = time.monotonic() - started, list(results(Path("out")))
+    Path("out").rename("whole")
+    draws, died = random.Random(0), 0
+    while died < deaths:
+        code = killed_study(draws.uniform(0.02, 0.4) * whole)
+        assert code in (0, -signal.SIGKILL), code
+        died += code != 0
+        if code == 0:
+            assert list(results(Path("out"))) == expected
+            shutil.rmtree("out")
+    assert killed_study(after=600) == 0
+    assert list(results(Path("out"))) == expected
+    sys.stdout.write(f"killed {died} times; a whole study takes {whole:.0f} s\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    gc.freeze()  # else every child looks through, and so copies, all that was imported
+    kill_and_compare(int(sys.argv[2]))

@@ -93,7 +93,7 @@ def test_two_studies_in_one_folder_are_refused(study: Load) -> None:
         ({"budgets": [1]}, r"budgets is \[\], and now \[1\]"),
         ({"settings": {"weight_decay": 0.1}}, "settings.weight_decay is None, and now 0.1"),
         ({"sets": {"photos": {"data": "photos", "limit": 3}}}, "sets.photos.limit is None, and now 3"),
-        ({"arms": {"faint": {}, "weak": {"local_vpp": False}}}, "arms.faint.global_vpp is"),
+        ({"arms": {"faint": {}, "weak": {"global_vpp.alpha": 0.9}}}, "arms.faint.global_vpp is"),
     ):
         with pytest.raises(VPPError, match=f"'out' holds another study: its {said}"):
             record(study(**changes))

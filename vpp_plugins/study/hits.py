@@ -30,7 +30,7 @@ class Checkpoint:
     step: int
     samples: int
     minutes: float
-    """CPU minutes of the training, or on another device its minutes."""
+    """CPU minutes of the training, with those that kept encodings saved; on another device its minutes."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _checkpoint(run: StudyRun, place: str) -> Checkpoint:
     path = run.weights(place) / "cost.json"
     try:
         cost = json.loads(path.read_bytes())
-        seconds = cost["cpu_seconds"] if cost["device"] == "cpu" else cost["seconds"]
+        seconds = cost["cpu_seconds"] + cost["cpu_seconds_saved"] if cost["device"] == "cpu" else cost["seconds"]
         return Checkpoint(place, cost["step"], cost["samples"], round(seconds / 60, 4))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VPPError(f"'{path}' does not say what the weights cost ({error!r}): train that run anew.") from None

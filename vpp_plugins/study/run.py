@@ -15,6 +15,7 @@ from vpp_plugins.study.runs import StudyRun, Task, check_equal_data, python_word
 from vpp_plugins.study.study import Study
 
 STUDY = "study.json"
+_SETTINGS = "the settings of a study"
 
 
 def run_study(study: Study, *, jobs: int = 1, say: Callable[[str], object] = print) -> None:
@@ -55,12 +56,12 @@ def record(study: Study) -> None:
             values[part] = known[part] | values[part]
         if values == known:
             return
-    write_whole(path, json.dumps(sealed(values), indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(sealed(values, _SETTINGS), indent=1, ensure_ascii=False) + "\n")
 
 
 def _known(path: Path) -> dict[str, Any]:
     try:
-        return unsealed(json.loads(path.read_bytes()))
+        return unsealed(json.loads(path.read_bytes()), _SETTINGS)
     except (ValueError, RecursionError) as error:
         raise VPPError(f"'{path}' is damaged ({error}): delete it where you know that the study is the same.") from None
 
