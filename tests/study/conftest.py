@@ -38,7 +38,7 @@ def toml(values: dict[str, Any], table: str = "") -> str:
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     lines = [f"[{table}]"] if table else []
-    lines += [f"{key} = {json.dumps(value)}".replace('": "', '" = "') for key, value in plain.items()]
+    lines += [key + " = " + json.dumps(value).replace('": ', '" = ') for key, value in plain.items()]
     named = {f"{table}.{json.dumps(key) if '/' in key else key}".strip("."): value for key, value in tables.items()}
     return "\n".join([*lines, *(toml(value, name) for name, value in named.items())]) + "\n"
 

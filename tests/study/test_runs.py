@@ -20,7 +20,7 @@ def test_the_plan_has_a_line_for_each_run(study: Load) -> None:
     assert len(lines) == 4
     first = [shlex.split(command) for command in lines[0].split(" && ")]
     assert first[0] == [
-        *("vpp", "train", "recipe.toml", "--set", "global_vpp.alpha=0.99", "--set", "seed=0"),
+        *("vpp", "train", "recipe.toml", "--set", 'global_vpp={"alpha" = 0.99}', "--set", "seed=0"),
         *("--set", 'output_dir="out/faint-0/run"', "--set", "snapshots=[1]", "--resume", "auto"),
     ]
     asked = ["--data", "photos", "--limit", "3"]

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.study.conftest import Written
 from vpp_plugins import VPPError
-from vpp_plugins.study import Study, StudySet
+from vpp_plugins.study import Study, StudySet, plan, run_study, write_study_report
 
 Load = Callable[..., Study]
 ARMS: dict[str, Any] = {"faint": {}, "strong": {"global_vpp.alpha": 0.5}}
@@ -23,6 +24,21 @@ def test_every_arm_is_the_recipe_with_its_settings(study: Load) -> None:
     assert (small.trainer["seed"], small.trainer["weight_decay"], small.trainer["max_steps"]) == (1, 0.1, 2)
     assert found.resolved("axes", 0).local_vpp is False
     assert found.contrasts == (("both", "axes"), ("both", "small"))
+
+
+def test_settings_may_be_tables(study: Load) -> None:
+    """Each key of lr_scheduler_kwargs took the place of the one before."""
+    kwargs = {"num_decay_steps": 4, "min_lr_ratio": 0.1, "decay_type": "linear"}
+    mix = [{"data": "a", "weight": 0.5}, {"data": "b", "weight": 1}]
+    settings = {"lr_scheduler_kwargs": kwargs, "lr.vpp.local": 0.5, "local_vpp": {"num_queries": 8}}
+    arms = {"one": {"mix": mix}, "two": {"local_vpp.generator": "toy"}}
+
+    found = study(settings=settings, arms=arms, varies=["mix"])
+
+    one, two = (found.resolved(arm, 0) for arm in arms)
+    assert one.trainer["lr_scheduler_kwargs"] == kwargs
+    assert (one.lr, one.mix) == ({"vpp.local": 0.5}, tuple(mix))
+    assert (one.local_vpp, two.local_vpp) == ({"num_queries": 8}, {"num_queries": 8, "generator": "toy"})
 
 
 def test_the_table_says_what_differs(study: Load) -> None:
@@ -50,17 +66,21 @@ def test_a_set_is_asked_as_its_options_say() -> None:
 def test_arms_that_differ_where_they_should_not(study: Load, key: str, value: Any) -> None:
     arms = {"faint": {}, "strong": {"global_vpp.alpha": 0.5, key: value}}
 
+    unfair = study(arms=arms)
     with pytest.raises(VPPError) as refused:
-        study(arms=arms)
+        unfair.check_arms()
 
-    sentence, *table = str(refused.value).splitlines()
-    assert sentence == (
+    assert str(refused.value) == (
         f"the arms differ in {key}, beside their prompts, so their figures could not be compared: make them equal, or "
         f'say varies = ["{key}"] if that is what the study compares.'
     )
-    assert [line.split()[0] for line in table] == ["faint", *sorted(["global_vpp.alpha", key])]
-    assert json.dumps(value) in str(refused.value)
-    assert study(arms=arms, varies=[key.partition(".")[0]]).varies == (key.partition(".")[0],)
+    head, *table = unfair.table().splitlines()
+    assert [line.split()[0] for line in (head, *table)] == ["faint", *sorted(["global_vpp.alpha", key])]
+    assert json.dumps(value) in "".join(table)
+    study(arms=arms, varies=[key.partition(".")[0]]).check_arms()
+    for refuse in (plan, write_study_report, partial(run_study, say=print)):
+        with pytest.raises(VPPError, match=f"the arms differ in {key}"):
+            refuse(unfair)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +98,6 @@ def test_arms_that_differ_where_they_should_not(study: Load, key: str, value: An
         ({"arms": {"one": {}, "two": {"seed": 3}}}, "the study gives every run its seed"),
         ({"settings": {"output_dir": "x"}}, "the study gives every run its output_dir"),
         ({"arms": {"one": {}, "two": {"globl_vpp": False}}}, "no key 'globl_vpp'. Did you mean 'global_vpp'?"),
-        ({"arms": {"one": {}, "two": {"mix": [{"data": "x"}]}}}, "a study cannot set mix"),
         ({"budgets": [2, 1]}, "budgets are numbers of steps that rise"),
         ({"budgets": [0]}, "budgets are numbers of steps that rise"),
         ({"budgets": [1, 2]}, "the runs of arm 'faint' end after 2 steps"),
@@ -95,7 +114,7 @@ def test_arms_that_differ_where_they_should_not(study: Load, key: str, value: An
 )
 def test_what_is_no_study_is_refused_in_a_sentence(study: Load, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(VPPError) as refused:
-        study(**changes)
+        study(**changes).check_arms()
 
     assert said in str(refused.value)
 

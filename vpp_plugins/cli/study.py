@@ -3,11 +3,15 @@
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vpp_plugins.cli.eval import RunByDefault
+from vpp_plugins.errors import VPPError
+
+if TYPE_CHECKING:
+    from vpp_plugins.study import Study
 
 study = typer.Typer(
     cls=RunByDefault,
@@ -51,10 +55,10 @@ def run(
 
     Example: vpp study examples/studies/pocket.toml --jobs 2
     """
-    from vpp_plugins.study import Study, run_study, write_study_report
+    from vpp_plugins.study import run_study, write_study_report
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
-    read = Study.load(file)
+    read = _read(file)
     typer.echo(read.table())
     run_study(read, jobs=jobs, say=typer.echo)
     _written(write_study_report(read))
@@ -68,10 +72,9 @@ def plan(file: File) -> None:
 
     Example: vpp study plan examples/studies/pocket.toml > jobs.txt
     """
-    from vpp_plugins.study import Study
     from vpp_plugins.study import plan as commands
 
-    typer.echo(commands(Study.load(file)), nl=False)
+    typer.echo(commands(_read(file)), nl=False)
 
 
 @study.command()
@@ -82,9 +85,22 @@ def report(file: File) -> None:
 
     Example: vpp study report examples/studies/pocket.toml
     """
-    from vpp_plugins.study import Study, write_study_report
+    from vpp_plugins.study import write_study_report
 
-    _written(write_study_report(Study.load(file)))
+    _written(write_study_report(_read(file)))
+
+
+def _read(file: Path) -> "Study":
+    """Read a study; one that is not fair shows in what its arms differ."""
+    from vpp_plugins.study import Study
+
+    read = Study.load(file)
+    try:
+        read.check_arms()
+    except VPPError:
+        typer.echo(read.table())
+        raise
+    return read
 
 
 def _written(paths: tuple[Path, Path]) -> None:

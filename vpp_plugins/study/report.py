@@ -54,6 +54,7 @@ def write_study_report(study: Study) -> tuple[Path, Path]:
     What every run found is kept beside them, in `hits/`, and is enough to write the report again. Runs that are not
     finished are listed and left out. Raises VPPError where runs cannot be compared: other data, rows, or steps.
     """
+    study.check_arms()
     check_equal_data(study)
     every = {run: {name: collect(run, name) for name in study.sets} for run in runs(study)}
     sections = [_overview(study, every)]

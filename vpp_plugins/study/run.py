@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from vpp_plugins.study.study import Study
 
 STUDY = "study.json"
 _SETTINGS = "the settings of a study"
+_LOOK = 1.0
+"""Seconds after which an interrupt is seen that another thread got: no thread wakes the one that waits."""
 
 
 def run_study(study: Study, *, jobs: int = 1, say: Callable[[str], object] = print) -> None:
@@ -26,15 +28,18 @@ def run_study(study: Study, *, jobs: int = 1, say: Callable[[str], object] = pri
     raises VPPError where the folder holds another study, another process is at it, or a part was made with other
     settings: before anything is trained.
     """
+    study.check_arms()
     with only_one(Path(study.output_dir), "study", advice="choose another output_dir"):
         record(study)
         left = [run for run in runs(study) if False in [task.done() for task in run.tasks()]]
         say(f"{len(study.arms)} arms x {len(study.seeds)} seeds, {len(left)} runs to do, {jobs} at a time.")
-        children, failed = _Children(jobs), []
+        children = _Children(jobs)
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                waiting = [pool.submit(_do, run, children, say) for run in left]
-                failed = [error for future in as_completed(waiting) if (error := future.result())]
+                futures = [pool.submit(_do, run, children, say) for run in left]
+                while wait(futures, timeout=_LOOK).not_done:
+                    pass
+                failed = [error for future in futures if (error := future.result())]
             finally:
                 children.stop()
         check_equal_data(study)

@@ -145,6 +145,7 @@ def check_equal_data(study: Study) -> None:
 
 def plan(study: Study) -> str:
     """Return a line for each run that is not done, its commands one after the other, and how to hand them on."""
+    study.check_arms()
     lines = []
     for run in runs(study):
         left = [task for task in run.tasks() if not task.done()]

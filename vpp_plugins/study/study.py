@@ -72,7 +72,7 @@ class Study:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read the file; raises VPPError for what is no study, and for arms that differ where they should not."""
+        """Read the file; raises VPPError for what is no study. Whether its arms are fair says `check_arms`."""
         values = _read(Path(path))
         kinds = {f.name: f.type for f in fields(cls)} | {"sets": Mapping, "contrasts": tuple[tuple[str, ...], ...]}
         for key, value in values.items():
@@ -91,7 +91,7 @@ class Study:
         return study
 
     def check(self) -> None:
-        """Raise VPPError where names or numbers do not fit, or arms differ in more than they should."""
+        """Raise VPPError where names or numbers do not fit."""
         _check_names(self)
         for key in dict.fromkeys([*self.settings, *(key for arm in self.arms.values() for key in arm)]):
             if key in OWN:
@@ -103,21 +103,24 @@ class Study:
                     f"the runs of arm '{arm}' end after {steps} steps, so the budget of {self.budgets[-1]} steps is "
                     "never met: budgets lie before the end, which is always evaluated."
                 )
+
+    def check_arms(self) -> None:
+        """Raise VPPError where arms differ in more than they should; `table` shows in what."""
         allowed = (*PROMPTS, *self.varies)
         unsaid = [key for key in self.differences() if not any(f"{key}.".startswith(f"{name}.") for name in allowed)]
         if unsaid:
             raise VPPError(
                 f"the arms differ in {few(unsaid)}, beside their prompts, so their figures could not be compared: make "
-                f"them equal, or say varies = {json.dumps(unsaid)} if that is what the study compares.\n{self.table()}"
+                f"them equal, or say varies = {json.dumps(unsaid)} if that is what the study compares."
             )
 
     def changes(self, arm: str, seed: int) -> list[str]:
         """Return what makes the base recipe the recipe of a run, as `key=value`."""
-        given = {**_flat(self.settings), **_flat(self.arms[arm])}
+        given = [*self.settings.items(), *self.arms[arm].items()]
         own: dict[str, Any] = {"seed": seed, "output_dir": str(self.folder(arm, seed) / "run")}
         if self.budgets:
             own["snapshots"] = list(self.budgets)
-        return [f"{key}={_toml(key, value)}" for key, value in {**given, **own}.items()]
+        return [f"{key}={_toml(key, value)}" for key, value in [*given, *own.items()]]
 
     def resolved(self, arm: str, seed: int) -> Recipe:
         """Return the recipe of a run."""
@@ -214,8 +217,11 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _toml(key: str, value: Any) -> str:
-    """Return a value as TOML writes it, which is as JSON does for all but tables."""
-    parts = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, str | bool | int | float) for part in parts):
-        raise VPPError(f"a study cannot set {key} to {str(value)[:80]}: write it into the recipe.")
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """Return a value as TOML writes it in a line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(name)} = {_toml(key, one)}' for name, one in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml(key, one) for one in value)}]"
+    if not isinstance(value, str | bool | int | float):
+        raise VPPError(f"a study cannot set {key} to {value}: write it into the recipe.")
+    return json.dumps(value, ensure_ascii=False)
