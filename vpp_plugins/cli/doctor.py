@@ -18,6 +18,9 @@ def doctor(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     out: Annotated[Path | None, typer.Option(help="Also write a page with boxes drawn as they may be meant.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the set here, mended as far as nobody need decide.", show_default=False)
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="Another set, with which no image may be shared.")] = None,
     against_format: Annotated[str, typer.Option(help="Its format; the same unless named.")] = "",
     against_images: Annotated[Path | None, typer.Option(help="Its images; then their bytes are compared.")] = None,
@@ -26,7 +29,7 @@ def doctor(
     """Say what is wrong with a data set.
 
     And in which frame and unit its boxes most likely are. Ends with exit code 1 where something was found, or where the
-    numbers of dialogues' boxes do not decide and nothing is stated (--boxes).
+    numbers of dialogues' boxes do not decide and nothing is stated (--boxes); with --fix, where something is left.
 
     Example: vpp doctor train.json --format vpp-sft --images images
     --out doctor.html
@@ -59,6 +62,12 @@ def doctor(
         from vpp_plugins.data.doctor import write_doctor_page
 
         typer.echo(f"The page: {write_doctor_page(found, out)}")
-    if not found.healthy:
+    if found.healthy:
+        typer.echo("Nothing was found.")
+    if fix is not None:
+        done = found.cure.write(fix)
+        typer.echo(f"{done.samples:,} samples, {done.turns:,} turns, {done.boxes:,} boxes in {fix}")
+        for finding in found.findings:
+            typer.echo(f"- {finding.fault}: {found.cure.change(finding)}")
+    if not all(fix is not None and found.cure.settles(finding) for finding in found.findings):
         raise typer.Exit(1)
-    typer.echo("Nothing was found.")

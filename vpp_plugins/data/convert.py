@@ -4,15 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
 from vpp_plugins.data.json_stream import progress_bar
-from vpp_plugins.data.record import ImageSizes, samples
+from vpp_plugins.data.record import ImageSizes, PixelBudget, Record, samples
 from vpp_plugins.data.sample import Sample, Tally
 from vpp_plugins.errors import VPPError
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,17 @@ def convert(
     reading: Reading | None = None,
     shard_bytes: int = 1 << 30,
     overwrite: bool = False,
-    chosen: Callable[[Iterable[Sample]], Iterable[Sample]] = iter,
+    target_pixels: PixelBudget | None = None,
+    chosen: Callable[[Iterable[Record]], Iterable[Record]] = iter,
     progress: bool = True,
 ) -> Conversion:
     """Convert a file; the target appears when it is complete.
 
     `images` is the folder of the images, and `sizes` a file of their sizes, read first and added to: an interrupted
     run need not open the images again. `family` names whose boxes stand in the source's text, `target_family` whose
-    are written (the same unless named). `chosen` is given the samples and
-    returns those to write. `shard_bytes` is about how large each of several files is. Faults are counted in the result;
+    are written (the same unless named). `target_pixels` is how images
+    are resized in whose pixels those are counted (the same unless named). `chosen` is given the records and returns
+    those to convert. `shard_bytes` is about how large each of several files is. Faults are counted in the result;
     see `data.sample.Issue`. Raises VPPError where the source is no such format, a size cannot be found,
     or the target exists and `overwrite` is not set.
     """
@@ -58,11 +57,14 @@ def convert(
     reading = replace(reading or Reading(), family=family)
     folder = Path(images) if images is not None else None
     known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
-    writing = Writing(target, reading.tally, target_family or family, folder, shard_bytes, reading.pixels)
+    writing = Writing(
+        target, reading.tally, target_family or family, folder, shard_bytes, target_pixels or reading.pixels
+    )
     with ExitStack() as stack:
         stack.callback(known.save)
         advance = stack.enter_context(progress_bar(f"Converting {source.name}", shown=progress))
-        found = chosen(advancing(samples(reader.records(source, reading), known, reading.tally), advance))
+        records = chosen(reader.records(source, reading))
+        found = advancing(samples(records, known, reading.tally), advance)
         writer(_some(found, writing, source, target_format), writing)
     written = writing.written
     return Conversion(written.samples, written.turns, written.boxes, reading.tally)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vpp_plugins.data.convert import Conversion, check_target, convert
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.data.record import ImageSizes, samples
+from vpp_plugins.data.record import ImageSizes, Record, samples
 from vpp_plugins.data.same_images import groups_of_images, image_digest
 from vpp_plugins.data.sample import Sample, Tally
 from vpp_plugins.errors import VPPError
@@ -29,14 +29,8 @@ class Split:
     images: Mapping[str, int]
     compared: int
 
-    @property
-    def tally(self) -> Tally:
-        """What is faulty in the source, and what a side could not be written with."""
-        found = Tally()
-        for side in self.sides.values():
-            found.counts |= side.tally.counts
-            found.examples |= side.tally.examples
-        return found
+    tally: Tally
+    """What is faulty in the source."""
 
 
 def split_data(
@@ -65,7 +59,8 @@ def split_data(
     files = {name: Path(out) / f"{name}{_SUFFIX.get(target_format, '.jsonl')}" for name in names}
     for file in files.values():
         check_target(file, [source], overwrite=options.get("overwrite", False))
-    side_of, compared = _sides(source, source_format, shares, seed, images, reading, options)
+    tally = Tally()
+    side_of, compared = _sides(source, source_format, shares, seed, images, replace(reading, tally=tally), options)
     counts = {name: sum(side == name for image, side in side_of.items() if image[0] != "\0") for name in names}
     Path(out).mkdir(parents=True, exist_ok=True)
     settings = {"source_format": source_format, "target_format": target_format, "images": images, **options}
@@ -75,7 +70,7 @@ def split_data(
         )
         for name in names
     }
-    return Split(sides, files, counts, compared)
+    return Split(sides, files, counts, compared, tally)
 
 
 def head(
@@ -127,7 +122,7 @@ def _sides(
 ) -> tuple[dict[str, str], int]:
     """Return the side of each image, and of each sample without one, and how many images' bytes were compared."""
     folder, known = Path(images) if images is not None else None, options.get("sizes")
-    first = replace(reading, tally=Tally(), seen={}, images_to=None, family=options.get("family", "llava"))
+    first = replace(reading, seen={}, images_to=None, family=options.get("family", "llava"))
     sizes = ImageSizes(folder, Path(known) if known is not None else None)
     try:
         found = samples(data_format(source_format).records(source, first), sizes, first.tally)
@@ -163,9 +158,9 @@ def _dealt(groups: list[list[str]], shares: Mapping[str, float], seed: int) -> d
     return side_of
 
 
-def _subject(sample: Sample) -> str:
+def _subject(sample: Sample | Record) -> str:
     return sample.image or f"\0{sample.id}"  # no image has such a name
 
 
-def _on_side(name: str, side_of: Mapping[str, str]) -> Callable[[Iterable[Sample]], Iterator[Sample]]:
-    return lambda found: (sample for sample in found if side_of.get(_subject(sample)) == name)
+def _on_side(name: str, side_of: Mapping[str, str]) -> Callable[[Iterable[Record]], Iterator[Record]]:
+    return lambda found: (record for record in found if side_of.get(_subject(record)) == name)

@@ -313,7 +313,7 @@ class TestPage:
         assert "less than 1 to a million" in text
         assert "log" not in text.partition("<h2>How the boxes")[0].partition("</style>")[2]
         assert "xyxy in 0-1 of the padded square (declared)" in text
-        assert text.count("data:image/jpeg;base64,") == 36
+        assert text.count("data:image/jpeg;base64,") == 36 + 1  # the samples, and where boxes lie
         assert "http://" not in text
         assert "https://" not in text
 
@@ -322,7 +322,7 @@ class TestPage:
         found = examine(lines(tmp_path / "set.jsonl", *rows), "eval-jsonl", progress=False)
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "<script>" not in text
-        assert text.count("<img") == 6
+        assert text.count("<img") == 6 + 1
 
     def test_a_image_that_is_said_to_be_enormous_is_drawn_small(self, tmp_path: Path) -> None:
         """The grey canvas had the stated size: a million pixels a side ended the page for want of memory."""
@@ -331,6 +331,16 @@ class TestPage:
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "[10, 10, 900000, 900000]" in text
         assert len(text) < 100_000
+
+    def test_shows_what_a_fix_changes_and_what_the_set_is_like(self, tmp_path: Path, images: Path) -> None:
+        found = dialogues(tmp_path, answers(_0_1000), images)
+        text = write_doctor_page(found, tmp_path / "page.html").read_text()
+        assert "What --fix changes" in text
+        assert "read as xyxy in 0-1000, and written as the format has them" in text
+        assert "state --boxes 0-1000 wherever it is read, or write it anew: vpp doctor" in text
+        assert "set-fixed.json" in text
+        assert "Where the boxes&#39; middles lie" in text
+        assert text.count("<polyline") == 2
 
     def test_needs_no_boxes(self, tmp_path: Path) -> None:
         found = examine(lines(tmp_path / "set.jsonl", {"image": "a"}), "eval-jsonl", progress=False)

@@ -19,6 +19,7 @@ from vpp_plugins.data.doctor.frame_evidence import (
     declared_candidate,
     judge,
 )
+from vpp_plugins.data.doctor.statistics import Sayings
 from vpp_plugins.data.record import BoxUnit, ImageSizes, Record, count_marks, fault
 from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
@@ -59,11 +60,14 @@ class Finding:
     total: int
     meaning: str
     examples: tuple[str, ...] = ()
+    fix: str = ""
+    """The command that mends it, or shows what must be decided."""
 
     def __str__(self) -> str:
         share = f" of {self.total:,} ({self.count / self.total:.1%})" if self.total else ""
         seen = f" First: {'; '.join(self.examples)}." if self.examples else ""
-        return f"{self.fault}: {self.count:,}{share}. {self.meaning}{seen}"
+        fix = f" Fix: {self.fix}" if self.fix else ""
+        return f"{self.fault}: {self.count:,}{share}. {self.meaning}{seen}{fix}"
 
 
 _EXAMPLES = 12
@@ -79,6 +83,8 @@ class BoxColumns:
     def __init__(self, declared: Candidate, unit: BoxUnit | BoxCodec) -> None:
         self.declared, self.unit = declared, unit  # the unit is kept, or another could get its id
         self._numbers, self._sizes, self._rows = array("d"), array("d"), array("q")
+        self.fractions: set[int] = set()
+        """Rows with boxes in 0-1 among others, as `findings` found them."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -120,7 +126,9 @@ class BoxColumns:
             candidate = verdict.best if found else self.declared
         if len(self):
             fractions = f"They lie within 0 to 1, among others that fit {candidate}."
-            found += self._counted(Fault.WRONG_UNIT, self._fractions(candidate), ids, fractions)
+            among = self._fractions(candidate)
+            self.fractions = {self._rows[place] for place in np.flatnonzero(among).tolist()}
+            found += self._counted(Fault.WRONG_UNIT, among, ids, fractions)
             ordered, inside = map(np.concatenate, zip(*self._agreements(candidate), strict=True))
             outside = f"As {candidate}, they reach beyond their images."
             backwards = "The second corner lies before the first."
@@ -197,6 +205,7 @@ class Collector:
         self._rng, self._boxed = random.Random(0), 0
         self.columns: dict[int, BoxColumns] = {}
         """The boxes of each declared unit, by its id."""
+        self.sayings = Sayings()
         self._two_sizes: list[str] = []
         self.ids: list[str] = []
         self.images: dict[str, tuple[int, int] | None] = {}
@@ -207,6 +216,7 @@ class Collector:
         """Look at one record."""
         self.ids.append(record.id)
         self._repeats.add(row, record)
+        self.sayings.add(record)
         if record.image:
             if self.images.setdefault(record.image, record.size_wh) is None:
                 self.images[record.image] = record.size_wh
@@ -221,6 +231,11 @@ class Collector:
             size_wh = self._size(record)
             self._add_boxes(row, record, boxes, size_wh)
             self._keep_some(record, boxes, size_wh)
+
+    @property
+    def repeated(self) -> Sequence[int]:
+        """The rows that say only what earlier ones have said."""
+        return self._repeats.duplicates
 
     def findings(self) -> list[Finding]:
         """Return what is wrong with texts, single boxes and rows, and what is said twice."""
@@ -297,14 +312,14 @@ class Repeats:
         self._said: set[int] = set()
         self._located: dict[int, int] = {}
         self._boxes = array("d")
-        self._duplicates: list[int] = []
+        self.duplicates: list[int] = []
         self._conflicts: list[int] = []
 
     def add(self, row: int, record: Record) -> None:
         """Compare a sample with those before it, and remember it."""
         seen = [self._locate(turn, record) if _single(turn) else self._say(turn, record) for turn in record.turns]
         if seen and all(found is Fault.DUPLICATE for found in seen):
-            self._duplicates.append(row)
+            self.duplicates.append(row)
         if Fault.CONFLICT in seen:
             self._conflicts.append(row)
 
@@ -330,7 +345,7 @@ class Repeats:
     def findings(self, ids: Sequence[str]) -> list[Finding]:
         """Return the duplicates and the conflicts, if there are any."""
         kinds = (
-            (Fault.DUPLICATE, self._duplicates, "Earlier samples say the same of the same images."),
+            (Fault.DUPLICATE, self.duplicates, "Earlier samples say the same of the same images."),
             (
                 Fault.CONFLICT,
                 self._conflicts,

@@ -3,18 +3,28 @@
 import math
 import random
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from PIL import Image
 
 from vpp_plugins.config import most_image_pixels
-from vpp_plugins.data.doctor.collect import Collector, Example, Fault, Finding
-from vpp_plugins.data.doctor.frame_evidence import FrameVerdict
+from vpp_plugins.data.doctor.collect import BoxColumns, Collector, Example, Fault, Finding
+from vpp_plugins.data.doctor.fix import Cure, doctor_command
+from vpp_plugins.data.doctor.frame_evidence import Candidate, Columns, FrameVerdict, Sizes
+from vpp_plugins.data.doctor.statistics import Statistics, statistics_of
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.json_stream import progress_bar
-from vpp_plugins.data.record import ImageError, ImageSizes, PixelBudget, UnsafePathError, image_path, upright_size
+from vpp_plugins.data.record import (
+    ImageError,
+    ImageSizes,
+    PixelBudget,
+    Record,
+    UnsafePathError,
+    image_path,
+    upright_size,
+)
 from vpp_plugins.data.same_images import shared_images
 
 _SHOWN = 5
@@ -37,6 +47,8 @@ class DoctorReport:
     verdicts: tuple[FrameVerdict, ...]
     examples: tuple[Example, ...]
     notes: tuple[str, ...]
+    statistics: Statistics
+    cure: Cure
 
     @property
     def healthy(self) -> bool:
@@ -68,33 +80,38 @@ def examine(
     be shared. Raises VPPError where a file cannot be read at all.
     """
     path, folder = Path(path), Path(images) if images is not None else None
+    known = Path(sizes) if sizes is not None else None
     reading = Reading(family=family, boxes=boxes, pixels=pixels)
-    collector = Collector(ImageSizes(folder, Path(sizes) if sizes is not None else None), reading.tally)
-    with progress_bar(f"Reading {path.name}", shown=progress) as advance:
-        for row, record in enumerate(data_format(format_name).records(path, reading)):
-            collector.add(row, record)
-            if row % 1000 == 999:
-                advance(1000)
+    collector = _collected(path, format_name, reading, ImageSizes(folder, known), progress=progress)
     verdicts = {columns: columns.judged() for columns in collector.columns.values()}
-    found, notes = collector.findings(), collector.notes(verdicts)
-    for columns, verdict in verdicts.items():
-        wrong = columns.findings(verdict, collector.ids)
-        if verdict is not None and not (wrong or verdict.decided or boxes or data_format(format_name).says_unit):
-            wrong = [_question(verdict, len(columns))]
-        found += wrong
+    asks = not boxes and not data_format(format_name).says_unit
+    frames, undecided = _frames(verdicts, collector.ids, asks=asks)
+    found, notes, left_out = collector.findings() + frames, collector.notes(verdicts), set[str]()
     if folder is not None:
-        with progress_bar("Looking at the images", shown=progress) as advance:
-            checked = check_images(folder, collector.images, decode=decode, advance=advance)
+        checked = check_images(folder, collector.images, decode=decode, progress=progress)
         found += checked.findings(len(collector.images))
+        left_out |= {*checked.unsafe, *checked.unreadable}
         notes.append(f"{checked.decoded:,} of {len(collector.images):,} images were decoded whole.")
-    else:
-        notes.append("The images themselves were not looked at: no folder was given (--images).")
+    notes += [] if folder else ["The images themselves were not looked at: no folder was given (--images)."]
     if against is not None:
-        other = data_format(against_format or format_name).read(Path(against), Reading(family=family, pixels=pixels))
-        names = {record.image for record in other if record.image}
-        both = shared_images(list(collector.images), names, folder, Path(against_images) if against_images else None)
-        meaning = f"What is learned on them, '{against}' no longer measures."
-        found.append(Finding(Fault.LEAKAGE, len(both), len(collector.images), meaning, tuple(both[:_SHOWN])))
+        records = data_format(against_format or format_name).read(Path(against), Reading(family=family, pixels=pixels))
+        theirs = Path(against_images) if against_images else None
+        both = shared_images(list(collector.images), _names(records), folder, theirs)
+        left_out |= set(both)
+        found.append(_leakage(both, len(collector.images), against))
+    other = {"against": against, "against_format": against_format, "against_images": against_images}
+    cure = Cure(
+        command=doctor_command(path, format_name, reading, images=images, sizes=sizes, **other),
+        path=path,
+        format=format_name,
+        folder=folder,
+        sizes=known,
+        reading=reading,
+        rows=frozenset(collector.repeated).union(*(columns.fractions for columns in verdicts)),
+        images=frozenset(left_out),
+        best=next((verdict.best for verdict in verdicts.values() if verdict and verdict.contradicts), None),
+        undecided=undecided,
+    )
     return DoctorReport(
         path=path,
         format=format_name,
@@ -102,11 +119,56 @@ def examine(
         samples=len(collector.ids),
         boxes=sum(map(len, collector.columns.values())),
         images=len(collector.images),
-        findings=tuple(finding for finding in found if finding.count),
+        findings=tuple(replace(finding, fix=cure.for_finding(finding)) for finding in found if finding.count),
         verdicts=tuple(verdict for verdict in verdicts.values() if verdict is not None),
         examples=tuple(collector.examples),
         notes=tuple(notes),
+        statistics=statistics_of(_read_as(verdicts), collector.sayings),
+        cure=cure,
     )
+
+
+def _frames(
+    verdicts: Mapping[BoxColumns, FrameVerdict | None], ids: Sequence[str], *, asks: bool
+) -> tuple[list[Finding], str]:
+    """Return what is wrong with frames and units, and the options to state first, "" where all is decided."""
+    found, undecided = [], ""
+    for columns, verdict in verdicts.items():
+        wrong = columns.findings(verdict, ids)
+        if verdict is not None and not verdict.decided and (asks or verdict.contradicts):
+            wrong = wrong or [_question(verdict, len(columns))]
+            undecided = verdict.best.options
+        elif verdict is not None and verdict.contradicts and len(verdicts) > 1:  # one statement cannot hold for all
+            undecided = verdict.best.options
+        found += wrong
+    return found, undecided
+
+
+def _collected(path: Path, format_name: str, reading: Reading, sizes: ImageSizes, *, progress: bool) -> Collector:
+    collector = Collector(sizes, reading.tally)
+    with progress_bar(f"Reading {path.name}", shown=progress) as advance:
+        for row, record in enumerate(data_format(format_name).records(path, reading)):
+            collector.add(row, record)
+            if row % 1000 == 999:
+                advance(1000)
+    return collector
+
+
+def _leakage(shared: Sequence[str], total: int, against: str | Path) -> Finding:
+    meaning = f"What is learned on them, '{against}' no longer measures."
+    return Finding(Fault.LEAKAGE, len(shared), total, meaning, tuple(shared[:_SHOWN]))
+
+
+def _names(records: Iterable[Record]) -> set[str]:
+    return {record.image for record in records if record.image}
+
+
+def _read_as(
+    verdicts: Mapping[BoxColumns, FrameVerdict | None],
+) -> Iterator[tuple[Columns, Sizes, Candidate]]:
+    """Yield the boxes of each unit, the images' sizes, and how the boxes are most likely to be read."""
+    for columns, verdict in verdicts.items():
+        yield columns.numbers, columns.sizes_wh, columns.declared if verdict is None else verdict.best
 
 
 def _question(verdict: FrameVerdict, boxes: int) -> Finding:
@@ -140,9 +202,9 @@ class ImageCheck:
 
 
 def check_images(
-    folder: Path, stated: Mapping[str, tuple[int, int] | None], *, decode: int, advance: Callable[[int], None]
+    folder: Path, stated: Mapping[str, tuple[int, int] | None], *, decode: int, progress: bool
 ) -> ImageCheck:
-    """Check images by name, with the sizes that the data state; `advance` is called after each.
+    """Check images by name, with the sizes that the data state.
 
     Headers are read of all, and up to `decode` of them, drawn at random beyond that number, are decoded whole: only
     that finds a truncated file.
@@ -150,21 +212,26 @@ def check_images(
     names = list(stated)
     whole = set(names if len(names) <= decode else random.Random(0).sample(names, decode))
     found = ImageCheck()
-    for name in names:
-        try:
-            path = image_path(folder, name)
-            size = upright_size(path)
-            if name in whole:
-                found.decoded += 1
-                _decode(path)
-            if stated[name] not in (None, size):
-                found.differing.append(name)
-        except UnsafePathError:
-            found.unsafe.append(name)
-        except ImageError:
-            found.unreadable.append(name)
-        advance(1)
+    with progress_bar("Looking at the images", shown=progress) as advance:
+        for name in names:
+            _check_image(folder, name, stated[name], found, whole=name in whole)
+            advance(1)
     return found
+
+
+def _check_image(folder: Path, name: str, stated: tuple[int, int] | None, found: ImageCheck, *, whole: bool) -> None:
+    try:
+        path = image_path(folder, name)
+        size = upright_size(path)
+        if whole:
+            found.decoded += 1
+            _decode(path)
+        if stated not in (None, size):
+            found.differing.append(name)
+    except UnsafePathError:
+        found.unsafe.append(name)
+    except ImageError:
+        found.unreadable.append(name)
 
 
 def _decode(path: Path) -> None:

@@ -69,18 +69,23 @@ class Candidate:
         return f"{self.unit.order} in pixels of the image {self.resize}" if self.resize else str(self.unit)
 
     @property
-    def options(self) -> str:
-        """The options of our commands that state it, as `--boxes 0-1,padded`."""
+    def stated(self) -> tuple[str, PixelBudget | None]:
+        """How it is stated to our readers: `Reading.boxes`, and for pixels of resized images `Reading.pixels`."""
         match self.resize:
             case Resize("square", side):
-                return f"--boxes {words_of(replace(self.unit, full=float(side)))}"
+                return words_of(replace(self.unit, full=float(side))), None
             case Resize("long side", side):
-                return f"--boxes {words_of(replace(self.unit, resized=LongSide(side)))}"
+                return words_of(replace(self.unit, resized=LongSide(side))), None
             case Resize(_, patches):
-                return (
-                    f"--boxes {words_of(replace(self.unit, resized=PixelBudget()))} --max-pixels {patches * PATCH**2}"
-                )
-        return f"--boxes {words_of(self.unit)}"
+                budget = PixelBudget(most=patches * PATCH**2)
+                return words_of(replace(self.unit, resized=budget)), budget
+        return words_of(self.unit), None
+
+    @property
+    def options(self) -> str:
+        """The options of our commands that state it, as `--boxes 0-1,padded`."""
+        words, budget = self.stated
+        return f"--boxes {words}{f' --max-pixels {budget.most}' if budget else ''}"
 
     @property
     def prior(self) -> float:

@@ -12,6 +12,7 @@ from vpp_plugins.boxes import Box
 from vpp_plugins.data.doctor.collect import Example
 from vpp_plugins.data.doctor.doctor import DoctorReport
 from vpp_plugins.data.doctor.frame_evidence import ENOUGH, Candidate, FrameVerdict
+from vpp_plugins.data.doctor.statistics import Statistics
 from vpp_plugins.data.record import image_path
 from vpp_plugins.errors import VPPError
 
@@ -33,6 +34,8 @@ def write_doctor_page(report: DoctorReport, path: str | Path) -> Path:
         f"{report.format}.",
         findings=[(str(found.fault), str(found)[str(found).index(":") :]) for found in report.findings],
         notes=report.notes,
+        changes=[(str(found.fault), f"{found.count:,}", report.cure.change(found)) for found in report.findings],
+        statistics=_drawn(report.statistics),
         evidence=[(str(each), _evidence(each)) for each in report.verdicts],
         samples=[
             (example.id, example.text[:200], cards)
@@ -40,6 +43,33 @@ def write_doctor_page(report: DoctorReport, path: str | Path) -> Path:
             if verdict is not None and (cards := _cards(example, report.folder, verdict))
         ],
     )
+
+
+def _drawn(statistics: Statistics) -> dict[str, Any] | None:
+    """Return the curves, the map and the table of a set, or None without a box or an expression."""
+    from vpp_plugins.report import curve, image_url
+
+    if not statistics.sizes.any() or not statistics.words:
+        return None
+    steps = len(statistics.sizes)
+    sizes = [((step + 0.5) / steps, int(count)) for step, count in enumerate(statistics.sizes)]
+    most = max(statistics.words) + 1
+    step = 1 + most // 16
+    longest = -(-most // step) * step
+    words = [(number, statistics.words.get(number, 0)) for number in range(longest + 1)]
+    ticks = range(0, longest + 1, step)
+    shades = 255 - (statistics.places * (215 / statistics.places.max())).astype(np.uint8)
+    places = Image.fromarray(shades).resize((240, 240), Image.Resampling.NEAREST)
+    return {
+        "sizes": curve(
+            {"": sizes}, x="root of the share of its image that a box has", y="boxes", x_ticks=(0, 0.25, 0.5, 0.75, 1)
+        ),
+        "words": curve(
+            {"": words}, x="words of an expression (30: or more)", y="expressions", x_ticks=(*ticks, longest)
+        ),
+        "places": [{"image": image_url(places), "caption": "Where the boxes' middles lie", "lines": []}],
+        "nouns": [(noun, f"{images:,}") for noun, images in statistics.nouns],
+    }
 
 
 def _evidence(verdict: FrameVerdict) -> list[list[str]]:
