@@ -2,11 +2,13 @@
 
 import copy
 import statistics
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from benchmarks.rows import Row, interleaved, median_row, ratios
 from benchmarks.training import Step
@@ -25,9 +27,7 @@ def measure(rounds: int = 12, images: int = IMAGES) -> list[Row]:
     model.vpp.global_vpp.requires_grad_(False)
     inputs = _inputs(VPPProcessor(processor, model), images)
     models: dict[str, Any] = {"kept": model, "anew": copy.deepcopy(model)}
-    steps = {
-        name: Step(one, lambda one=one: one(**inputs, labels=inputs["input_ids"]).loss) for name, one in models.items()
-    }
+    steps = {name: Step(one, partial(_loss, one, inputs)) for name, one in models.items()}
     with TemporaryDirectory() as folder:
         encodings = KeptEncodings(model, folder)
         steps["kept"]()  # writes them
@@ -36,6 +36,11 @@ def measure(rounds: int = 12, images: int = IMAGES) -> list[Row]:
     shown = ", ".join(f"{name} {1000 * statistics.median(seconds):.0f} ms" for name, seconds in times.items())
     name = f"training step of the pocket model, {images} images, encodings kept, to encoding anew"
     return [median_row(name, ratios(times["kept"], times["anew"]), unit="x", note=shown)]
+
+
+def _loss(model: Any, inputs: Any) -> Tensor:
+    loss: Tensor = model(**inputs, labels=inputs["input_ids"]).loss
+    return loss
 
 
 def _inputs(processor: VPPProcessor, images: int) -> Any:
