@@ -44,7 +44,7 @@ NAMES = {
     "vpp_plugins.pocket.packing": "IGNORE Packed Segment forward_packed pack",
     "vpp_plugins.pocket.tokenizer": "AXES_SENTENCE COORDINATES GROUNDING_QUESTION IMAGE_TOKEN REGION_QUESTION",
     "vpp_plugins.pocket.vision": "COARSE_CHANNELS TOKEN_WIDTH create_backbone merge_maps",
-    "vpp_plugins.pocket.weights": "BACKBONE_PREFIXES FOLDER",
+    "vpp_plugins.pocket.weights": "FOLDER",
     "vpp_plugins.prompts": "GlobalVPP LocalVPP Overlay Prompts VPP draw_axes",
     "vpp_plugins.prompts.generators.detection_heads": "DetectionHeads Detections",
     "vpp_plugins.prompts.generators.detr": "build_detr",

@@ -23,12 +23,11 @@ with named_extras():
     )
     from vpp_plugins.pocket.untrained import pocket_config, untrained_pocket
     from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
-    from vpp_plugins.pocket.weights import BACKBONE_PREFIXES, FOLDER, load_pocket, save_pocket
+    from vpp_plugins.pocket.weights import FOLDER, load_pocket, save_pocket
 
 
 __all__ = [
     "AXES_SENTENCE",
-    "BACKBONE_PREFIXES",
     "COARSE_CHANNELS",
     "COORDINATES",
     "FOLDER",

@@ -30,11 +30,8 @@ from vpp_plugins.pocket.build import build_pocket
 from vpp_plugins.processor import VPPProcessor
 
 FOLDER = Path(__file__).with_name("weights")
-BACKBONE_PREFIXES = ("model.vision_tower.backbone.", "vpp.local_prompt.generator.backbone.body.")
-"""Where the one backbone stands: in the vision tower, and in the detector of 0.1.0's weights."""
+BACKBONE = "model.vision_tower.backbone."
 BACKBONE_FILE = "backbone.safetensors"
-SCALE = "@scale"
-"""Ends the name of the scale of each row of a matrix in int8, which 0.1.0's weights have."""
 
 
 def load_pocket(
@@ -66,10 +63,10 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
 
     `tokenizer` is the host's, without `<|vpp|>`. A detector whose package has its weights is named by their SHA-256.
     """
-    folder, tower = Path(folder), BACKBONE_PREFIXES[0]
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: _half(value) for name, value in model.state_dict().items() if not name.startswith("lm_head.")}
-    backbone = {name.removeprefix(tower): state.pop(name) for name in list(state) if name.startswith(tower)}
+    backbone = {name.removeprefix(BACKBONE): state.pop(name) for name in list(state) if name.startswith(BACKBONE)}
     attached = is_attached(model)
     save_file(state, folder / ("vpp.safetensors" if attached else "plain.safetensors"))
     save_file(backbone, folder / BACKBONE_FILE)
@@ -100,8 +97,7 @@ def _half(value: Tensor) -> Tensor:
 def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, Tensor]) -> None:
     """Fill the model: the backbone where it is, the language model's head with its embeddings."""
     state = model.state_dict()
-    places = {prefix + name: value for prefix in BACKBONE_PREFIXES for name, value in backbone.items()}
-    weights |= {name: value for name, value in places.items() if name in state and name not in weights}
+    weights |= {BACKBONE + name: value for name, value in backbone.items()}
     weights["lm_head.weight"] = weights.get("model.language_model.embed_tokens.weight", torch.empty(0))
     check_tensors(weights, state, "the pocket model's weight file", advice="Install the library again, or train anew.")
     model.load_state_dict(weights)
@@ -110,11 +106,9 @@ def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, T
 def _read(folder: str | Path, name: str) -> dict[str, Tensor]:
     """Return a file's tensors in float32; raises VPPError where it is not as it was saved."""
     path = _file(folder, name)
-    held = read_safetensors([path])
+    tensors = read_safetensors([path])
     check_weights_listed(path.parent, name)
-    scales = {key.removesuffix(SCALE): held.pop(key).float() for key in list(held) if key.endswith(SCALE)}
-    single = {key: value.float() if value.is_floating_point() else value for key, value in held.items()}
-    return single | {key: held[key].float() * scale for key, scale in scales.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def _file(folder: str | Path, name: str) -> Path:
