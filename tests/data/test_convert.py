@@ -32,6 +32,14 @@ def test_an_existing_target_is_kept_unless_told_otherwise(tmp_path: Path) -> Non
         convert(source, source, overwrite=True, **names)
 
 
+def test_nothing_left_names_the_reasons_and_the_command_that_helps(tmp_path: Path) -> None:
+    source = lines(tmp_path / "in.jsonl", {**EVALUATION, "bbox": [1, 2, 3]})
+    said = r"nothing of .* as odvg, so nothing was: 1 x box with a wrong.*vpp doctor .*in.jsonl --format eval-jsonl"
+    with pytest.raises(VPPError, match=said):
+        convert(source, tmp_path / "out.jsonl", source_format="eval-jsonl", target_format="odvg", progress=False)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_conversion_and_doctor_load_no_torch() -> None:
     """It alone would take most of the memory that a data set of any size may take."""
     modules = "vpp_plugins.data.convert, vpp_plugins.data.doctor.doctor, vpp_plugins.data.vpp_sft, vpp_plugins.cli"

@@ -153,6 +153,11 @@ class TestRows:
         (tmp_path / "val.jsonl").write_text("")
         with pytest.raises(VPPError, match="say in which format it is"):
             load_rows(str(tmp_path / "val.jsonl"))
+        (tmp_path / "val.jsonl").write_text('{"image": "a.png"}')
+        with pytest.raises(
+            VPPError, match=r"no row to evaluate: 1 x field missing.*What is wrong: vpp doctor .* --format eval-jsonl"
+        ):
+            load_rows(str(tmp_path / "val.jsonl"), data_format="eval-jsonl")
 
 
 class TestMeasure:

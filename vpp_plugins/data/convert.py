@@ -65,7 +65,7 @@ def convert(
         advance = stack.enter_context(progress_bar(f"Converting {source.name}", shown=progress))
         records = chosen(reader.records(source, reading))
         found = advancing(samples(records, known, reading.tally), advance)
-        writer(_some(found, writing, source, target_format), writing)
+        writer(_some(found, writing, source, source_format, target_format), writing)
     written = writing.written
     return Conversion(written.samples, written.turns, written.boxes, reading.tally)
 
@@ -78,13 +78,14 @@ def advancing(found: Iterable[Sample], advance: Callable[[int], None]) -> Iterat
             advance(1000)
 
 
-def _some(found: Iterable[Sample], writing: Writing, source: Path, format_name: str) -> Iterator[Sample]:
+def _some(
+    found: Iterable[Sample], writing: Writing, source: Path, source_format: str, target_format: str
+) -> Iterator[Sample]:
     """Yield the samples; at their end, raise VPPError where none was written: then the file does not appear."""
     yield from found
     if not writing.written.samples:
-        reasons = "; ".join(f"{count:,} x {issue} ({examples})" for issue, count, examples in writing.tally.rows())
-        why = f": {reasons}" if reasons else ""
-        raise VPPError(f"nothing of '{source}' could be written as {format_name}, so nothing was{why}.")
+        said = f"nothing of '{source}' could be written as {target_format}, so nothing was"
+        raise writing.tally.nothing_left(said, source, source_format)
 
 
 def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> None:

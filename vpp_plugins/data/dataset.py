@@ -146,7 +146,7 @@ def open_data(
         about = _write(target, records, advance, reading.tally)
     if not about["samples"]:
         target.unlink()
-        raise no_samples(reading.tally)
+        raise reading.tally.nothing_left("the data hold no sample to train on", path, format_name)
     if data_format(format_name).has_images or not about["counts"].get(Issue.NO_IMAGE):
         with whole_file(target.with_suffix(".json")) as file:
             file.write(json.dumps(sealed({**about, "stamp": stamp}, _ABOUT)).encode())
@@ -158,12 +158,6 @@ def _stored(file: Path, about: Mapping[str, Any]) -> StoredData:
     from datasets import Dataset
 
     return StoredData(Dataset.from_file(str(file)), about)
-
-
-def no_samples(tally: Tally) -> VPPError:
-    """Return the error that says why no sample is left."""
-    found = "; ".join(f"{count} x {issue} ({examples})" for issue, count, examples in tally.rows())
-    return VPPError(f"the data hold no sample to train on{f': {found}' if found else ''}.")
 
 
 def _with_places(

@@ -4,6 +4,7 @@ Data are kept so, and a family of models renders them in its own words, frame an
 """
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -183,6 +184,12 @@ class Tally:
             yield
         except RefusedError as refused:
             self.add(refused.issue, sample_id, str(refused))
+
+    def nothing_left(self, said: str, source: object, format_name: str) -> VPPError:
+        """Return the error for a file of which nothing is left: what was found, and the command that shows more."""
+        found = "; ".join(f"{count:,} x {issue} ({examples})" for issue, count, examples in self.rows())
+        command = shlex.join(["vpp", "doctor", str(source), "--format", format_name])
+        return VPPError(f"{said}{f': {found}' if found else ''}. What is wrong: {command}")
 
     def rows(self) -> list[tuple[str, int, str]]:
         """Return (issue, count, examples) for each issue, the most frequent first."""

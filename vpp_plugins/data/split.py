@@ -91,16 +91,7 @@ def head(
         none = False
         yield sample
     if none:
-        raise no_row(source, source_format, reading.tally)
-
-
-def no_row(source: str | Path, source_format: str, tally: Tally) -> VPPError:
-    """Return the error for a file without a sample that can be used, with what was found instead."""
-    found = "; ".join(f"{count:,} x {issue} ({examples})" for issue, count, examples in tally.rows())
-    why = f": {found}" if found else ""
-    return VPPError(
-        f"'{source}' holds no row that can be used{why}. What is wrong: vpp doctor {source} --format {source_format}"
-    )
+        raise reading.tally.nothing_left(f"'{source}' holds no row that can be used", source, source_format)
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -130,7 +121,7 @@ def _sides(
     finally:
         sizes.save()
     if not names:
-        raise no_row(source, source_format, first.tally)
+        raise first.tally.nothing_left(f"'{source}' holds no row that can be used", source, source_format)
     digests = dict(first.seen)
     if folder is not None and not data_format(source_format).has_images:
         digests |= {name: digest for name in names if (digest := image_digest(folder, name))}

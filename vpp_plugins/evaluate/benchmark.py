@@ -81,7 +81,10 @@ def load_rows(
         tally=tally or Tally(),
     )
     samples = read_samples(path, data_format, images=root, reading=reading)
-    return rows_of_samples(samples, root, reading.tally, task=task)
+    rows = rows_of_samples(samples, root, reading.tally, task=task)
+    if not rows:
+        raise reading.tally.nothing_left("the data hold no row to evaluate", path, data_format)
+    return rows
 
 
 @named_extras("eval")
