@@ -1,6 +1,10 @@
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,6 +64,28 @@ def test_one_pair_gives_one_grounding_in_pixels_of_the_image() -> None:
     assert grounding.text == "[0.1, 0.2, 0.3, 0.6]"
     assert grounding.expression == "the red cup"
     assert grounding.image.tobytes() == asked.tobytes()
+
+
+def test_an_answer_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a shell by one line, in a notebook by its drawing, to others as JSON and as supervision's detections."""
+    boxed, empty = grounder("[0.1, 0.2, 0.3, 0.4]", "12")([image(0, (100, 100))] * 2, ["the cup", "the cap"])
+
+    assert repr(boxed) == "<Grounding 'the cup': (10.0, 20.0, 30.0, 40.0) of 100 x 100 pixels, ok>"
+    assert repr(empty) == "<Grounding 'the cap': no box of 100 x 100 pixels, unparsable>"
+    size = {"width": 100, "height": 100}
+    said = {"boxes": [[10, 20, 30, 40]], "labels": [None], "status": "ok", "text": "[0.1, 0.2, 0.3, 0.4]"}
+    assert json.loads(json.dumps(boxed.to_dict())) == size | said | {"expression": "the cup"}
+    with Image.open(BytesIO(boxed._repr_png_())) as shown:
+        assert shown.tobytes() == boxed.draw().tobytes()
+
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(VPPError, match="pip install supervision"):
+        boxed.to_supervision()
+    monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
+    found, none = boxed.to_supervision(), empty.to_supervision()
+    assert (found.xyxy.shape, found.xyxy.dtype, none.xyxy.shape) == ((1, 4), np.float32, (0, 4))
+    assert found.xyxy[0] == pytest.approx([10, 20, 30, 40])
+    assert (found.class_id.tolist(), found.data["class_name"].tolist()) == ([0], ["the cup"])
 
 
 def test_two_lists_give_one_grounding_per_pair_in_their_order() -> None:

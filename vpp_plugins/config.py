@@ -100,7 +100,8 @@ class LocalVPPConfig:
     weights: str | None = None
     """File, folder or hub id of pretrained detector weights; None starts at random and touches no network."""
     frozen_weights: dict[str, str] = field(default_factory=dict)
-    """SHA-256, by name, of weights that the generator's package has and that are therefore not saved with the prompts.
+    """SHA-256, by name, of weights that the generator's package or the hub has, and that are therefore not saved with
+    the prompts: of the hub's the name is "owner/name:dtype", and loading fetches them.
 
     Leave it empty: attaching fills it in, and loading saved prompts compares it with what is installed."""
     image_size: int = 640

@@ -145,6 +145,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_tensors(tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """Return the SHA-256 of tensors, their names, shapes and dtypes, whatever their order and device."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def sealed(values: Mapping[str, Any], holds: str) -> dict[str, Any]:
     """Return JSON values that say what they are, with a digest, by which `unsealed` finds that they were changed."""
     said = {HOLDS: holds, **values}
@@ -269,15 +280,21 @@ def only_one(folder: Path, what: str, *, advice: str) -> Iterator[None]:
         lock.release()
 
 
+def is_hub_id(source: str) -> bool:
+    """Return whether a name is the hub's, owner/name, and no place on this machine."""
+    outside = source.startswith(("/", ".", "~")) or Path(source).suffix in _SUFFIXES
+    return source.count("/") == 1 and not outside and not Path(source).exists()
+
+
 def local_folder(source: str | os.PathLike[str], *, files: Sequence[str], expected: str) -> Path:
     """Return the local folder of a path or a hub id; only a hub id touches the network.
 
     `files` are the names or patterns that are fetched; raises VPPError, naming what is `expected`, for neither.
     """
-    path, name = Path(source), str(source)
-    if path.is_dir():
-        return path
-    if name.count("/") != 1 or name.startswith(("/", ".")) or path.suffix in _SUFFIXES:
+    name = str(source)
+    if Path(source).is_dir():
+        return Path(source)
+    if not is_hub_id(name):
         raise VPPError(f"there is no '{source}': give {expected}, or a hub id 'owner/name'.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

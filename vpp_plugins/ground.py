@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, overload
 
+import numpy as np
 import torch
 from jaxtyping import Int64
 from PIL import Image
@@ -27,7 +29,7 @@ GREEDY: dict[str, Any] = {
 """What the host's own generation configuration may not decide: one answer a question, whatever the clock says."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Grounding:
     """The answer for one image and one expression."""
 
@@ -51,6 +53,44 @@ class Grounding:
     def draw(self) -> Image.Image:
         """Return a copy of the image with the boxes and the expression on it."""
         return draw_boxes(self.image, self.boxes, labels=[self.expression] * len(self.boxes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON values, without the image: boxes in its pixels, to a tenth."""
+        return {
+            "width": self.image.width,
+            "height": self.image.height,
+            "expression": self.expression,
+            "boxes": [[round(value, 1) for value in box] for box in self.boxes],
+            "labels": list(self.labels),
+            "status": str(self.status),
+            "text": self.text,
+        }
+
+    def to_supervision(self) -> Any:
+        """Return `supervision.Detections`: boxes in pixels, class 0, its name the label or else the expression."""
+        try:
+            from supervision import Detections
+        except ModuleNotFoundError:
+            raise VPPError("to_supervision makes supervision's Detections: pip install supervision.") from None
+        count = len(self.boxes)
+        names = [label or self.expression for label in self.labels]
+        return Detections(
+            xyxy=np.array(self.boxes, dtype=np.float32).reshape(count, 4),
+            class_id=np.zeros(count, dtype=int),
+            data={"class_name": np.array(names, dtype=str)},
+        )
+
+    def __repr__(self) -> str:
+        """Return one line: what was asked, where it is, and how it was read."""
+        boxes = ", ".join("(" + ", ".join(f"{value:.1f}" for value in box) + ")" for box in self.boxes)
+        size = f"{self.image.width} x {self.image.height}"
+        return f"<Grounding {self.expression!r}: {boxes or 'no box'} of {size} pixels, {self.status}>"
+
+    def _repr_png_(self) -> bytes:
+        """Show the drawing in a notebook."""
+        png = BytesIO()
+        self.draw().save(png, format="PNG")
+        return png.getvalue()
 
 
 class Grounder:

@@ -394,7 +394,7 @@ class TestSaveAndLoad:
         again = attach_vpp(tiny_llava(**host), str(tmp_path))
         VPPProcessor(tiny_processor(), again)
 
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["vpp.safetensors", "vpp_config.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "vpp.safetensors", "vpp_config.json"]
         assert again.vpp.trained is True
         assert again.vpp.config == model.vpp.config
         assert torch.equal(again(**inputs).logits, expected)
@@ -428,7 +428,7 @@ class TestSaveAndLoad:
         save_vpp(model, tmp_path / "prompts", push_to_hub=True, repo_id="me/other")
         save_vpp(model, tmp_path / "prompts")
 
-        files = ["vpp.safetensors", "vpp_config.json"]
+        files = ["README.md", "vpp.safetensors", "vpp_config.json"]
         assert [call[:2] for call in calls] == [
             ("create", "prompts"),
             ("upload", files),
@@ -436,7 +436,7 @@ class TestSaveAndLoad:
             ("upload", files),
         ]
         assert [call[2]["repo_id"] for call in calls if call[0] == "upload"] == ["me/prompts", "me/other"]
-        assert calls[1][2]["allow_patterns"] == ["vpp_config.json", "vpp.safetensors"]
+        assert calls[1][2]["allow_patterns"] == ["vpp_config.json", "vpp.safetensors", "README.md"]
 
     def test_a_hub_id(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model, processor = attached(config=toy_config(seed=5))

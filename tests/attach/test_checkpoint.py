@@ -14,7 +14,17 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Repo
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from tests.tiny import FULL, TOY_GLOBAL, TOY_LOCAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
+from tests.tiny import (
+    FULL,
+    TOY_GLOBAL,
+    TOY_LOCAL,
+    attached,
+    inputs_for,
+    tiny_config,
+    tiny_llava,
+    tiny_processor,
+    toy_config,
+)
 from vpp_plugins import VPPConfig, VPPError, VPPProcessor, attach_vpp, load_vpp, save_vpp, vpp_disabled
 from vpp_plugins.attach.checkpoint import resolve, write_vpp
 
@@ -200,7 +210,13 @@ class TestWriting:
         save_vpp(first, tmp_path)
         save_vpp(second, tmp_path)
 
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "other.txt", "vpp.safetensors", "vpp_config.json"]
+        assert {p.name for p in tmp_path.iterdir()} == {
+            "README.md",
+            "deep",
+            "other.txt",
+            "vpp.safetensors",
+            "vpp_config.json",
+        }
         found = load_file(tmp_path / "vpp.safetensors")
         assert all(torch.equal(found[name], value) for name, value in second.vpp.state_dict().items())
 
@@ -307,3 +323,75 @@ class TestSavePretrained:
         model.push_to_hub("me/x")
 
         assert {"model.safetensors", "vpp.safetensors", "vpp_config.json"} <= set(uploaded)
+
+
+class TestDetectorOnTheHub:
+    """What the hub has is not shared again: it is named with its SHA-256."""
+
+    @pytest.fixture
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        folder = tmp_path / "hub"
+        folder.mkdir()
+        detector: Any = attach_vpp(tiny_llava(), tiny_config(seed=9))
+        save_file(detector.vpp.local_vpp.generator.state_dict(), folder / "model.safetensors")
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
+        return folder
+
+    @staticmethod
+    def config() -> VPPConfig:
+        return replace(tiny_config(), local_vpp=replace(tiny_config().local_vpp, weights="owner/detector"))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_frozen_it_is_named_and_comes_back_to_the_bit(self, hub: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+        model: Any = attach_vpp(tiny_llava().to(dtype), self.config())
+        save_vpp(model, tmp_path / "saved")
+
+        saved = json.loads((tmp_path / "saved/vpp_config.json").read_text())["local_vpp"]
+        assert not [name for name in load_file(tmp_path / "saved/vpp.safetensors") if "generator" in name]
+        assert [*saved["frozen_weights"]] == [f"owner/detector:{str(dtype).removeprefix('torch.')}"]
+        again: Any = attach_vpp(tiny_llava().to(dtype), tmp_path / "saved")
+        other: Any = attach_vpp(tiny_llava().to(dtype), self.config())
+        load_vpp(other, tmp_path / "saved")
+        for loaded in (again, other):
+            state = loaded.vpp.state_dict()
+            assert all(torch.equal(value, state[name]) for name, value in model.vpp.state_dict().items())
+        save_vpp(again, tmp_path / "twice")
+        for name in ("vpp.safetensors", "vpp_config.json"):
+            assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "saved" / name).read_bytes()
+
+    def test_in_another_dtype_nothing_is_lost(self, hub: Path, tmp_path: Path) -> None:
+        save_vpp(attach_vpp(tiny_llava().to(torch.bfloat16), self.config()), tmp_path / "half")
+        whole: Any = attach_vpp(tiny_llava(), tmp_path / "half")  # what was trained on stays rounded
+        save_vpp(whole, tmp_path / "whole")
+        again: Any = attach_vpp(tiny_llava(), tmp_path / "whole")
+
+        state = again.vpp.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in whole.vpp.state_dict().items())
+
+    def test_what_was_trained_is_stored(self, hub: Path, tmp_path: Path) -> None:
+        model: Any = attach_vpp(tiny_llava(), self.config())
+        with torch.no_grad():
+            model.vpp.local_vpp.generator.query_embed.weight[0, 0] += 1
+        save_vpp(model, tmp_path / "saved")
+
+        again: Any = attach_vpp(tiny_llava(), tmp_path / "saved")
+        assert json.loads((tmp_path / "saved/vpp_config.json").read_text())["local_vpp"]["frozen_weights"] == {}
+        state = again.vpp.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in model.vpp.state_dict().items())
+
+    def test_another_one_on_the_hub_is_refused(self, hub: Path, tmp_path: Path) -> None:
+        save_vpp(attach_vpp(tiny_llava(), self.config()), tmp_path / "saved")
+        changed = load_file(hub / "model.safetensors")
+        changed["query_embed.weight"] += 1
+        save_file(changed, hub / "model.safetensors")
+
+        with pytest.raises(VPPError, match=r"trained on the detector 'owner/detector' with SHA-256 .* another one"):
+            attach_vpp(tiny_llava(), tmp_path / "saved")
+
+    def test_a_local_path_is_not_shared(self, hub: Path, tmp_path: Path) -> None:
+        config = replace(self.config(), local_vpp=replace(self.config().local_vpp, weights=str(hub)))
+        save_vpp(attach_vpp(tiny_llava(), config), tmp_path / "saved")
+
+        text = "".join(path.read_text() for path in (tmp_path / "saved").glob("*[!s]") if path.suffix != ".safetensors")
+        assert str(tmp_path) not in text
+        assert "generator" in " ".join(load_file(tmp_path / "saved/vpp.safetensors"))

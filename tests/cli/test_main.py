@@ -33,6 +33,7 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
         ("convert",),
         ("data",),
         ("data", "scenes"),
+        ("compare",),
         ("study",),
         ("study", "run"),
     ],

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from tests.evaluate.conftest import Stub, make_rows, truthful
-from vpp_plugins import VPPError
+from tests.tiny import attached, tiny_llava, tiny_processor
+from vpp_plugins import Grounder, VPPError, VPPProcessor
+from vpp_plugins.attach import attach_control
 from vpp_plugins.boxes import BoxCodec, ImageMeta, codec
 from vpp_plugins.cli import main
 from vpp_plugins.data.dialogue import Phrases
@@ -27,6 +29,7 @@ from vpp_plugins.evaluate.compare import compare
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.results import load_evaluation
 from vpp_plugins.evaluate.rows import Row, rows_of_samples, rows_of_scenes
+from vpp_plugins.evaluate.run import read_run
 
 Say = Callable[[str, Image.Image], str]
 
@@ -195,6 +198,26 @@ class TestMeasure:
         assert whole["notes"] == []
         assert len(less["notes"]) == 2
 
+    @pytest.mark.usefixtures("toy")
+    def test_the_control_is_the_same_weights_with_the_prompts_off(self, rows: list[Row], tmp_path: Path) -> None:
+        asker = Grounder(*attached(), max_new_tokens=4)
+        control = attach_control(tiny_llava())
+        host = Grounder(control, VPPProcessor(tiny_processor(), control), max_new_tokens=4)
+        for folder, one, off in (("on", asker, False), ("off", asker, True), ("host", host, False)):
+            measure(one, rows, protocol("default"), tmp_path / folder, model="m", data="d", disable_vpp=off)
+
+        on, off, alone = (load_evaluation(tmp_path / folder) for folder in ("on", "off", "host"))
+        texts = [[one.answer.text.replace("<|vpp|>", "").split() for one in side.judged] for side in (on, off, alone)]
+        assert read_run(tmp_path / "off")["prompts"] == {"disabled": True}
+        assert texts[0] != texts[1] == texts[2]
+        said = [reason for reason in compare(on, off).reasons if "prompts" in reason]
+        assert said == ["B was asked with its prompts off (--disable-vpp); the weights are the same."]
+
+    def test_without_prompts_there_are_none_to_switch_off(self, rows: list[Row], tmp_path: Path) -> None:
+        for asker in (Stub(truthful(rows)), Grounder(tiny_llava(), tiny_processor())):
+            with pytest.raises(VPPError, match="no prompts that could be off: leave --disable-vpp out"):
+                measure(asker, rows, protocol("default"), tmp_path / "a", model="m", data="d", disable_vpp=True)
+
     def test_captions(self, rows: list[Row], tmp_path: Path) -> None:
         stub = Stub(lambda question, image: "thing 1")
         rules = protocol("region-caption")
@@ -290,7 +313,8 @@ class TestCommands:
         assert "Acc@0.5" in said
         assert "6 answers" in said
         assert "lmms-eval" in vpp("eval", "rescore", "a", "--protocol", "lmms-eval", "--out", "b")
-        said = vpp("eval", "compare", "a", "b", "--out", "compare.html")
+        said = vpp("compare", "a", "b", "--out", "compare.html")
+        assert said == vpp("eval", "compare", "a", "b", "--out", "compare.html")
         assert "B minus A" in said
         assert "The protocols differ." in said
         assert (tmp_path / "compare.html").is_file()

@@ -50,7 +50,7 @@ def test_the_example_runs_on_a_tiny_host(
     for expected in PRINTED[name]:  # in this order, with others between them
         assert any(line.startswith(expected) for line in lines), expected
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
-    assert written == ({"vpp_config.json", "vpp.safetensors"} if name == "qwen_vl" else set())
+    assert written == ({"README.md", "vpp_config.json", "vpp.safetensors"} if name == "qwen_vl" else set())
 
 
 def test_every_example_is_tried() -> None:

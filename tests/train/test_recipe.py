@@ -90,6 +90,44 @@ def test_later_files_and_changes_win_and_tables_are_merged(tmp_path: Path) -> No
     assert Recipe.load(tmp_path / "a.toml", changes=["local_vpp=false"]).local_vpp is False
 
 
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("local_vpp.weights=none", "local_vpp"),
+        ("local_vpp.generator_options.width=none", "local_vpp"),
+        ("lora_scope=none", "lora_scope"),
+        ("max_length=none", "max_length"),
+        ("max_steps=none", "max_steps"),
+        ("keep=none", "keep"),
+        ('lr.vpp.local="none"', "lr"),
+    ],
+)
+def test_none_clears_what_a_recipe_says(change: str, key: str, tmp_path: Path) -> None:
+    said = {
+        "local_vpp": 'local_vpp.weights = "w"\nlocal_vpp.generator_options.width = 8\n',
+        "lora_scope": 'lora_scope = "llm"\n',
+        "max_length": "max_length = 9\n",
+        "max_steps": "max_steps = 9\n",
+        "keep": 'keep.data = "chats.json"\n',
+        "lr": "lr.vpp.local = 0.1\n",
+    }[key]
+    before, after = load(tmp_path, said).to_dict()[key], load(tmp_path, said, change).to_dict().get(key)
+
+    left = {"local_vpp.weights=none": {"generator_options": {"width": 8}}}
+    left["local_vpp.generator_options.width=none"] = {"weights": "w", "generator_options": {}}
+    assert after == left.get(change)
+    assert before != after
+
+
+def test_none_means_itself_where_it_is_a_value(tmp_path: Path) -> None:
+    recipe = load(tmp_path, 'vpp = "out/prompts"\nreport_to = "all"\n', "vpp=none", "report_to=none")
+
+    assert (recipe.vpp, recipe.trainer["report_to"]) == ("none", "none")
+    with pytest.raises(VPPError, match="the recipe's key 'global_vpp' should be"):  # to leave out, or to reset?
+        load(tmp_path, "", "global_vpp=none")
+    assert load(tmp_path, "", "data_family=none").data_family == "none"  # a name that the run then refuses
+
+
 def test_what_a_recipe_must_say(tmp_path: Path) -> None:
     with pytest.raises(VPPError, match="names no data"):
         Recipe.from_dict({"model": "m", "output_dir": "o"})

@@ -53,8 +53,10 @@ def in_little(recipe: Recipe, data: Path, out: Path) -> Recipe:
     )
 
 
+@pytest.mark.parametrize("control", [False, True], ids=["with prompts", "without"])
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "pocket"])
-def test_trains_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trains_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, control: bool) -> None:
+    """And vpp = "none" its control, from the same data in the same words."""
     monkeypatch.chdir(FOLDER.parents[1])  # recipes name files from the repository's root
     recipe = Recipe.load(RECIPES[name])
     assert recipe.data_format == "vpp-sft"
@@ -66,14 +68,18 @@ def test_trains_a_tiny_model(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     write_conversations(samples, Writing(tmp_path / "data.json", family="llava"))
     family = FAMILIES[str(recipe.family)]
     model = family.model()
+    recipe = in_little(recipe, tmp_path / "data.json", tmp_path / "out")
+    recipe = replace(recipe, vpp="none") if control else recipe
+    if control and name == "vpp-only":
+        with pytest.raises(VPPError, match=r"nothing is left to train: its control .*`vpp eval run --disable-vpp`"):
+            train(recipe, model=model, processor=family.processor())
+        return
 
-    trained = train(
-        in_little(recipe, tmp_path / "data.json", tmp_path / "out"), model=model, processor=family.processor()
-    )
+    trained = train(recipe, model=model, processor=family.processor())
 
     assert trained.steps == 2
     assert not trained.skipped
-    assert (trained.folder / "vpp.safetensors").is_file()
+    assert (trained.folder / "vpp.safetensors").is_file() != control
     assert all(parameter.isfinite().all() for parameter in active_vpp(unwrap(model)).parameters())
 
 
@@ -103,6 +109,17 @@ def test_the_pocket_model_begins_from_nothing_also_without_its_images(
         assert all(torch.equal(value, second[key]) for key, value in first.items())
     grounder = load_grounder(str(trained.folder), device="cpu")
     assert grounder(Image.new("RGB", (90, 50)), "the cup").text
+
+
+def test_the_pocket_model_has_a_control(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "fetch_assets", no_images)
+    here = {**HERE, "per_device_train_batch_size": 2, "max_steps": 1, "data": str(tmp_path / "none"), "vpp": "none"}
+    changes = [*(f"{key}={json.dumps(value)}" for key, value in here.items()), f"output_dir={tmp_path / 'out'}"]
+
+    folder = train(Recipe.load(RECIPES["pocket"], changes=changes)).folder
+
+    assert (folder / "model.safetensors").is_file()
+    assert not list(folder.glob("vpp*"))
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -12,14 +12,16 @@ from vpp_plugins.attach.attach import (
     unwrap,
     vpp_disabled,
 )
+from vpp_plugins.attach.card import CARD, write_card
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
 from vpp_plugins.attach.deduplicate import encoded_once, prepared_once
-from vpp_plugins.attach.host import active_vpp, every_vpp
+from vpp_plugins.attach.host import active_vpp, every_vpp, onloaded
 from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
 from vpp_plugins.attach.vocabulary import NeverTokens, rows_of
 from vpp_plugins.attach.windows import PER_SIDE, to_windows
 
 __all__ = [
+    "CARD",
     "CONFIG_FILE",
     "PER_SIDE",
     "WEIGHTS_FILE",
@@ -33,6 +35,7 @@ __all__ = [
     "host_state",
     "is_attached",
     "load_vpp",
+    "onloaded",
     "prepared_once",
     "read_into",
     "refuse_dropped_prompts",
@@ -43,5 +46,6 @@ __all__ = [
     "unwrap",
     "vocabulary",
     "vpp_disabled",
+    "write_card",
     "write_vpp",
 ]

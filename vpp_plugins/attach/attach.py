@@ -5,7 +5,7 @@ import functools
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +15,14 @@ from torch import nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import hooks, vocabulary
+from vpp_plugins.attach.card import CARD, write_card
 from vpp_plugins.attach.checkpoint import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     check_header,
     check_host,
+    hub_weights,
+    named_on_hub,
     read_into,
     resolve,
     write_vpp,
@@ -29,6 +32,7 @@ from vpp_plugins.attach.host import AttachedHost, active_vpp, attached_class, on
 from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import is_hub_id
 from vpp_plugins.plugins import Backbone, FrozenWeights
 from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP
 
@@ -121,24 +125,35 @@ def vpp_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def save_vpp(
-    model: nn.Module, folder: str | os.PathLike[str], *, push_to_hub: bool = False, repo_id: str | None = None
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    evaluations: Sequence[str | os.PathLike[str]] = (),
 ) -> None:
     """Write the prompts, without the host, as `vpp_config.json` and `vpp.safetensors`, through PEFT's wrappers.
 
-    With `push_to_hub` they are then uploaded to `repo_id` (default: the folder's name).
+    A detector that is as the hub has it is not stored but named, with its SHA-256; loading fetches it. Beside them
+    stands a model card, README.md, unless there is one of your own; `evaluations` are folders of `vpp eval` whose
+    scores it shows, of this model and of its controls. With `push_to_hub` all of it is then uploaded to `repo_id`
+    (default: the folder's name).
     """
-    vpp = active_vpp(_attached_host(model))
+    host = _attached_host(model)
+    vpp = active_vpp(host)
     if vpp.is_empty:
         raise VPPError("this model is a control without prompts, so there are none to save: save the model itself.")
     with onloaded(vpp):
         write_vpp(vpp, folder)
+    path, measured = Path(folder).resolve(), [Path(one) for one in evaluations]
+    write_card(path, host.config.name_or_path, evaluations=measured)
     if push_to_hub:
         from huggingface_hub import HfApi
 
         api = HfApi()
-        path = Path(folder).resolve()
         name = api.create_repo(repo_id or path.name, exist_ok=True).repo_id
-        api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE])
+        write_card(path, host.config.name_or_path, name=name, evaluations=measured)
+        api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD])
 
 
 def load_vpp(model: nn.Module, source: str | os.PathLike[str]) -> None:
@@ -206,7 +221,7 @@ def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None,
         local_vpp = _build_local(config, backbone, pretrained=folder is None)
         config = _with_frozen_weights(config, local_vpp)
         vpp = VPP(config, global_vpp=global_vpp, local_vpp=local_vpp, frame=backbone.frame)
-    vpp.trained_on = host
+    vpp.trained_on, vpp.hub_weights = host, named_on_hub(config)
     if folder is not None:
         read_into(vpp, folder)
     return vpp
@@ -295,12 +310,20 @@ def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     encoders = [_submodule(host, path, backbone) for path in paths]
     state = HostState(backbone, paths, Slot(backbone.pixel_layout, backbone.pixel_argument))
     vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
+    _name_hub_weights(vpp)
     host.add_module("vpp", vpp)
     host._vpp_state = state
     hooks.install(embedding, encoders, state.slot)
     hooks.install_inner(host)
     kind: type = type(host)
     _set_class(host, attached_class(kind))
+
+
+def _name_hub_weights(vpp: VPP) -> None:
+    """Remember a generator that was just loaded from the hub, in the dtype of its host."""
+    local = vpp.config.local_vpp
+    if local is not None and vpp.local_vpp is not None and is_hub_id(local.weights or "") and not vpp.trained:
+        vpp.hub_weights = hub_weights(vpp.local_vpp.generator, str(local.weights))
 
 
 def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:

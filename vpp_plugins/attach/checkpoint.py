@@ -8,15 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from vpp_plugins.config import TRAINED_ON, WEIGHTS_SHA256, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import check_tensors, local_folder, read_safetensors, safetensors_shapes, sha256_of, whole_file
+from vpp_plugins.files import (
+    check_tensors,
+    is_hub_id,
+    local_folder,
+    read_safetensors,
+    safetensors_shapes,
+    sha256_of,
+    sha256_of_tensors,
+    whole_file,
+)
+from vpp_plugins.plugins import build_generator
 from vpp_plugins.prompts import VPP
 
 CONFIG_FILE = "vpp_config.json"
 WEIGHTS_FILE = "vpp.safetensors"
+GENERATOR = "local_prompt.generator."
 
 
 def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Tensor] | None = None) -> None:
@@ -31,11 +43,12 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
         raise VPPError(f"'{folder}' is a file: give a folder to save to.")
     target.mkdir(parents=True, exist_ok=True)
     state = vpp.state_dict() if tensors is None else tensors
+    config, state = _without_hub_weights(vpp, state)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with whole_file(target / WEIGHTS_FILE) as file:
         save_file(weights, file.name, metadata={"format": "pt"})
     beside = {WEIGHTS_SHA256: sha256_of(target / WEIGHTS_FILE), TRAINED_ON: dict(vpp.trained_on)}
-    vpp.config.save(target / CONFIG_FILE, **{name: value for name, value in beside.items() if value})
+    config.save(target / CONFIG_FILE, **{name: value for name, value in beside.items() if value})
 
 
 def read_into(vpp: VPP, folder: Path, *, check: bool = True) -> None:
@@ -58,11 +71,68 @@ def read_prompts(vpp: VPP, folder: Path, *, check: bool = True) -> tuple[VPPConf
     saved = VPPConfig.load(folder / CONFIG_FILE)
     check_host(folder, vpp.trained_on)
     check_settings(saved, vpp.config, folder)
-    tensors = read_safetensors([path])
+    tensors = {**read_safetensors([path]), **_from_hub(saved, folder)}
     check_tensors(tensors, vpp.state_dict(), f"'{path}'")
     if check:
         _check_hash(folder)
     return saved, tensors
+
+
+def hub_weights(generator: nn.Module, source: str) -> dict[str, str]:
+    """Return how saved prompts name a generator that has just been loaded from the hub, and its SHA-256."""
+    dtype = next(value.dtype for value in generator.state_dict().values() if value.is_floating_point())
+    return {f"{source}:{str(dtype).removeprefix('torch.')}": sha256_of_tensors(generator.state_dict())}
+
+
+def _without_hub_weights(vpp: VPP, state: Mapping[str, Tensor]) -> tuple[VPPConfig, Mapping[str, Tensor]]:
+    """Leave out a generator that is, to the bit, as the hub has it, and name it instead; no local path is kept."""
+    local = vpp.config.local_vpp
+    if local is None:
+        return vpp.config, state
+    own = {name.removeprefix(GENERATOR): value for name, value in state.items() if name.startswith(GENERATOR)}
+    unchanged = bool(vpp.hub_weights) and [*vpp.hub_weights.values()] == [sha256_of_tensors(own)]
+    local = replace(
+        local,
+        weights=local.weights if local.weights is not None and is_hub_id(local.weights) else None,
+        frozen_weights={**_packaged(local.frozen_weights), **(vpp.hub_weights if unchanged else {})},
+    )
+    kept = {name: value for name, value in state.items() if not (unchanged and name.startswith(GENERATOR))}
+    return replace(vpp.config, local_vpp=local), kept
+
+
+def _from_hub(saved: VPPConfig, folder: Path) -> dict[str, Tensor]:
+    """Return the generator's tensors where saved prompts only name them; raises VPPError where the hub has others."""
+    local, tensors = saved.local_vpp, {}
+    for name, digest in named_on_hub(saved).items():
+        from vpp_plugins.prompts.generators import load_weights
+
+        assert local is not None  # it named them
+        source, _, dtype = name.rpartition(":")
+        with torch.random.fork_rng(devices=[]):
+            generator = build_generator(local.generator, local.num_queries, local.generator_options)
+        load_weights(generator, source)
+        state = generator.to(_dtype(dtype, folder)).state_dict()
+        if sha256_of_tensors(state) != digest:
+            raise VPPError(
+                f"the prompts in '{folder}' were trained on the detector '{source}' with SHA-256 {digest[:12]}…, and "
+                "what the hub has now is another one. Nothing was loaded: put the files of that day into the hub's "
+                "cache, or train anew."
+            )
+        tensors = {GENERATOR + part: value for part, value in state.items()}
+    return tensors
+
+
+def named_on_hub(config: VPPConfig) -> dict[str, str]:
+    """Return the hub's weights that saved prompts name, see `LocalVPPConfig.frozen_weights`."""
+    local = config.local_vpp
+    return {} if local is None else {name: one for name, one in local.frozen_weights.items() if "/" in name}
+
+
+def _dtype(name: str, folder: Path) -> torch.dtype:
+    known = {str(one).removeprefix("torch."): one for one in (torch.float32, torch.bfloat16, torch.float16)}
+    if name not in known:
+        raise VPPError(f"frozen_weights in '{folder / CONFIG_FILE}' names the dtype '{name}': take another copy.")
+    return known[name]
 
 
 def _weights_of(folder: Path) -> Path:
@@ -127,7 +197,7 @@ def check_header(folder: Path, saved: VPPConfig) -> None:
     if projector is not None and projector[0] != local.projector_size:
         raise VPPError(_header_says(path, "local_vpp.projector_size", local.projector_size, projector[0]))
     most = max([1024, len(shapes), *(side for shape in shapes.values() for side in shape)])
-    for name, value in local.generator_options.items():
+    for name, value in local.generator_options.items() if not named_on_hub(saved) else ():
         if isinstance(value, int) and value > most:
             raise VPPError(_header_says(path, f"local_vpp.generator_options.{name}", value, f"nothing above {most}"))
 
@@ -160,7 +230,14 @@ def _settings(config: VPPConfig) -> dict[str, Any]:
     flat = {part: "absent" if fields is None else "present" for part, fields in parts.items()}
     flat |= {f"{part}.{name}": value for part, fields in parts.items() for name, value in (fields or {}).items()}
     loose = ("global_vpp.image_mean", "global_vpp.image_std", "local_vpp.weights")
-    return {name: value for name, value in flat.items() if name not in loose}
+    flat = {name: value for name, value in flat.items() if name not in loose}
+    local = config.local_vpp
+    return flat if local is None else {**flat, "local_vpp.frozen_weights": _packaged(local.frozen_weights)}
+
+
+def _packaged(frozen_weights: Mapping[str, str]) -> dict[str, str]:
+    """Leave out what is on the hub, where what was loaded from there decides."""
+    return {name: digest for name, digest in frozen_weights.items() if "/" not in name}
 
 
 def resolve(

@@ -43,6 +43,7 @@ for command in (
     convert.convert,
     bake.bake,
     doctor.doctor,
+    eval.compare,
 ):
     app.command()(command)
 app.add_typer(data.data, name="data")

@@ -48,6 +48,9 @@ def run(
     shuffled: Annotated[
         bool, typer.Option("--shuffled", help="A control: each image is asked about another's expressions.")
     ] = False,
+    disable_vpp: Annotated[
+        bool, typer.Option("--disable-vpp", help="A control: the same weights, asked with the prompts off.")
+    ] = False,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
     meteor: Meteor = False,
     out: Annotated[Path, typer.Option(help="Folder of answers, results and report.")] = Path("out/eval"),
@@ -91,6 +94,7 @@ def run(
         batch_size=batch_size,
         tally=tally,
         control="shuffled" if shuffled else None,
+        disable_vpp=disable_vpp,
         with_meteor=meteor,
     )
     if "figures" in results:
@@ -126,7 +130,9 @@ def compare(
 
     How far they lie apart, whether that is chance, and what explains it.
 
-    Example: vpp eval compare out/eval/photos out/eval/photos-without --out out/eval/compare.html
+    `vpp eval compare` is the same command.
+
+    Example: vpp compare out/eval/photos out/eval/photos-without --out out/eval/compare.html
     """
     from vpp_plugins.evaluate import compare as set_beside
     from vpp_plugins.evaluate import load_evaluation, rows_at_hand, write_comparison

@@ -15,6 +15,9 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="key=value; may
 def train(
     recipes: Recipes,
     changes: Changes = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Two steps on a tiny host of the family, and what the run will take.")
+    ] = False,
     resume: Annotated[
         str | None,
         typer.Option(help="auto: go on from the last checkpoint, if there is one. Or a checkpoint's folder."),
@@ -28,10 +31,13 @@ def train(
     vpp, global_vpp.alpha (and all its settings; global_vpp = false leaves it out), local_vpp.num_queries (likewise);
     data, data_format, data_family, data_boxes, data_pixels, images, split, mix, keep, box_format, max_samples,
     max_length, max_turns, max_skipped; learning_rates (reference or paper), lr.vpp.global (and llm, lora, projector,
-    vision, vpp.local, vpp.projector), schedule.llm (likewise), freeze; lora_scope, lora_r, lora_alpha, lora_dropout;
+    vision, vpp.local, vpp.projector), schedule.llm (likewise), freeze, unfreeze; lora_scope, lora_r, lora_alpha,
+    lora_dropout;
     turns_apart, hide_boxes, cache_encodings, losses, average_weights, snapshots; eval_data,
     eval_format, eval_images, eval_protocol, eval_limit. All others are transformers' TrainingArguments by their own
     names: output_dir, max_steps, save_steps, learning_rate, bf16, ...; optim = "muon" is one more optimizer.
+
+    --set KEY=none clears what a recipe says, as local_vpp.weights=none. vpp = "none" is the control without prompts.
 
     A killed run goes on with --resume auto, and ends with the same weights.
 
@@ -40,10 +46,16 @@ def train(
     Example: vpp train examples/recipes/llava-1.5-lora.toml --set max_steps=100 --set output_dir=out/try
 
     On a CPU: vpp train examples/recipes/pocket.toml
+
+    --dry-run tries the recipe on your own data in little, on a CPU and without a network.
     """
-    from vpp_plugins.train import Recipe
+    from vpp_plugins.train import Recipe, dry_run
     from vpp_plugins.train import train as run
 
+    if dry:
+        for sentence in dry_run(Recipe.load(*recipes, changes=changes or [])).sentences:
+            typer.echo(sentence)
+        return
     resumed = [] if resume is None else [f"resume_from_checkpoint={resume}"]
     trained = run(Recipe.load(*recipes, changes=[*(changes or []), *resumed]))
     typer.echo(f"{trained.steps} steps; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")

@@ -3,10 +3,12 @@
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vpp_plugins.attach import active_vpp, is_attached, unwrap, vpp_disabled
 from vpp_plugins.data import PixelBudget, Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError, named_extras
@@ -100,14 +102,16 @@ def measure(
     batch_size: int = 8,
     tally: Tally | None = None,
     control: str | None = None,
+    disable_vpp: bool = False,
     with_meteor: bool = False,
 ) -> dict[str, Any]:
     """Evaluate, and write `answers.jsonl`, `results.json` and `report.html` into `out`; returns the results.
 
     `model` and `data` are what the pages call them; `split` is a name such as "refcoco/testA", whose published number
     of rows the protocol knows; `tally` says what `load_rows` left out; `control` names what was done to the rows, such
-    as "shuffled"; captions get METEOR `with_meteor`. Killed at any point, the same call continues, and its results are
-    the same.
+    as "shuffled"; `disable_vpp` asks the same weights with their prompts off; captions get METEOR `with_meteor`. Killed
+    at any point, the same call continues, and its results are the same. Raises VPPError for `disable_vpp` where there
+    are no prompts.
     """
     _check_scorers(rules, with_meteor=with_meteor)
     if rules.task == "caption":
@@ -118,11 +122,19 @@ def measure(
         about["control"] = control
     if isinstance(asker, Grounder):  # a model that was trained on is another one, under whatever name
         about["model_sha256"] = fingerprint_of_model(asker.model)
-        about |= answer_settings(asker, generation_of(rules))
-    answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
+    with _prompts_off(asker) if disable_vpp else nullcontext():
+        if isinstance(asker, Grounder):
+            about |= answer_settings(asker, generation_of(rules))
+        answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
     if not processes().is_main_process:
         return read_run(out)
     return _write_results(Path(out), rules, answers, rows, with_meteor=with_meteor)
+
+
+def _prompts_off(asker: Asker) -> AbstractContextManager[None]:
+    if not isinstance(asker, Grounder) or not is_attached(asker.model) or active_vpp(unwrap(asker.model)).is_empty:
+        raise VPPError("this model has no prompts that could be off: leave --disable-vpp out, or name them by --vpp.")
+    return vpp_disabled(asker.model)
 
 
 def rescore(

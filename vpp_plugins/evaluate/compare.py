@@ -122,10 +122,19 @@ def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
             for under in (a.protocol, b.protocol)
             if (on_a := _accuracy(a, under)) is not None and (on_b := _accuracy(b, under)) is not None
         ]
-    reasons += _set_otherwise(a.settings, b.settings)
+    reasons += [*_prompts_off(a.settings, b.settings), *_set_otherwise(a.settings, b.settings)]
     for name, side in (("A", a), ("B", b)):
         reasons += _misread(name, side) + _statuses(name, side)
     return reasons
+
+
+def _prompts_off(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Name the side that was asked with its prompts off, which is the control of one that had them on."""
+    off = [bool(side.get("prompts", {}).get("disabled")) for side in (a, b)]
+    if off[0] == off[1]:
+        return []
+    same = "the same" if a.get("model_sha256") == b.get("model_sha256") else "other"
+    return [f"{'A' if off[0] else 'B'} was asked with its prompts off (--disable-vpp); the weights are {same}."]
 
 
 def _set_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -140,6 +149,8 @@ def _set_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _apart(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield what differs in a part; one that only one side has kept is a single difference."""
+    if part == "prompts" and _prompts_off(a, b):
+        return
     if part in a and part in b:
         yield from differences({part: a[part]}, {part: b[part]})
     elif part in a or part in b:

@@ -47,6 +47,8 @@ class VPP(nn.Module):
         self.trained = False
         self.trained_on: Mapping[str, Any] = {}
         """The family of the host, and the frame and unit of its boxes; saved prompts say so."""
+        self.hub_weights: Mapping[str, str] = {}
+        """SHA-256 of a generator that is as the hub has it, by the name there and its dtype; what is saved names it."""
         self._rendered: InferenceCache[Tensor] = InferenceCache()
         """The axes at the size of the detector's images: the same for all of them on the padded square."""
         self._check_frame()

@@ -8,7 +8,9 @@ to the answer's own.
 `groups` sorts a model's parameters into named parts and holds the learning rates of VPP-LLaVA; `optim` has Muon, the
 parts' schedules and an average of the weights; `preflight` checks that gradients arrive; `checkpoints` keeps the run's
 folder, `cost` what it has cost; `distributed` is for FSDP and DeepSpeed; `evaluation` asks the model while it learns,
-`forgetting` whether it still answers chats, and `report` writes the page of a run.
+`forgetting` whether it still answers chats, `console` says how it goes, and `report` writes the page of a run.
+
+`machine` says what a run needs and what is not there; `trial` tries a recipe on one of the `tiny_hosts`.
 
 `detector` pretrains the local prompt's DETR on boxes. `rewards` are for TRL's GRPO, and `grpo` is its trainer.
 """
@@ -27,12 +29,14 @@ with named_extras("train"):
     from vpp_plugins.train.recipe import Recipe
     from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
     from vpp_plugins.train.run import Trained, preview_sample, train
+    from vpp_plugins.train.trial import DryRun, dry_run
 
 
 __all__ = [
     "PARTS",
     "PRESETS",
     "BoxReward",
+    "DryRun",
     "Labels",
     "Mixture",
     "NoAnswerError",
@@ -44,6 +48,7 @@ __all__ = [
     "Trained",
     "VPPGRPOTrainer",
     "choose_parts",
+    "dry_run",
     "label_answers",
     "lora_targets",
     "parameter_groups",

@@ -19,7 +19,11 @@ from vpp_plugins.train.groups import PARTS
 
 NO_PROMPTS = "none"
 """The recipe's `vpp` for a run without any prompt."""
-TABLES = ("lr", "schedule", "unfreeze", "keep", "global_vpp", "local_vpp")
+CLEARED = "none"
+"""What stands for no value, as TOML has none."""
+BOTH = ("global_vpp", "local_vpp")
+"""Both prompts, which are there unless they are false: "none" could mean either."""
+TABLES = ("lr", "schedule", "unfreeze", "keep", *BOTH)
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
 
 
@@ -51,7 +55,8 @@ class Recipe:
 
         recipe = Recipe.load("examples/recipes/llava-1.5-lora.toml", changes=["max_steps=100", "lr.vpp.local=1e-5"])
 
-    Paths are taken from the working directory.
+    Paths are taken from the working directory. "none" clears what an earlier file or the recipe itself says, as
+    `local_vpp.weights=none`, but for `vpp`, where it is a control's.
     """
 
     model: str
@@ -181,7 +186,7 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build from flat keys; raises VPPError for an unknown key, naming the nearest, and for a wrong type."""
-        kinds = key_types()
+        kinds, values = key_types(), _without_cleared(values)
         ours: dict[str, Any] = {}
         trainer: dict[str, Any] = {}
         own = {f.name for f in fields(cls)} - {"trainer"}
@@ -226,7 +231,7 @@ class Recipe:
         """Return what the recipe says that has nothing to act on without prompts; empty where there are some."""
         if self.vpp != NO_PROMPTS:
             return []
-        named = [key for key in ("global_vpp", "local_vpp") if getattr(self, key)]
+        named = [key for key in BOTH if getattr(self, key)]
         parts = [part for part in (*self.lr, *self.schedule, *self.freeze, *self.unfreeze) if part.startswith("vpp.")]
         losses = [name for name, weight in map(_loss_weight, self.losses) if name in NEED_PROMPTS and weight]
         return list(dict.fromkeys([*named, *parts, *losses]))
@@ -313,6 +318,23 @@ def _deep(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     tables = {key for key in values.keys() & changes.keys() if isinstance(values[key], Mapping)}
     deeper = {key: _deep(values[key], changes[key]) for key in tables if isinstance(changes[key], Mapping)}
     return {**values, **changes, **deeper}
+
+
+def _without_cleared(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what "none" clears: what need not be there, but texts of transformers' own, as report_to = "none"."""
+    own = {f.name for f in fields(Recipe) if f.default is None} - {"vpp"}
+    kinds = key_types()
+    return {
+        key: _uncleared(value) if key in TABLES else value
+        for key, value in values.items()
+        if value != CLEARED or (key not in own and fits(CLEARED, kinds.get(key, str))) or key in BOTH
+    }
+
+
+def _uncleared(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _uncleared(one) for key, one in value.items() if one != CLEARED}
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

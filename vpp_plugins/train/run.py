@@ -31,6 +31,7 @@ from vpp_plugins.train.evaluation import evaluation_of
 from vpp_plugins.train.forgetting import Forgetting
 from vpp_plugins.train.groups import SCOPES
 from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, check_losses, coordinate_ids
+from vpp_plugins.train.machine import check_machine
 from vpp_plugins.train.model import (
     attach,
     check_family,
@@ -74,6 +75,8 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     a machine that computes deterministically ends with the same weights to the bit. Raises VPPError before anything is
     trained for a recipe, data, model or folder that does not fit.
     """
+    if model is None:
+        check_machine(recipe)
     arguments = training_arguments(recipe)
     _check_names(recipe)
     set_seed(arguments.seed)  # LoRA's first weights are random, and a run may be killed before they are saved
@@ -149,6 +152,11 @@ def _check_names(recipe: Recipe) -> None:
     check_how_loaded(recipe)
     if recipe.lora_scope is not None and recipe.lora_scope not in SCOPES:
         raise VPPError(f"no LoRA scope is called '{recipe.lora_scope}'. Known: {', '.join(SCOPES)}.")
+    if recipe.vpp == NO_PROMPTS and recipe.lora_scope is None and {"llm", "projector", "vision"} <= {*recipe.freeze}:
+        raise VPPError(
+            'the recipe trains prompts alone, so with vpp = "none" nothing is left to train: its control is the host '
+            "as it is, asked by `vpp eval run --disable-vpp` on the trained weights."
+        )
     pixel_budget(recipe)
     check_losses(recipe.loss_weights())
     learning_rates(recipe)
@@ -210,6 +218,7 @@ def _trainer(
         average=_average(recipe, groups),
         snapshots=recipe.snapshots,
     )
+    trainer.card_sections = {"Data": _data_told(recipe, collator.data)}
     if recipe.keep:
         as_answered = replace(recipe, turns_apart=False, hide_boxes=0.0)
         trainer.add_callback(Forgetting(trainer, _collator(as_answered, load_kept(recipe), model, processor)))
@@ -226,6 +235,13 @@ def _collator(recipe: Recipe, data: TrainingData, model: Any, processor: VPPProc
     kind = PackingCollator if recipe.turns_apart else Collator
     limits = {"max_length": recipe.max_length, "max_turns": recipe.max_turns}
     return kind(data, processor, write, image_token=backbone.image_token, hide=hide, **limits)
+
+
+def _data_told(recipe: Recipe, data: TrainingData) -> str:
+    """Return what a model card says of the data: no path of this machine."""
+    names = [recipe.data, *(str(entry["data"]) for entry in recipe.mix)]
+    listed = ", ".join(f"`{Path(name).name}`" for name in names)
+    return f"{len(data):,} samples of {listed} ({recipe.data_format}), SHA-256 {data.fingerprint()}."
 
 
 def _average(recipe: Recipe, groups: Iterable[Mapping[str, Any]]) -> WeightAverage | None:

@@ -1,8 +1,8 @@
 """transformers' Trainer with the few things that prompts need: groups, checks, and checkpoints that hold them."""
 
 import time
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,22 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
 
-from vpp_plugins.attach import active_vpp, every_vpp, host_state, read_into, save_vpp, unwrap, vocabulary, write_vpp
+from vpp_plugins.attach import (
+    CARD,
+    active_vpp,
+    every_vpp,
+    host_state,
+    onloaded,
+    read_into,
+    unwrap,
+    vocabulary,
+    write_card,
+    write_vpp,
+)
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_folder, write_manifest
 from vpp_plugins.train.checkpoints import (
@@ -24,6 +36,7 @@ from vpp_plugins.train.checkpoints import (
     read_host,
 )
 from vpp_plugins.train.collate import ABOUT, About
+from vpp_plugins.train.console import Console
 from vpp_plugins.train.cost import Cost
 from vpp_plugins.train.distributed import whole_weights
 from vpp_plugins.train.evaluation import TrainingEvaluation
@@ -52,6 +65,9 @@ class VPPTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        for usual in (PrinterCallback, ProgressCallback):
+            self.remove_callback(usual)
+        self.add_callback(Console())
         self.groups, self.max_skipped, self.evaluation = groups, max_skipped, evaluation
         self.losses = [loss.to(self.args.device) for loss in losses]
         self._muon, self.average = muon, average
@@ -62,6 +78,8 @@ class VPPTrainer(Trainer):
         self.cost = Cost()
         self.skipped: dict[str, None] = {}
         self.gradients: list[float] | None = None
+        self.card_sections: Mapping[str, str] = {}
+        """Texts by heading for the model card beside the final weights."""
         self._images = 0
         self._saving: Path | None = None
         self._rates: list[float] = []
@@ -233,9 +251,25 @@ class VPPTrainer(Trainer):
             self.save_model(str(written))
             if self.args.should_save:
                 self.cost.write(written, self.state.global_step, self.args.device.type)
+                self._write_card(written)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_manifest(written)
+
+    def _write_card(self, folder: Path) -> None:
+        """Say what was trained, on what and how well, for who gets the folder."""
+        learned = [
+            f"- {group['name']}: {sum(one.numel() for one in group['params']):,} numbers, learning rate {group['lr']:g}"
+            for group in self.groups
+        ]
+        about = f"{self.state.global_step} steps over {self.cost.samples} samples."
+        asked = sorted(Path(str(self.args.output_dir), "eval").glob("step-*/results.json"), key=_step)[-1:]
+        write_card(
+            folder,
+            unwrap(self._parts[0]).config.name_or_path,
+            sections={"What was trained": "\n".join([about, "", *learned]), **self.card_sections},
+            evaluations=[path.parent for path in asked],
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the host's part, if it has learned, and the prompts beside it: they are nowhere else."""
@@ -250,12 +284,15 @@ class VPPTrainer(Trainer):
             # of a sharded model transformers cannot tell these
             own_names = (self._in_checkpoint or state_dict is not None) and not self._has_lora
             names = {"save_original_format": False} if own_names else {}
-            trained.save_pretrained(folder, state_dict=state_dict, **names)
+            with _without_bars():
+                trained.save_pretrained(folder, state_dict=state_dict, **names)
+            (folder / CARD).unlink(missing_ok=True)  # PEFT's template, without a word filled in
         processor.save_pretrained(folder)
         if active_vpp(host).is_empty:
             pass  # a control: the host is all there is
         elif state_dict is None:
-            save_vpp(host, folder)
+            with onloaded(active_vpp(host)):
+                write_vpp(active_vpp(host), folder)
         else:  # gathered from the devices that share the model
             write_vpp(active_vpp(host), folder, gathered_prompts(state_dict))
         added = vocabulary.added_rows(host) if self._in_checkpoint and state_dict is None else {}
@@ -311,6 +348,22 @@ class VPPTrainer(Trainer):
     @property
     def _has_lora(self) -> bool:
         return isinstance(self.model, PeftModel)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers from a bar for each file that it writes, among the lines of the run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _step(results: Path) -> int:
+    return int(results.parent.name.removeprefix("step-"))
 
 
 def _empty_gradients(loss: AuxiliaryLoss, step: int) -> None:

@@ -1,0 +1,78 @@
+"""The model card: what a stranger needs who gets a folder of prompts, and nothing of this machine."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from tests.tiny import attached, image, tiny_llava, tiny_processor
+from vpp_plugins import VPPError, save_vpp
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+def named(name: str) -> Any:
+    model, _ = attached()
+    model.config._name_or_path = name
+    return model
+
+
+def evaluation(folder: Path, model: str, **settings: Any) -> Path:
+    figure = {"mean": 0.25, "low": 0.2, "high": 0.3}
+    figures = {"acc_50": figure, "mean_iou": figure, "rows": 40}
+    folder.mkdir()
+    (folder / "results.json").write_text(
+        json.dumps({"model": model, "data": "/home/me/val.jsonl", "figures": figures, **settings})
+    )
+    return folder
+
+
+def test_its_lines_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    save_vpp(named("owner/tiny"), tmp_path / "prompts")
+    code = re.findall(r"```python\n(.*?)```", (tmp_path / "prompts/README.md").read_text(), re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    tiny_llava().save_pretrained("owner/tiny")
+    tiny_processor().save_pretrained("owner/tiny")
+    image(0).save("photo.jpg")
+
+    exec(code, {})
+
+    assert len([line for line in code.splitlines() if line]) == 5
+    assert "<Grounding 'the dog'" in capsys.readouterr().out
+
+
+def test_says_what_it_is_and_how_well_it_does_beside_its_control(tmp_path: Path) -> None:
+    ours = evaluation(tmp_path / "a", "/home/me/final")
+    control = evaluation(tmp_path / "b", "/home/me/final", prompts={"disabled": True})
+    save_vpp(named("owner/tiny"), tmp_path / "prompts", evaluations=[ours, control])
+
+    card = ModelCard.load(tmp_path / "prompts/README.md")
+    assert (card.data.base_model, card.data.library_name) == ("owner/tiny", "vpp-plugins")
+    assert "| final | val.jsonl | 40 | 25.0 (20.0 to 30.0) | 25.0 (20.0 to 30.0) |" in card.text
+    assert "| final, prompts off | val.jsonl | 40 |" in card.text
+    assert all(f"## {heading}" in card.text for heading in ("How to load it", "The prompts", "Licence", "Versions"))
+    assert "/home" not in card.content
+
+
+def test_no_local_path_gets_in(tmp_path: Path) -> None:
+    save_vpp(named(str(tmp_path / "host")), tmp_path / "prompts")
+
+    card = ModelCard.load(tmp_path / "prompts/README.md")
+    assert card.data.base_model is None
+    assert "BASE_MODEL is the host that they were trained on" in card.text
+    assert str(tmp_path) not in card.content
+
+
+def test_a_card_of_ones_own_stays(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    save_vpp(named("owner/tiny"), tmp_path)
+
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_no_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(VPPError, match=r"holds no scores of boxes .*: give a folder of `vpp eval run`"):
+        save_vpp(named("owner/tiny"), tmp_path, evaluations=[tmp_path / "none"])

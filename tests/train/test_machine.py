@@ -1,0 +1,106 @@
+"""What this machine lacks is said before anything is loaded, with what to set instead."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from vpp_plugins import VPPError
+from vpp_plugins.train import machine
+from vpp_plugins.train.machine import check_machine, forecast, parameters
+from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.run import train
+
+SEVEN = "owner/Model-7B-Instruct"
+
+
+def recipe(**values: Any) -> Recipe:
+    return Recipe.from_dict({"model": SEVEN, "data": "d", "output_dir": "o", "use_cpu": True, **values})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine with memory for anything, and a hub that has the model alone; returns what it was asked for."""
+    names: list[str] = []
+
+    def download(name: str, **_: Any) -> str:
+        names.append(name)
+        if name != SEVEN:
+            raise LocalEntryNotFoundError("no network")
+        return "."
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(machine, "_memory", lambda **_: 1e12)
+    return names
+
+
+def test_bf16_without_a_gpu(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    monkeypatch.setattr(machine, "_has_bf16", lambda: False)
+
+    with pytest.raises(VPPError, match=r"no GPU here computes in bfloat16: .*--set use_cpu=true .*--dry-run"):
+        train(recipe(bf16=True, use_cpu=False))
+    check_machine(recipe(bf16=True))
+    assert asked == [SEVEN]
+
+
+@pytest.mark.parametrize(
+    ("values", "fits_in"),
+    [({}, 15e9), ({"dtype": "float32"}, 29e9), ({"load_in_4bit": True}, 5e9), ({"fsdp": "full_shard"}, 1e9)],
+)
+def test_memory(values: dict[str, Any], fits_in: float, monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "_memory", lambda **_: fits_in)
+    check_machine(recipe(**values))
+    monkeypatch.setattr(machine, "_memory", lambda **_: fits_in / 2)
+    if "fsdp" in values:
+        check_machine(recipe(**values))
+        return
+    with pytest.raises(VPPError, match=rf"the weights of '{SEVEN}' alone take about .* GB, and here are .* GB: take a"):
+        check_machine(recipe(**values))
+
+
+def test_what_cannot_be_fetched(asked: list[str]) -> None:
+    local = {"weights": "owner/detector"}
+    with pytest.raises(VPPError, match=r"local_vpp\.weights: 'owner/detector' is not here and could not be .* to none"):
+        check_machine(recipe(local_vpp=local))
+    check_machine(recipe(local_vpp=local, vpp="none"))
+    with pytest.raises(VPPError, match=r"model: 'owner/other' is not here and could not be fetched .* --dry-run"):
+        check_machine(recipe(model="owner/other"))
+
+
+def test_four_bits_need_their_package(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    with pytest.raises(VPPError, match="pip install bitsandbytes, or --set load_in_4bit=false"):
+        check_machine(recipe(load_in_4bit=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("Qwen/Qwen2.5-VL-7B-Instruct", 7e9),
+        ("OpenGVLab/InternVL3-8B-hf", 8e9),
+        ("llava-hf/llava-1.5-13b-hf", 13e9),
+        ("owner/tiny-0.5B", 5e8),
+        ("owner/model", None),
+    ],
+)
+def test_a_name_says_how_large_a_model_is(name: str, count: float | None) -> None:
+    assert parameters(name) == count
+
+
+def test_a_folder_says_so_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(bytes(2000))
+    assert parameters(str(tmp_path)) == 1000
+
+
+def test_the_forecast_is_that_of_the_recipes_first_lines() -> None:
+    """qwen2.5-vl-lora.toml: 16.6 GB of weights and 5 GB for 300 million numbers that learn, about a day."""
+    path = Path(__file__).parents[2] / "examples/recipes/qwen2.5-vl-lora.toml"
+    weights, memory, time = forecast(Recipe.load(path), 600_000)
+
+    assert "Qwen/Qwen2.5-VL-7B-Instruct, facebook/detr-resnet-101" in weights
+    assert "about 14.0 GB of weights, 3.6 GB for 226 million numbers that learn" in memory
+    assert "about 17.5 hours on one H100 for 600,000 samples" in time
+    assert "not reckoned" in forecast(recipe(model="owner/model"), 10)[-1]

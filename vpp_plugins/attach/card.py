@@ -1,0 +1,124 @@
+"""The model card beside saved prompts: what they are, how to load them, and how well they do, for who gets them."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from vpp_plugins.attach.checkpoint import CONFIG_FILE, named_on_hub
+from vpp_plugins.config import VPPConfig
+from vpp_plugins.errors import VPPError
+from vpp_plugins.files import is_hub_id, write_whole
+
+CARD = "README.md"
+LIBRARY = "vpp-plugins"
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_LOAD = """\
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from vpp_plugins import Grounder, VPPProcessor, attach_vpp
+
+model = attach_vpp(AutoModelForImageTextToText.from_pretrained("{model}"), "{name}")
+processor = VPPProcessor(AutoProcessor.from_pretrained("{processor}"), model)
+print(Grounder(model, processor)("photo.jpg", "the dog"))
+```"""
+_LOAD_WHOLE = """\
+```python
+from vpp_plugins.evaluate import load_grounder
+
+grounder = load_grounder("{name}"{prompts})
+print(grounder("photo.jpg", "the dog"))
+```"""
+
+
+def write_card(
+    folder: Path,
+    base: str,
+    *,
+    name: str | None = None,
+    sections: Mapping[str, str] | None = None,
+    evaluations: Sequence[Path] = (),
+) -> None:
+    """Write README.md for a folder of saved prompts, of a trained host, or of both, unless somebody else's is there.
+
+    `base` is the host's hub id or folder, and `name` what the folder will be called, its own name unless given; no
+    other path gets into the card. `sections` are texts by heading, and `evaluations` folders of `vpp eval`, this
+    model's and its controls'.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    if not is_our_card(folder / CARD):
+        return
+    base = base if is_hub_id(base) else ""
+    has_prompts = (folder / CONFIG_FILE).is_file()
+    title = f"{'Visual Position Prompts for' if has_prompts else 'A control without prompts, of'} {base or 'a host'}"
+    told = {
+        "How to load it": _how_to_load(folder, base, name or folder.name, prompts=has_prompts),
+        **({"The prompts": _prompts(VPPConfig.load(folder / CONFIG_FILE))} if has_prompts else {}),
+        **(sections or {}),
+        **({"Scores": scores(evaluations)} if evaluations else {}),
+        "Licence": "The base model's licence holds for what was trained on it, and the data's for what was learned.",
+        "Versions": ", ".join(f"{one} {version(one)}" for one in (LIBRARY, "torch", "transformers"))
+        + f", Python {platform.python_version()}.",
+    }
+    tags = ["grounding", "visual-position-prompts", *(["lora"] if (folder / "adapter_config.json").is_file() else [])]
+    data = ModelCardData(
+        base_model=base or None, library_name=LIBRARY, tags=tags, pipeline_tag="image-text-to-text", license="other"
+    )
+    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in told.items())
+    write_whole(folder / CARD, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n")))
+
+
+def is_our_card(path: Path) -> bool:
+    """Return whether a card may be written here: there is none yet, or one of ours."""
+    return not path.is_file() or f"library_name: {LIBRARY}\n" in path.read_text(encoding="utf-8")
+
+
+def scores(evaluations: Sequence[Path]) -> str:
+    """Return a table of finished evaluations with their 95 % intervals; raises VPPError where a folder holds none."""
+    lines = ["| | asked about | answers | Acc@0.5, % | mean IoU, % |", "|---|---|---|---|---|"]
+    for folder in evaluations:
+        try:
+            told = json.loads((folder / "results.json").read_bytes())
+            figures = [told["figures"][key] for key in ("acc_50", "mean_iou")]
+            count = told["figures"]["rows"]
+        except (OSError, ValueError, KeyError) as error:
+            raise VPPError(
+                f"'{folder}' holds no scores of boxes ({error!r}): give a folder of `vpp eval run`."
+            ) from None
+        told["model"] = told["model"] if is_hub_id(told["model"]) else " ".join(map(_last, told["model"].split()))
+        off = ", prompts off" if told.get("prompts", {}).get("disabled") else ""
+        shuffled = f", {told['control']}" if told.get("control") else ""
+        shown = [f"{100 * one['mean']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})" for one in figures]
+        lines.append(f"| {told['model']}{off}{shuffled} | {_last(told['data'])} | {count} | {' | '.join(shown)} |")
+    return "\n".join(lines) + "\n\nIn brackets 95 % intervals."
+
+
+def _last(word: str) -> str:
+    """Leave out the folders of a path."""
+    return word if is_hub_id(word) else Path(word).name
+
+
+def _how_to_load(folder: Path, base: str, name: str, *, prompts: bool) -> str:
+    whole = (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors"))
+    if whole:
+        text = _LOAD_WHOLE.format(name=name, prompts=f', vpp="{name}"' if prompts else "")
+        return f"`pip install '{LIBRARY}[train]'`, and:\n\n{text}"
+    own_processor = any((folder / file).is_file() for file in _PROCESSOR)
+    host = base or "BASE_MODEL"
+    text = _LOAD.format(model=host, processor=name if own_processor else host, name=name)
+    missing = "" if base else " BASE_MODEL is the host that they were trained on."
+    return f"`pip install '{LIBRARY}[demo]'`, and:{missing}\n\n{text}"
+
+
+def _prompts(config: VPPConfig) -> str:
+    axes, local = config.global_vpp, config.local_vpp
+    said = []
+    if axes is not None:
+        said.append(f"Global: axes of {axes.style} in units of {axes.unit}, alpha {axes.alpha:g}.")
+    if local is not None:
+        named = ", ".join(name.partition(":")[0] for name in named_on_hub(config))
+        fetched = f", fetched from {named} (frozen)" if named else ""
+        said.append(f"Local: {local.num_queries} queries an image of the detector {local.generator}{fetched}.")
+    return " ".join(said)
