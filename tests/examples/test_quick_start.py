@@ -13,4 +13,5 @@ def test_the_quick_start_grounds_saves_attaches_and_detaches(tmp_path: Path) -> 
     assert "'vpp_pixel_values': (1, 3, 320, 320)" in run.stdout
     assert run.stdout.rstrip().endswith("attached: False")
     assert (tmp_path / "boxed.png").is_file()
-    assert {path.name for path in (tmp_path / "my_vpp").iterdir()} == {"vpp_config.json", "vpp.safetensors"}
+    saved = {path.name for path in (tmp_path / "my_vpp").iterdir()}
+    assert saved == {"README.md", "vpp_config.json", "vpp.safetensors"}
