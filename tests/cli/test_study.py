@@ -1,4 +1,4 @@
-"""`vpp study`, so far as nothing is trained; tests/study trains."""
+"""`vpp study`, so far as nothing is trained; tests/train/study trains."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run, is_one_sentence
-from tests.study.conftest import written
+from tests.train.study.conftest import written
 
 __all__ = ["written"]
 

@@ -11,7 +11,7 @@ from vpp_plugins.cli.eval import RunByDefault
 from vpp_plugins.errors import VPPError
 
 if TYPE_CHECKING:
-    from vpp_plugins.study import Study
+    from vpp_plugins.train.study import Study
 
 study = typer.Typer(
     cls=RunByDefault,
@@ -55,7 +55,7 @@ def run(
 
     Example: vpp study examples/studies/pocket.toml --jobs 2
     """
-    from vpp_plugins.study import run_study, write_study_report
+    from vpp_plugins.train.study import run_study, write_study_report
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
     read = _read(file)
@@ -72,7 +72,7 @@ def plan(file: File) -> None:
 
     Example: vpp study plan examples/studies/pocket.toml > jobs.txt
     """
-    from vpp_plugins.study import plan as commands
+    from vpp_plugins.train.study import plan as commands
 
     typer.echo(commands(_read(file)), nl=False)
 
@@ -85,14 +85,14 @@ def report(file: File) -> None:
 
     Example: vpp study report examples/studies/pocket.toml
     """
-    from vpp_plugins.study import write_study_report
+    from vpp_plugins.train.study import write_study_report
 
     _written(write_study_report(_read(file)))
 
 
 def _read(file: Path) -> "Study":
     """Read a study; one that is not fair shows in what its arms differ."""
-    from vpp_plugins.study import Study
+    from vpp_plugins.train.study import Study
 
     read = Study.load(file)
     try:

@@ -13,9 +13,9 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate import answer_card, load_evaluation, rows_at_hand
 from vpp_plugins.files import write_whole
 from vpp_plugins.report import curve, write_page
-from vpp_plugins.study.hits import Hits, collect
-from vpp_plugins.study.runs import FINAL, StudyRun, check_equal_data, runs
-from vpp_plugins.study.statistics import (
+from vpp_plugins.train.study.hits import Hits, collect
+from vpp_plugins.train.study.runs import FINAL, StudyRun, check_equal_data, runs
+from vpp_plugins.train.study.statistics import (
     Difference,
     Estimate,
     curve_at,
@@ -24,7 +24,7 @@ from vpp_plugins.study.statistics import (
     over_seeds,
     paired_difference,
 )
-from vpp_plugins.study.study import Study
+from vpp_plugins.train.study.study import Study
 
 REPORT, PAGE = "report.md", "report.html"
 SHOWN = 8

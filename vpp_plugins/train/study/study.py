@@ -11,7 +11,7 @@ from typing import Any, Self
 from vpp_plugins.config import fits
 from vpp_plugins.errors import VPPError, few, nearest
 from vpp_plugins.evaluate import protocol
-from vpp_plugins.train import Recipe
+from vpp_plugins.train.recipe import Recipe
 
 OWN = ("output_dir", "seed", "snapshots", "resume_from_checkpoint")
 """Keys of a recipe that the study gives."""

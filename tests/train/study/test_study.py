@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.study.conftest import Written
+from tests.train.study.conftest import Written
 from vpp_plugins import VPPError
-from vpp_plugins.study import Study, StudySet, plan, run_study, write_study_report
+from vpp_plugins.train.study import Study, StudySet, plan, run_study, write_study_report
 
 Load = Callable[..., Study]
 ARMS: dict[str, Any] = {"faint": {}, "strong": {"global_vpp.alpha": 0.5}}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from vpp_plugins import VPPError
-from vpp_plugins.study import Study
-from vpp_plugins.study.hits import Checkpoint, Hits, collect, hits_file, read_hits, write_hits
-from vpp_plugins.study.runs import StudyRun, runs
+from vpp_plugins.train.study import Study
+from vpp_plugins.train.study.hits import Checkpoint, Hits, collect, hits_file, read_hits, write_hits
+from vpp_plugins.train.study.runs import StudyRun, runs
 
 Load = Callable[..., Study]
 

@@ -19,16 +19,16 @@ import torch
 from typer.testing import CliRunner
 
 from tests.families import FAMILIES
-from tests.study.conftest import Written
 from tests.train.runs import samples, write_data
+from tests.train.study.conftest import Written
 from vpp_plugins import VPPError
 from vpp_plugins.cli import app
 from vpp_plugins.files import only_one
-from vpp_plugins.study import Study, run, run_study, write_study_report
-from vpp_plugins.study.hits import read_hits
-from vpp_plugins.study.runs import Task, runs
+from vpp_plugins.train.study import Study, run, run_study, write_study_report
+from vpp_plugins.train.study.hits import read_hits
+from vpp_plugins.train.study.runs import Task, runs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
     "seeds": [0],
     "arms": {"faint": {"global_vpp.alpha": 0.99}, "strong": {"global_vpp.alpha": 0.5}},
@@ -170,7 +170,7 @@ def test_by_processes_two_at_a_time(tiny: Callable[..., Study]) -> None:
 def test_killed_at_random_twenty_times_it_ends_with_the_same_report(tiny: Callable[..., Study]) -> None:
     """In a process that never trains itself: threads of autograd do not survive a fork."""
     tiny(seeds=[0, 1], budgets=[1])
-    words = [sys.executable, "-m", "tests.study.test_run", "study.toml", "20"]
+    words = [sys.executable, "-m", "tests.train.study.test_run", "study.toml", "20"]
 
     finished = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
 

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from examples.families.tiny_hosts import FAMILIES
-from tests.study.conftest import RECIPE, toml
-from tests.study.test_run import called
 from tests.train.runs import SIZE, write_data
+from tests.train.study.conftest import RECIPE, toml
+from tests.train.study.test_run import called
 from vpp_plugins.data.formats import Writing
 from vpp_plugins.data.formats.conversations import write_conversations
 from vpp_plugins.data.sample import Locate, Sample
-from vpp_plugins.study import Study, StudySet, plan, run_study, write_study_report
+from vpp_plugins.train.study import Study, StudySet, plan, run_study, write_study_report
 
 __all__ = ["called"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STUDIES = {path.stem: path for path in sorted((ROOT / "examples/studies").glob("*.toml"))}
 HERE = ("use_cpu", "disable_tqdm", "report_to", "dataloader_pin_memory", "per_device_train_batch_size")
 LARGE = ("images", "gradient_accumulation_steps", "dataloader_num_workers", "gradient_checkpointing", "dtype", "bf16")

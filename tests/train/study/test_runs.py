@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from vpp_plugins import VPPError
-from vpp_plugins.study import Study, plan
-from vpp_plugins.study.run import record
-from vpp_plugins.study.runs import check_equal_data, runs
+from vpp_plugins.train.study import Study, plan
+from vpp_plugins.train.study.run import record
+from vpp_plugins.train.study.runs import check_equal_data, runs
 
 Load = Callable[..., Study]
 

@@ -6,9 +6,9 @@
   `report.py`: the report.
 """
 
-from vpp_plugins.study.report import write_study_report
-from vpp_plugins.study.run import run_study
-from vpp_plugins.study.runs import plan
-from vpp_plugins.study.study import Study, StudySet
+from vpp_plugins.train.study.report import write_study_report
+from vpp_plugins.train.study.run import run_study
+from vpp_plugins.train.study.runs import plan
+from vpp_plugins.train.study.study import Study, StudySet
 
 __all__ = ["Study", "StudySet", "plan", "run_study", "write_study_report"]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.study.test_hits import made
+from tests.train.study.test_hits import made
 from vpp_plugins import VPPError
-from vpp_plugins.study import Study, write_study_report
-from vpp_plugins.study.hits import Hits, hits_file, write_hits
-from vpp_plugins.study.runs import StudyRun, runs
+from vpp_plugins.train.study import Study, write_study_report
+from vpp_plugins.train.study.hits import Hits, hits_file, write_hits
+from vpp_plugins.train.study.runs import StudyRun, runs
 
 Load = Callable[..., Study]
 LEVELS = {"faint": 0.4, "strong": 0.7}

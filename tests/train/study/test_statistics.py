@@ -7,8 +7,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from vpp_plugins.study import statistics
-from vpp_plugins.study.statistics import curve_at, holm, mean_of_curve, over_seeds, paired_difference
+from vpp_plugins.train.study import statistics
+from vpp_plugins.train.study.statistics import curve_at, holm, mean_of_curve, over_seeds, paired_difference
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])

@@ -11,8 +11,8 @@ from typing import Any
 
 from vpp_plugins.errors import VPPError, few
 from vpp_plugins.files import only_one, sealed, unsealed, write_whole
-from vpp_plugins.study.runs import StudyRun, Task, check_equal_data, python_words, runs
-from vpp_plugins.study.study import Study
+from vpp_plugins.train.study.runs import StudyRun, Task, check_equal_data, python_words, runs
+from vpp_plugins.train.study.study import Study
 
 STUDY = "study.json"
 _SETTINGS = "the settings of a study"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.errors import VPPError, few
-from vpp_plugins.study.study import Study, StudySet
+from vpp_plugins.train.study.study import Study, StudySet
 
 HOST = frozenset(("llm", "projector", "vision"))
 FINAL = "final"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vpp_plugins.study import Study
+from vpp_plugins.train.study import Study
 
 RECIPE = {
     "model": "host",

@@ -17,7 +17,7 @@ from vpp_plugins.data.scenes import load_scenes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate import image_id, load_evaluation
 from vpp_plugins.files import whole_file
-from vpp_plugins.study.runs import FINAL, StudyRun
+from vpp_plugins.train.study.runs import FINAL, StudyRun
 
 _DIGITS = 6
 
