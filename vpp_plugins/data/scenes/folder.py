@@ -96,14 +96,14 @@ def load_scenes(folder: str | Path) -> "SceneFolder":
         raise VPPError(f"'{folder / 'manifest.json'}' does not say count and split. Write the scenes again.")
     if len(records) != manifest["count"]:
         raise VPPError(f"{folder} should hold {manifest['count']} scenes but lists {len(records)}. Write it again.")
-    if manifest.get(_SHA256, "") not in ("", sha256_of(folder / "scenes.jsonl")):
-        raise VPPError(f"'{folder / 'scenes.jsonl'}' was changed since it was written. Write the scenes again.")
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict) or not isinstance(record.get("image"), str):
             raise VPPError(f"'{folder / 'scenes.jsonl'}', line {number}, names no image. Write the scenes again.")
         path = image_path(folder, record["image"])
         if "sha256" in record and path.is_file() and sha256_of(path) != record["sha256"]:
             raise VPPError(f"'{path}' was changed since it was written. Write the scenes again.")
+    if manifest.get(_SHA256, "") not in ("", sha256_of(folder / "scenes.jsonl")):
+        raise VPPError(f"'{folder / 'scenes.jsonl'}' was changed since it was written. Write the scenes again.")
     return SceneFolder(folder, manifest, records)
 
 
