@@ -25,6 +25,7 @@ from vpp_plugins import (
     vpp_disabled,
 )
 from vpp_plugins.attach.host import active_vpp
+from vpp_plugins.testing.promises import fingerprint
 
 pytestmark = pytest.mark.usefixtures("toy")
 

@@ -221,7 +221,9 @@ def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None,
         local_vpp = _build_local(config, backbone, pretrained=folder is None)
         config = _with_frozen_weights(config, local_vpp)
         vpp = VPP(config, global_vpp=global_vpp, local_vpp=local_vpp, frame=backbone.frame)
-    vpp.trained_on, vpp.hub_weights = host, named_on_hub(config)
+    vpp.trained_on = host
+    if config.local_vpp is not None and config.local_vpp.frozen_weights:
+        vpp.hub_weights = named_on_hub(config)
     if folder is not None:
         read_into(vpp, folder)
     return vpp
@@ -322,8 +324,10 @@ def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
 def _name_hub_weights(vpp: VPP) -> None:
     """Remember a generator that was just loaded from the hub, in the dtype of its host."""
     local = vpp.config.local_vpp
-    if local is not None and vpp.local_vpp is not None and is_hub_id(local.weights or "") and not vpp.trained:
-        vpp.hub_weights = hub_weights(vpp.local_vpp.generator, str(local.weights))
+    if local is None or local.weights is None or vpp.local_vpp is None or vpp.trained:
+        return
+    if is_hub_id(local.weights):
+        vpp.hub_weights = hub_weights(vpp.local_vpp.generator, local.weights)
 
 
 def _submodule(host: nn.Module, path: str, backbone: Backbone) -> nn.Module:

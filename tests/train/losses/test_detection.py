@@ -95,7 +95,7 @@ class TestTraces:
         assert torch.equal(model(**inputs).logits, before)
         assert model.state_dict().keys() == names
         save_vpp(model, tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {"vpp.safetensors", "vpp_config.json"}
+        assert {path.name for path in tmp_path.iterdir()} == {"README.md", "vpp.safetensors", "vpp_config.json"}
         task.remove()
         assert not model.vpp.local_vpp.generator._forward_hooks
 
