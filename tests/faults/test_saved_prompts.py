@@ -139,7 +139,7 @@ class TestSizes:
         assert int(done.stdout) < 100_000  # kilobytes
 
     @pytest.mark.usefixtures("unchecked")
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(
         part=st.sampled_from(["global_vpp", "local_vpp"]),
         name=st.sampled_from(["size", "border", "font_size", "num_queries", "image_size", "projector_size", "alpha"]),

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from tests.families import FAMILIES, attached_family, family_inputs
 from tests.train.runs import recipe, samples, write_data
+from tests.train.test_recipes import no_images
 from vpp_plugins import VPPError, detach_vpp, is_attached, save_vpp
 from vpp_plugins.attach import attach_control
+from vpp_plugins.data.scenes import drawn
 from vpp_plugins.evaluate.models import load_grounder
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import preview_sample, train
@@ -138,7 +140,8 @@ def test_the_pocket_model_begins_alike_with_and_without(tmp_path: Path) -> None:
     assert all(torch.equal(value, with_prompts[name]) for name, value in bare.state_dict().items())
 
 
-def test_previewing_a_control_shows_no_placeholder(tmp_path: Path) -> None:
+def test_previewing_a_control_shows_no_placeholder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "fetch_assets", no_images)
     scenes = {"model": "pocket", "data_format": "drawn-scenes", "max_samples": 2, "losses": ["coordinates"]}
     values = {"data": str(tmp_path), "output_dir": str(tmp_path / "run"), **scenes}
     shown = [str(preview_sample(Recipe.from_dict(values | more), 0)) for more in ({}, {"vpp": "none"})]

@@ -33,7 +33,15 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [f"data={tmp_path / 'data.json'}", f"images={tmp_path}", f"output_dir={tmp_path / 'out'}"]
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-vl-lora", "llava-1.5-qlora", "internvl3-lora", "vpp-llava"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen2.5-vl-lora",
+        "vpp-llava",
+        pytest.param("llava-1.5-qlora", marks=pytest.mark.slow),
+        pytest.param("internvl3-lora", marks=pytest.mark.slow),
+    ],
+)
 def test_a_recipe_for_a_gpu_is_tried_in_little(name: str, data: list[str], tmp_path: Path) -> None:
     recipe = Recipe.load(FOLDER / f"{name}.toml", changes=data)
     run = dry_run(recipe)
