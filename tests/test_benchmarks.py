@@ -246,6 +246,7 @@ def test_without_a_gpu_its_rows_are_there_with_the_command() -> None:
     assert all("python -m benchmarks.gpu" in row.note for row in rows)
 
 
+@pytest.mark.slow
 def test_the_gpu_s_rows_can_be_made_at_toy_size_on_the_cpu() -> None:
     """In a process of its own, because the checks of signatures that our tests turn on cannot be compiled."""
     finished = subprocess.run([sys.executable, "-c", TOY_SIZE], capture_output=True, text=True, check=False)

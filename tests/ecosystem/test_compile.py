@@ -7,6 +7,7 @@ import pytest
 
 
 class TestCompile:
+    @pytest.mark.slow  # test_compiled_prompt.py compiles the prompts in every run
     @pytest.mark.timeout(600)  # twelve seconds of work, on a machine that others may be using too
     def test_torch_compile(self) -> None:
         """In a process of its own, because the checks of signatures that our tests turn on cannot be traced."""

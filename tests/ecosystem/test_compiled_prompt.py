@@ -83,6 +83,7 @@ assert devices == {"meta"}, devices
     )
 
 
+@pytest.mark.slow
 def test_weights_are_never_stale_and_results_never_overwritten() -> None:
     """A CUDA graph writes its results to the same memory each time. Without a GPU, a backend that spoils them does."""
     run("""
