@@ -21,7 +21,7 @@ help:
 demo: .venv/.ready ## ground real images on this machine, and show them
 	@$(BIN)/vpp demo
 
-test: .venv/.ready ## the tests, under 6 minutes on 2 cores (one file: make test ARGS=tests/test_boxes.py)
+test: .venv/.ready ## the tests, about 6 minutes on 2 cores (one file: make test ARGS=tests/test_boxes.py)
 	@$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 # Fuzzing alone takes 50 minutes of it, a minute for each reader; VPP_FUZZ_SECONDS=5 make test-all is sooner done.
