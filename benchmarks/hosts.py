@@ -1,6 +1,7 @@
 """The LLaVA that attaching is measured on, at any size, at random weights, and inputs for it."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,17 +9,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, attach_vpp
+from vpp_plugins.testing import TINY_DETR
 
 IMAGE_ID, VPP_ID, FILLER_ID = 4, 5, 6
 IMAGE_TOKENS = 16
-SMALL_DETECTOR = {
-    "backbone": "resnet10t",
-    "width": 32,
-    "heads": 4,
-    "feedforward": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-}
 
 
 def build_host(hidden_size: int, intermediate_size: int, layers: int, heads: int) -> LlavaForConditionalGeneration:
@@ -46,9 +40,9 @@ def build_host(hidden_size: int, intermediate_size: int, layers: int, heads: int
     return LlavaForConditionalGeneration(config).eval()
 
 
-def attach(host: Any, queries: int, detector: dict[str, Any] = SMALL_DETECTOR, side: int = 64) -> Any:
+def attach(host: Any, queries: int, detector: Mapping[str, Any] = TINY_DETR, side: int = 64) -> Any:
     """Attach both prompts, by default with a detector so small that it does not drown what is measured."""
-    local = LocalVPPConfig(num_queries=queries, image_size=side, projector_size=16, generator_options=detector)
+    local = LocalVPPConfig(num_queries=queries, image_size=side, projector_size=16, generator_options=dict(detector))
     attach_vpp(host, VPPConfig(global_vpp=GlobalVPPConfig(size=32, border=4), local_vpp=local))
     host.vpp.bind_token(VPP_ID)
     host.vpp.trained = True  # it is not, and would say so

@@ -131,6 +131,12 @@ def _plain_detr(detr: DETR) -> DETR:
         features.add_module(name, body.get_submodule(name))
     features.load_state_dict(detr.backbone.body.state_dict())
     plain.backbone = features.eval()
+    return with_torchs_attention(plain)
+
+
+def with_torchs_attention(detr: DETR) -> DETR:
+    """Return a copy with torch's own attention modules on the same weights."""
+    plain = copy.deepcopy(detr)
     for name, module in list(plain.named_modules()):
         if isinstance(module, MultiheadAttention):
             plain.set_submodule(name, _TorchAttention(module))
@@ -145,7 +151,10 @@ class _TorchAttention(nn.Module):
         self.attention = nn.MultiheadAttention(ours.out_proj.in_features, ours.heads, batch_first=True).eval()
         self.attention.load_state_dict(ours.state_dict())
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, lengths: None = None
+    ) -> Tensor:
+        """Attend to padded images alone: for packed ones, which have `lengths`, torch's has no way."""
         ignored = None if mask is None else ~mask
         attended: Tensor = self.attention(query, key, value, key_padding_mask=ignored, need_weights=False)[0]
         return attended

@@ -16,10 +16,13 @@ from benchmarks import (
     evaluation,
     gpu,
     host_time,
+    local_prompt,
     preprocessing,
     training,
 )
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
+from vpp_plugins.prompts.generators import MultiheadAttention, build_detr
+from vpp_plugins.testing import TINY_DETR
 
 TINY_HOST = {"hidden_size": 64, "intermediate_size": 128, "layers": 2, "heads": 4}
 
@@ -278,3 +281,12 @@ def test_kept_encodings_save_most_of_a_step() -> None:
 
     assert row.value is not None
     assert row.value < 0.8
+
+
+def test_the_plain_detr_of_the_benchmark_is_ours_with_torchs_attention() -> None:
+    detr = build_detr(num_queries=3, **TINY_DETR).eval()
+    plain, pixels = local_prompt.with_torchs_attention(detr), torch.randn(2, 3, 64, 64)
+
+    assert not any(isinstance(module, MultiheadAttention) for module in plain.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(pixels), detr(pixels), atol=1e-5, rtol=1e-4)

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPProcessor, attach_vpp, hookimpl
-from vpp_plugins.testing import ToyGenerator
+from vpp_plugins.testing import TINY_DETR, ToyGenerator
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "USER:", "ASSISTANT:", "where", "is", "the", "cup", "red", "."]
 FULL = len(WORDS)
@@ -77,15 +77,7 @@ def tiny_processor() -> LlavaProcessor:
 
 def tiny_config(**changes: Any) -> VPPConfig:
     """Both prompts at toy size, with the built-in detector: four queries from one layer."""
-    detector = {
-        "backbone": "resnet10t",
-        "width": 32,
-        "heads": 4,
-        "feedforward": 32,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-    }
-    local = LocalVPPConfig(num_queries=4, image_size=64, projector_size=16, generator_options=detector)
+    local = LocalVPPConfig(num_queries=4, image_size=64, projector_size=16, generator_options=dict(TINY_DETR))
     return VPPConfig(**{"global_vpp": GlobalVPPConfig(size=32, border=4), "local_vpp": local, **changes})
 
 

@@ -13,8 +13,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ import torch
 
 from tests.data.formats.layouts import EVALUATION, lines
 from tests.evaluate.conftest import Stub, make_rows, truthful
+from tests.forks import in_a_fork
 from tests.reference import FOLDER, resnet
 from tests.tiny import ToyPlugin
 from tests.train.runs import samples, write_data, write_shards
@@ -109,20 +108,13 @@ def write_all_data(folder: Path) -> Path:
 
 
 def begin(work: Callable[[], None]) -> int:
-    """Begin in a forked process; it ends with 0, or with 1 and a traceback."""
-    sys.stdout.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of threads that this child never uses
-        child = os.fork()
-    if child == 0:
-        try:
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
-            work()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - nothing may go on in the child
-            traceback.print_exc()
-            os._exit(1)
-    return child
+    """Begin in a forked process that prints nothing."""
+
+    def silent() -> None:
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - until the process ends
+        work()
+
+    return in_a_fork(silent)
 
 
 def ended(child: int) -> None:

@@ -12,6 +12,7 @@ from tests.prompts.generators.test_hf_detector import config_of
 from tests.tiny import attached, image, inputs_for, tiny_llava
 from vpp_plugins import VPPConfig
 from vpp_plugins.plugins.registry import describe
+from vpp_plugins.testing import TINY_DETR
 from vpp_plugins.train.groups import choose_parts, parameter_groups
 
 ROOT = Path(__file__).parents[2]
@@ -26,14 +27,6 @@ PUBLISHED = {
     "ustc-community/dfine-xlarge-coco": "d_fine",
 }
 """The detectors that recipes fetch, and the tiny random ones that stand for them here."""
-TINY_DETR = {
-    "backbone": "resnet10t",
-    "width": 32,
-    "heads": 4,
-    "feedforward": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-}
 
 every_recipe = pytest.mark.parametrize("name", list(RECIPES))
 

@@ -1,10 +1,11 @@
 """Small data sets and recipes for training the tiny hosts. Imported as `tests.train.runs`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from examples.families.tiny_hosts import WORDS
+from tests.families import attached_family
 from tests.tiny import TOY_GLOBAL, TOY_LOCAL, image
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.data.formats import Writing
@@ -12,6 +13,7 @@ from vpp_plugins.data.formats.neutral import write_neutral
 from vpp_plugins.data.formats.webdataset import write_webdataset
 from vpp_plugins.data.sample import Sample, Talk
 from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.run import Trained, train
 
 SIZE = (40, 24)
 WORDS_SAID = WORDS[6:]
@@ -50,24 +52,29 @@ def write_shards(folder: Path, made: Sequence[Sample], *, images: Path, shard_by
     return folder
 
 
+QUICK: Mapping[str, Any] = {
+    "per_device_train_batch_size": 2,
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "dataloader_pin_memory": False,
+    "learning_rate": 1e-3,
+}
+"""A short run on the CPU, quiet and deterministic."""
+
+
 def recipe(data: Path, out: Path, **changes: Any) -> Recipe:
-    """A short run on the CPU, quiet and deterministic."""
-    values = {
-        "model": "given",
-        "data": str(data),
-        "output_dir": str(out),
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "dataloader_pin_memory": False,
-        "learning_rate": 1e-3,
-        **changes,
-    }
-    return Recipe.from_dict(values)
+    """A quick run."""
+    return Recipe.from_dict({"model": "given", "data": str(data), "output_dir": str(out), **QUICK, **changes})
+
+
+def run_llava(data: Path, out: Path, **changes: Any) -> Trained:
+    """Train the attached tiny LLaVA on a quick recipe."""
+    model, processor = attached_family("llava")
+    return train(recipe(data, out, **changes), model=model, processor=processor)
 
 
 def toy_prompts() -> VPPConfig:

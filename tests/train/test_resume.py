@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import safetensors.torch
 import torch
 
 from tests.families import attached_family
+from tests.forks import in_a_child
 from tests.tiny import FULL, ToyPlugin, attached, tiny_llava
 from tests.train.runs import recipe, samples, write_data, write_shards
 from vpp_plugins import VPPError, files
@@ -86,22 +85,6 @@ class Killer:
             return function(*args, **kwargs)
 
         return counted
-
-
-def in_a_child(work: Callable[[], None]) -> int:
-    """Run in a forked process; returns 0, the signal that killed it (negative), or 1."""
-    sys.stdout.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # from 3.12 on, of threads that this child never uses
-        child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - nothing may go on in the child
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def run(kind: str, data: Path, out: Path, killer: Killer | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.families import FAMILIES, attached_family
-from tests.train.runs import SIZE, recipe, samples, toy_prompts, write_data
+from tests.train.runs import SIZE, recipe, run_llava, samples, toy_prompts, write_data
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, load_vpp
 from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.data.sample import Locate, Sample, Talk
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.usefixtures("toy")
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data", samples(8))
-
-
-def run(data: Path, out: Path, **changes: Any) -> Any:
-    model, processor = attached_family("llava")
-    return train(recipe(data, out, **changes), model=model, processor=processor)
 
 
 def test_leaves_weights_that_load_a_record_and_a_page(data: Path, tmp_path: Path) -> None:
@@ -53,7 +48,7 @@ def test_leaves_weights_that_load_a_record_and_a_page(data: Path, tmp_path: Path
 def test_logs_every_groups_rate_and_the_speed(data: Path, tmp_path: Path) -> None:
     rates = {"lr": {"llm": 1e-3, "vpp": {"global": 2e-3}}, "freeze": ["vision"]}
 
-    first = run(data, tmp_path / "run", lr_scheduler_type="constant", **rates).history[0]
+    first = run_llava(data, tmp_path / "run", lr_scheduler_type="constant", **rates).history[0]
 
     assert first["lr/llm"] == 1e-3
     assert first["lr/vpp.global"] == 2e-3
@@ -114,9 +109,9 @@ class TestExamination:
     def test_asks_during_training(self, data: Path, tmp_path: Path) -> None:
         questions = [Sample("q", "0.png", *SIZE, (Locate("the cup", ((1.0, 2.0, 30.0, 20.0),)),))]
         asked = write_data(tmp_path / "asked", questions)
-        plain = run(data, tmp_path / "plain")
+        plain = run_llava(data, tmp_path / "plain")
 
-        trained = run(
+        trained = run_llava(
             data, tmp_path / "run", eval_data=str(asked), eval_format="neutral", eval_steps=2, eval_protocol="default"
         )
 
@@ -131,31 +126,31 @@ class TestExamination:
 class TestMistakes:
     def test_another_family(self, data: Path, tmp_path: Path) -> None:
         with pytest.raises(VPPError, match=r"for the family 'internvl', but the model is a 'llava'"):
-            run(data, tmp_path / "run", family="internvl")
+            run_llava(data, tmp_path / "run", family="internvl")
 
     def test_no_samples(self, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", samples(1))
         data.write_text("\n")
         with pytest.raises(VPPError, match="is empty"):
-            run(data, tmp_path / "run")
+            run_llava(data, tmp_path / "run")
 
     def test_nothing_but_text(self, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", samples(4, text_only=range(4)))
         with pytest.raises(VPPError, match="none of the 4 samples has an image"):
-            run(data, tmp_path / "run")
+            run_llava(data, tmp_path / "run")
 
     def test_missing_images_are_listed_and_may_be_allowed(self, tmp_path: Path) -> None:
         data = write_data(tmp_path / "data", samples(8))
         (tmp_path / "data/2.png").unlink()
 
         with pytest.raises(VPPError, match=r"2 x image missing or unreadable \(s2: 2\.png; s6: 2\.png\)"):
-            run(data, tmp_path / "run", max_skipped=1)
-        assert run(data, tmp_path / "other", max_skipped=2).steps == 4
+            run_llava(data, tmp_path / "run", max_skipped=1)
+        assert run_llava(data, tmp_path / "other", max_skipped=2).steps == 4
 
     def test_a_folder_that_cannot_be_written(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(VPPError, match=r"output_dir '.*' cannot be written"):
-            run(data, tmp_path / "file/run")
+            run_llava(data, tmp_path / "file/run")
 
     def test_a_disk_that_is_nearly_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = shutil.disk_usage(tmp_path)._replace(free=10)
@@ -169,7 +164,7 @@ class TestMistakes:
         data = write_data(tmp_path / "data", [*samples(1), bad, other, *samples(8)[3:]])
         (tmp_path / "data/3.png").write_bytes(b"no image")
 
-        trained = run(data, tmp_path / "run")
+        trained = run_llava(data, tmp_path / "run")
 
         about = json.loads((tmp_path / "run/run.json").read_text())
         assert about["faults"] == {"box wholly outside its image": 1}
@@ -181,7 +176,7 @@ class TestMistakes:
         data = write_data(tmp_path / "data", samples(8))
         (tmp_path / "data/3.png").write_bytes(b"no image")
         with pytest.raises(VPPError, match="samples were skipped, and max_skipped is 0"):
-            run(data, tmp_path / "run", max_skipped=0)
+            run_llava(data, tmp_path / "run", max_skipped=0)
 
     def test_a_loss_that_is_nan_names_the_batch_and_keeps_the_last_checkpoint(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,11 +188,11 @@ class TestMistakes:
 
         monkeypatch.setattr(VPPTrainer, "compute_loss", compute_loss)
         with pytest.raises(VPPError, match=r"the loss is nan at step 4, in the batch of s\d, s\d"):
-            run(data, tmp_path / "run")
+            run_llava(data, tmp_path / "run")
 
         assert all(v.isfinite().all() for v in load_file(tmp_path / "run/checkpoint-2/vpp.safetensors").values())
         monkeypatch.undo()
-        assert run(data, tmp_path / "run", resume_from_checkpoint="auto").steps == 4
+        assert run_llava(data, tmp_path / "run", resume_from_checkpoint="auto").steps == 4
 
     def test_a_gradient_that_is_nan_does_too(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real = VPPTrainer.compute_loss
@@ -210,7 +205,7 @@ class TestMistakes:
 
         monkeypatch.setattr(VPPTrainer, "compute_loss", compute_loss)
         with pytest.raises(VPPError, match=r"the gradient is nan at step 4, in the batch of s\d, s\d"):
-            run(data, tmp_path / "run")
+            run_llava(data, tmp_path / "run")
 
 
 class TestPreflight:
@@ -250,4 +245,4 @@ class TestPreflight:
         """The grey image of a batch of text alone has zero gradients, which is no fault."""
         data = write_data(tmp_path / "data", samples(12, text_only=[0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]))
 
-        assert run(data, tmp_path / "run", max_steps=6, per_device_train_batch_size=1).steps == 6
+        assert run_llava(data, tmp_path / "run", max_steps=6, per_device_train_batch_size=1).steps == 6

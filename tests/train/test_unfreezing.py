@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.families import FAMILIES, attached_family
-from tests.train.runs import recipe, samples, write_data
+from tests.families import FAMILIES
+from tests.train.runs import recipe, run_llava, samples, write_data
 from vpp_plugins import VPPError
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
@@ -23,11 +23,6 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path / "data", samples(8))
 
 
-def run(data: Path, out: Path, **changes: Any) -> Any:
-    model, processor = attached_family("llava")
-    return train(recipe(data, out, **changes), model=model, processor=processor)
-
-
 def axes(folder: Path) -> torch.Tensor:
     prompts = load_file(folder / "vpp.safetensors")
     (name,) = [name for name in prompts if name.startswith("global_prompt")]
@@ -36,7 +31,7 @@ def axes(folder: Path) -> torch.Tensor:
 
 def test_a_part_moves_from_its_share_on(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    trained = run(data, out, max_steps=4, save_steps=1, unfreeze=HALF)
+    trained = run_llava(data, out, max_steps=4, save_steps=1, unfreeze=HALF)
     seen = [axes(out / f"checkpoint-{step}") for step in (1, 2, 3, 4)]
 
     assert torch.equal(seen[0], seen[1])
@@ -47,16 +42,18 @@ def test_a_part_moves_from_its_share_on(data: Path, tmp_path: Path) -> None:
 
 def test_a_killed_run_ends_the_same(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    whole = axes(run(data, out, save_steps=1, unfreeze=HALF).folder)
+    whole = axes(run_llava(data, out, save_steps=1, unfreeze=HALF).folder)
     for left in ("final", "checkpoint-4"):
         (out / left).rename(tmp_path / f"gone-{left}")
-    assert torch.equal(axes(run(data, out, save_steps=1, unfreeze=HALF, resume_from_checkpoint="auto").folder), whole)
+    assert torch.equal(
+        axes(run_llava(data, out, save_steps=1, unfreeze=HALF, resume_from_checkpoint="auto").folder), whole
+    )
 
 
 def test_kept_encodings_end_where_the_axes_begin_to_learn(data: Path, tmp_path: Path) -> None:
     frozen = {"freeze": ["vision", "vpp.local"], "unfreeze": HALF}
-    plain = run(data, tmp_path / "plain", **frozen)
-    kept = run(data, tmp_path / "kept", cache_encodings=str(tmp_path / "encodings"), **frozen)
+    plain = run_llava(data, tmp_path / "plain", **frozen)
+    kept = run_llava(data, tmp_path / "kept", cache_encodings=str(tmp_path / "encodings"), **frozen)
 
     torch.testing.assert_close(axes(kept.folder), axes(plain.folder), rtol=1e-3, atol=1e-4)
 

@@ -53,12 +53,7 @@ def attach_vpp(
     Raises VPPError if VPP is attached already, if no adapter or more than one claims the model, or if saved weights do
     not fit; the model is then as before.
     """
-    _check_types(model, config)
-    host = unwrap(model)
-    if is_attached(host):
-        raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
-    if "peft_config" in host.__dict__:
-        refuse_dropped_prompts(host)
+    host = _bare_host(model, config)
     config, backbone, folder = resolve_config(config, plugins.describe(host, adapter))
     _put_on(host, build_vpp(config, backbone, folder, family=host.config.model_type), backbone)
     return model
@@ -70,9 +65,7 @@ def attach_control(model: Model) -> Model:
     It is the control of a comparison: it answers as the bare host does, bit for bit, and what is saved is the host
     alone. `detach_vpp` takes it off.
     """
-    host = unwrap(model)
-    if is_attached(host):
-        raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
+    host = _bare_host(model)
     backbone = plugins.describe(host)
     nothing = VPP(backbone.defaults, global_vpp=None, local_vpp=None, frame=backbone.frame)
     nothing.trained = True  # there is nothing that could be untrained
@@ -293,7 +286,8 @@ def _attached_host(model: nn.Module) -> Any:
     return host
 
 
-def _check_types(model: Any, config: Any) -> None:
+def _bare_host(model: Any, config: Any = None) -> Any:
+    """Return the host that something can be attached to; raises VPPError where there is none, or another is there."""
     if not isinstance(model, nn.Module):
         raise VPPError(
             f"VPP is attached to a loaded model, but a {type(model).__name__} came: load it first, as by "
@@ -304,6 +298,12 @@ def _check_types(model: Any, config: Any) -> None:
             f"the configuration must be a VPPConfig, or a folder or hub id that save_vpp wrote, but is a "
             f"{type(config).__name__}: of a dictionary, VPPConfig.from_dict makes one."
         )
+    host = unwrap(model)
+    if is_attached(host):
+        raise VPPError(f"VPP is already attached to this {type(host).__name__}: call detach_vpp(model) first.")
+    if "peft_config" in host.__dict__:
+        refuse_dropped_prompts(host)
+    return host
 
 
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:

@@ -19,6 +19,12 @@ Whole = tuple[nn.Parameter, Tensor, Tensor | None]
 """A table of the vocabulary, all of its rows, and all of its gradient's."""
 
 
+def image_token_id(host: Any) -> int | None:
+    """Return the token that stands for a part of an image in the host's ids, or None where it names none."""
+    settings = host.config.to_dict()
+    return settings.get("image_token_id", settings.get("image_token_index"))
+
+
 def rows_of(host: Any) -> int:
     """Return how many token ids the host's input embedding holds."""
     embedding = host.get_input_embeddings()

@@ -1,11 +1,11 @@
 """Which images are one and the same: by their bytes, and COCO's by their number under any of its names."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vpp_plugins.data.record import ImageError, image_path
+from vpp_plugins.files import sha256_of
 
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
 
@@ -52,8 +52,7 @@ def groups_of_images(names: Iterable[str], digests: Mapping[str, bytes]) -> list
 def image_digest(folder: Path, name: str) -> bytes | None:
     """Return the SHA-256 of an image's file, or None where it cannot be read."""
     try:
-        with image_path(folder, name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return bytes.fromhex(sha256_of(image_path(folder, name)))
     except (ImageError, OSError, ValueError):
         return None
 

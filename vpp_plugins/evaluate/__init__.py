@@ -21,7 +21,7 @@ from vpp_plugins.evaluate.demo import (
     run_demo,
     write_demo_page,
 )
-from vpp_plugins.evaluate.metrics import Scores, score
+from vpp_plugins.evaluate.metrics import Scores, drawn_means, score
 from vpp_plugins.evaluate.models import load_grounder, load_pretrained
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
 from vpp_plugins.evaluate.results import FIGURES, answer_card, interval_text, load_evaluation
@@ -39,6 +39,7 @@ __all__ = [
     "compare",
     "demo_sentences",
     "demo_summary",
+    "drawn_means",
     "full_image",
     "image_id",
     "interval_text",

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
-from vpp_plugins.attach import active_vpp, unwrap
+from vpp_plugins.attach import active_vpp, unwrap, vocabulary
 from vpp_plugins.boxes import Box, box_iou, frame_rectangle
 from vpp_plugins.ground import Grounder
 from vpp_plugins.images import draw_boxes
@@ -101,9 +101,8 @@ def attend(grounder: Grounder, image: Image.Image, expression: str) -> Attention
     words = grounder.processor.tokenizer.convert_ids_to_tokens([int(ids[-1]) for ids in answer])
     numbers = [row for row, word in zip(seen.rows, words, strict=False) if any(sign.isdigit() for sign in word)]
     shares = torch.stack([row[: len(prompt)] for row in numbers or seen.rows]).mean(0)
-    settings = host.config.to_dict()
-    own = settings.get("image_token_id", settings.get("image_token_index"))
-    on_image, on_queries = (shares[prompt == (-1 if token is None else token)] for token in (own, vpp.token_id))
+    tokens = vocabulary.image_token_id(host), vpp.token_id
+    on_image, on_queries = (shares[prompt == (-1 if token is None else token)] for token in tokens)
     generator = None if vpp.local_vpp is None else vpp.local_vpp.generator
     if not isinstance(generator, BoxedQueries):
         return Attention(image, on_image, on_queries)

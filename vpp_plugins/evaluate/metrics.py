@@ -105,26 +105,33 @@ class Paired:
 
 def interval(values: Sequence[float], groups: Sequence[Hashable], *, seed: int = 0) -> Interval:
     """Return the mean of the values and its bootstrap percentile interval; values of one group are drawn together."""
-    if not values or len(values) != len(groups):
+    drawn = drawn_means(values, groups, np.random.default_rng(seed))
+    low, high = np.percentile(drawn, [2.5, 97.5])  # scipy's own differ in the last digit
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def drawn_means(
+    values: Sequence[float], groups: Sequence[Hashable], generator: np.random.Generator, *, resamples: int = RESAMPLES
+) -> Float[np.ndarray, " resamples"]:
+    """Return the means of bootstrap samples in which values of one group are drawn together."""
+    if not len(values) or len(values) != len(groups):
         raise VPPError(f"one group per value is expected, but {len(groups)} came for {len(values)} values.")
     from scipy.stats import bootstrap
 
-    mean = float(np.mean(values))
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     if len(numbers) == 1:
-        return Interval(mean, mean, mean)
+        return np.full(resamples, np.mean(values))
     member = np.array([numbers[group] for group in groups])
     drawn = bootstrap(
         (np.bincount(member, np.asarray(values, dtype=float)), np.bincount(member)),
         _mean_of_groups,
         paired=True,
-        n_resamples=RESAMPLES,
+        n_resamples=resamples,
         batch=max(1, _DRAWN // len(numbers)),
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=generator,
     )
-    low, high = np.percentile(drawn.bootstrap_distribution, [2.5, 97.5])  # scipy's own differ in the last digit
-    return Interval(mean, float(low), float(high))
+    return np.asarray(drawn.bootstrap_distribution)
 
 
 def _mean_of_groups(

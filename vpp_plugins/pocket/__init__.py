@@ -1,9 +1,9 @@
-"""The pocket model: a LLaVA of about 8 million parameters that grounds expressions, with and without VPP.
+"""The pocket model: a LLaVA with a language model of about a million parameters, with and without VPP.
 
 - `vision.py`: the vision tower, a frozen EfficientNet-Lite0 with positions.
 - `tokenizer.py`: byte-level BPE whose coordinates are single tokens.
 - `build.py`: an untrained model and its processor.
-- `untrained.py`: that model with its prompts and ImageNet's backbone, as training begins.
+- `untrained.py`: that model with its prompts, ImageNet's backbone and COCO's detector, as training begins.
 - `weights.py`: saving and loading the shipped weights.
 
 `examples/recipes/pocket.toml` trains it, and `examples/pocket.py` makes the shipped weights of what was trained.

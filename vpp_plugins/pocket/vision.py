@@ -1,6 +1,6 @@
 """The pocket model's vision tower: EfficientNet-Lite0 as a drop-in for LLaVA's CLIP."""
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,9 +13,6 @@ BACKBONE = "efficientnet_lite0"
 COARSE_CHANNELS, FINE_CHANNELS = 320, 112
 TOKEN_WIDTH = COARSE_CHANNELS + 4 * FINE_CHANNELS
 """Channels of a token: the stride-32 cell and the four stride-16 cells that it covers."""
-Maps: TypeAlias = tuple[
-    Float[Tensor, "batch 112 fine_rows fine_columns"], Float[Tensor, "batch 320 coarse_rows coarse_columns"]
-]
 
 
 class PocketVisionConfig(PretrainedConfig):
@@ -66,16 +63,12 @@ class PocketVisionModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
 
     def features(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens 768"]:
-        """Return the backbone's part, which training caches."""
-        return merge_maps(*self.maps(pixel_values))
-
-    def maps(self, pixel_values: Float[Tensor, "batch 3 height width"]) -> Maps:
-        """Return the backbone's stride-16 and stride-32 maps."""
+        """Return the backbone's part, which never learns."""
         alone = pixel_values.is_cpu and not torch.compiler.is_compiling()
         # the maps of one image fit a CPU's caches, a batch's do not
         images = pixel_values.split(1) if alone else [pixel_values]
         fine, coarse = (torch.cat(parts) for parts in zip(*map(self.backbone, images), strict=True))
-        return fine, coarse
+        return merge_maps(fine, coarse)
 
     def embed(self, features: Float[Tensor, "batch tokens 768"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the trainable part's result: normalised features plus position."""

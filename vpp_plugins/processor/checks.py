@@ -48,8 +48,7 @@ def check_pair(processor: Any, host: Any) -> None:
             f"{pair}: its tokenizer has '{word}' at {ids[word]}, but the model embeds {rows} ids; load the processor "
             "of the model's own checkpoint, or after adding tokens call model.resize_token_embeddings(len(tokenizer))."
         )
-    settings = host.config.to_dict()
-    expected = settings.get("image_token_id", settings.get("image_token_index"))
+    expected = vocabulary.image_token_id(host)
     # some processors name the marker in texts, which is not what they write for an image: Gemma 3, Llama 4
     own = {vars(processor).get("image_token_id"), *tokenizer.get_added_vocab().values()}
     if isinstance(expected, int) and expected not in own:

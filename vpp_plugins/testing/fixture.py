@@ -24,6 +24,15 @@ from vpp_plugins.prompts import Prompts
 from vpp_plugins.testing.reference_host import ReferenceHost, give_row, spare_ids
 
 NAME = "toy for tests"
+TINY_DETR: Mapping[str, Any] = {
+    "backbone": "resnet10t",
+    "width": 32,
+    "heads": 4,
+    "feedforward": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+}
+"""Options of the generator "detr" for one so small that it costs next to nothing."""
 
 
 class ToyGenerator(nn.Module):

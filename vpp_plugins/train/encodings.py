@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from vpp_plugins.attach import active_vpp, host_state, unwrap
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import whole_file
+from vpp_plugins.files import sha256_of_tensors, whole_file
 
 SAME = 1e-3
 """The first encoding that a run reads is computed too, and may differ by so much: of its largest number."""
@@ -105,10 +105,10 @@ class KeptEncoder:
 
     def _write(self, path: Path, args: Any, kwargs: Any) -> list[Tensor]:
         tensors, seconds = self._encode(args, kwargs)
-        about = {SECONDS: f"{seconds:.6f}", SHA256: _digest(tensors)}
+        about = {SECONDS: f"{seconds:.6f}", SHA256: sha256_of_tensors(_named(tensors))}
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            save_file({str(n): tensor for n, tensor in enumerate(tensors)}, file.name, metadata=about)
+            save_file(_named(tensors), file.name, metadata=about)
         return tensors
 
     def _encode(self, args: Any, kwargs: Any) -> tuple[list[Tensor], float]:
@@ -191,7 +191,7 @@ def _read(path: Path) -> tuple[list[Tensor], float] | None:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
             tensors = [file.get_tensor(str(number)) for number in range(len(file.keys()))]
-        whole, seconds = about[SHA256] == _digest(tensors), float(about[SECONDS])
+        whole, seconds = about[SHA256] == sha256_of_tensors(_named(tensors)), float(about[SECONDS])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         whole = False
     if not whole:
@@ -211,23 +211,20 @@ def _check_same(computed: Sequence[Tensor], kept: Sequence[Tensor], path: Path) 
 
 
 def _digest_of_weights(module: nn.Module) -> str:
-    named = [*module.named_parameters(), *module.named_buffers()]
-    about = [type(module).__qualname__, *(f"{name} {tensor.dtype} {tuple(tensor.shape)}" for name, tensor in named)]
-    return hashlib.sha256(("\n".join(about) + _digest([tensor for _, tensor in named])).encode()).hexdigest()[:16]
+    weights = dict([*module.named_parameters(), *module.named_buffers()])
+    return hashlib.sha256(f"{type(module).__qualname__} {sha256_of_tensors(weights)}".encode()).hexdigest()[:16]
 
 
 def _digest_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return a key of all that an encoder was given, and of the precision that it computes in."""
-    values = [*args, *(value for _, value in sorted(kwargs.items()))]
-    device = next(value.device.type for value in values if isinstance(value, Tensor))
+    given = {**{str(place): value for place, value in enumerate(args)}, **kwargs}
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+    device = next(iter(tensors.values())).device.type
     precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    others = [f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value) for value in values]
-    about = "\n".join([f"{precision}", *sorted(kwargs), *others])
-    return hashlib.sha256((about + _digest([v for v in values if isinstance(v, Tensor)])).encode()).hexdigest()[:32]
+    others = sorted((name, repr(value)) for name, value in given.items() if name not in tensors)
+    return hashlib.sha256(f"{precision} {others} {sha256_of_tensors(tensors)}".encode()).hexdigest()[:32]
 
 
-def _digest(tensors: Sequence[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name an encoding's tensors, for a file, by their place."""
+    return {str(place): tensor for place, tensor in enumerate(tensors)}

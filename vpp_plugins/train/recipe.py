@@ -178,7 +178,7 @@ class Recipe:
         """Read TOML files, each changing what those before say, then `key=value` changes."""
         values: dict[str, Any] = {}
         for path in paths:
-            _merge(values, _read(Path(path)))
+            _merge(values, read_toml(Path(path), "recipe", "examples/recipes"))
         for change in changes:
             _merge(values, _parsed(change))
         return cls.from_dict(values)
@@ -204,9 +204,9 @@ class Recipe:
             if not ours.get(key):
                 raise VPPError(f'the recipe names no {key}: add the line {key} = "...", or --set {key}=...')
         ours["losses"] = _with_old_losses(ours.get("losses", ()), trainer)
-        ours["lr"] = {part: _rate(part, rate) for part, rate in _flat(ours.get("lr", {})).items()}
-        ours["schedule"] = {part: _schedule(part, name) for part, name in _flat(ours.get("schedule", {})).items()}
-        ours["unfreeze"] = {part: _share(part, share) for part, share in _flat(ours.get("unfreeze", {})).items()}
+        ours["lr"] = {part: _rate(part, rate) for part, rate in flat_names(ours.get("lr", {})).items()}
+        ours["schedule"] = {part: _schedule(part, name) for part, name in flat_names(ours.get("schedule", {})).items()}
+        ours["unfreeze"] = {part: _share(part, share) for part, share in flat_names(ours.get("unfreeze", {})).items()}
         for part in (*ours["lr"], *ours["schedule"], *ours["unfreeze"], *ours.get("freeze", ())):
             if part not in PARTS:
                 raise VPPError(
@@ -226,6 +226,11 @@ class Recipe:
             raise VPPError(f"losses = {list(self.losses)} names one loss twice.")
         off = self.switched_off()
         return {name: weight for name, weight in weights.items() if weight and name not in off}
+
+    @property
+    def trains_prompts_alone(self) -> bool:
+        """Whether the host keeps all of its weights."""
+        return self.lora_scope is None and {"llm", "projector", "vision"} <= {*self.freeze}
 
     def switched_off(self) -> list[str]:
         """Return what the recipe says that has nothing to act on without prompts; empty where there are some."""
@@ -255,13 +260,14 @@ def key_types() -> Mapping[str, Any]:
     return {**theirs, **ours, **dict.fromkeys(OLD_LOSSES, float | bool)}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str, examples: str) -> dict[str, Any]:
+    """Read a file; `what` it is and the folder of `examples` stand in what VPPError says where it cannot be."""
     try:
         return _toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise VPPError(f"there is no recipe '{path}': examples/recipes holds some to begin with.") from None
+        raise VPPError(f"there is no {what} '{path}': {examples} holds some to begin with.") from None
     except OSError as error:
-        raise VPPError(f"the recipe '{path}' cannot be read ({error.strerror}).") from None
+        raise VPPError(f"the {what} '{path}' cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise VPPError(f"'{path}' is not valid TOML ({error}).") from None
 
@@ -337,11 +343,11 @@ def _uncleared(value: Any) -> Any:
     return {key: _uncleared(one) for key, one in value.items() if one != CLEARED}
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_names(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn `lr.vpp.global`, to TOML a table in a table, into one name."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flat_names(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 

@@ -152,7 +152,7 @@ def _check_names(recipe: Recipe) -> None:
     check_how_loaded(recipe)
     if recipe.lora_scope is not None and recipe.lora_scope not in SCOPES:
         raise VPPError(f"no LoRA scope is called '{recipe.lora_scope}'. Known: {', '.join(SCOPES)}.")
-    if recipe.vpp == NO_PROMPTS and recipe.lora_scope is None and {"llm", "projector", "vision"} <= {*recipe.freeze}:
+    if recipe.vpp == NO_PROMPTS and recipe.trains_prompts_alone:
         raise VPPError(
             'the recipe trains prompts alone, so with vpp = "none" nothing is left to train: its control is the host '
             "as it is, asked by `vpp eval run --disable-vpp` on the trained weights."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.testing import TINY_DETR
 from vpp_plugins.train.evaluation import evaluation_of
 from vpp_plugins.train.machine import forecast
 from vpp_plugins.train.model import POCKET
@@ -39,14 +40,7 @@ DETECTOR: Mapping[str, Any] = {
     "num_queries": 8,
     "image_size": 64,
     "projector_size": 16,
-    "generator_options": {
-        "backbone": "resnet10t",
-        "width": 32,
-        "heads": 4,
-        "feedforward": 32,
-        "encoder_layers": 1,
-        "decoder_layers": 1,
-    },
+    "generator_options": dict(TINY_DETR),
 }
 
 

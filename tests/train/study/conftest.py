@@ -7,22 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.train.runs import QUICK
 from vpp_plugins.train.study import Study
 
-RECIPE = {
-    "model": "host",
-    "data": "data.jsonl",
-    "output_dir": "unused",
-    "max_steps": 2,
-    "save_steps": 1,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "report_to": "none",
-    "dataloader_pin_memory": False,
-    "learning_rate": 1e-3,
-    "per_device_train_batch_size": 2,
-}
+RECIPE = {**QUICK, "model": "host", "data": "data.jsonl", "output_dir": "unused", "max_steps": 2, "save_steps": 1}
 STUDY: dict[str, Any] = {
     "recipe": "recipe.toml",
     "output_dir": "out",

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.families import FAMILIES
+from tests.forks import in_a_fork
 from tests.train.runs import samples, write_data
 from tests.train.study.conftest import Written
 from vpp_plugins import VPPError
@@ -176,20 +176,6 @@ def test_killed_at_random_twenty_times_it_ends_with_the_same_report(tiny: Callab
 
     assert finished.returncode == 0, finished.stderr[-4000:]
     assert "killed 20 times" in finished.stdout
-
-
-def in_a_fork(work: Callable[[], object]) -> int:
-    """Run in a process of its own; returns its id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:  # noqa: BLE001 - nothing may go on in the child
-            traceback.print_exc()
-            os._exit(1)
-    return child
 
 
 def whole_study() -> None:

@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from vpp_plugins.train.study import statistics
+from vpp_plugins.evaluate import metrics
 from vpp_plugins.train.study.statistics import curve_at, holm, mean_of_curve, over_seeds, paired_difference
 
 
@@ -66,7 +66,7 @@ def test_the_paired_difference_is_that_of_plain_loops() -> None:
 def test_little_is_drawn_at_a_time_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values, images = np.random.default_rng(1).normal(size=40), np.arange(40)
     whole = paired_difference([values], [images])
-    monkeypatch.setattr(statistics, "_DRAWN", 4000)
+    monkeypatch.setattr(metrics, "_DRAWN", 4000)
 
     assert paired_difference([values], [images]) == whole
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from vpp_plugins.attach import active_vpp, host_state, to_windows
+from vpp_plugins.attach import active_vpp, host_state, to_windows, vocabulary
 from vpp_plugins.boxes import BoxLike
 from vpp_plugins.data import Describe, Locate, Sample
 from vpp_plugins.errors import VPPError
@@ -76,15 +76,14 @@ class EvidenceLoss(AuxiliaryLoss):
         super().__init__(model)
         self.tokenizer = processor.tokenizer
         self.backbone = host_state(self.host).backbone
-        settings = self.host.config.to_dict()
-        self.image_id: int | None = settings.get("image_token_id", settings.get("image_token_index"))
+        self.image_id = vocabulary.image_token_id(self.host)
         self.generator = boxed_generator(self.host)
         if self.generator is not None:
             self.catch("queries", self.generator)
         elif self.image_id is None:
             raise VPPError(
                 f"the loss '{self.name}' needs an image's own tokens in the text, or queries that say where they look, "
-                f"but a '{settings.get('model_type')}' with this generator has neither: leave it out."
+                f"but a '{self.host.config.model_type}' with this generator has neither: leave it out."
             )
 
     def evidence(self, about: About, inputs: Mapping[str, Any]) -> Evidence | None:

@@ -17,6 +17,7 @@ from vpp_plugins.data.scenes import load_scenes
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate import image_id, load_evaluation
 from vpp_plugins.files import whole_file
+from vpp_plugins.train.cost import COST
 from vpp_plugins.train.study.runs import FINAL, StudyRun
 
 _DIGITS = 6
@@ -183,7 +184,7 @@ def _collected(run: StudyRun, name: str) -> Hits | None:
 
 
 def _checkpoint(run: StudyRun, place: str) -> Checkpoint:
-    path = run.weights(place) / "cost.json"
+    path = run.weights(place) / COST
     try:
         cost = json.loads(path.read_bytes())
         seconds = cost["cpu_seconds"] + cost["cpu_seconds_saved"] if cost["device"] == "cpu" else cost["seconds"]

@@ -11,7 +11,6 @@ from typing import Any
 from vpp_plugins.errors import VPPError, few
 from vpp_plugins.train.study.study import Study, StudySet
 
-HOST = frozenset(("llm", "projector", "vision"))
 FINAL = "final"
 
 
@@ -108,12 +107,12 @@ class StudyRun:
 
     def _evaluation(self, place: str, name: str, asked: StudySet, *, shuffled: bool) -> Task:
         recipe, weights = self.study.resolved(self.arm, self.seed), str(self.weights(place))
-        prompts_alone = recipe.lora_scope is None and set(recipe.freeze) >= HOST  # then the host is not saved
-        model = ["--model", recipe.model, "--vpp", weights] if prompts_alone else ["--model", weights]
+        alone = recipe.trains_prompts_alone  # then the host is not saved
+        model = ["--model", recipe.model, "--vpp", weights] if alone else ["--model", weights]
         out = self.evaluation(place, name, shuffled=shuffled)
         words = ["eval", "run", *model, *asked.options(shuffled=shuffled), "--out", str(out)]
         settings = {
-            "model": f"{recipe.model} with {weights}" if prompts_alone else weights,
+            "model": f"{recipe.model} with {weights}" if alone else weights,
             "data": asked.data,
             "split": asked.split,
             "protocol": asked.protocol,

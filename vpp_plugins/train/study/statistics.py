@@ -11,9 +11,9 @@ from statistics import fmean, stdev
 import numpy as np
 from jaxtyping import Float, Int
 
+from vpp_plugins.evaluate import drawn_means
+
 RESAMPLES = 10_000
-_DRAWN = 5_000_000
-"""Numbers that are drawn at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,13 @@ def paired_difference(
     """
     generator = np.random.default_rng(seed)
     mean = fmean(float(one.mean()) for one in differences)
-    drawn = np.mean([_drawn(*one, generator) for one in zip(differences, images, strict=True)], axis=0)
+    each = zip(differences, images, strict=True)
+    drawn = np.mean(
+        [drawn_means(one.tolist(), member.tolist(), generator, resamples=RESAMPLES) for one, member in each], axis=0
+    )
     low, high = np.percentile(drawn, [2.5, 97.5])
     beyond = int((np.abs(drawn - mean) >= abs(mean) - 1e-12).sum())
     return Difference(mean, float(low), float(high), (beyond + 1) / (len(drawn) + 1))
-
-
-def _drawn(
-    values: Float[np.ndarray, "rows"], images: Int[np.ndarray, "rows"], generator: np.random.Generator
-) -> Float[np.ndarray, "resamples"]:
-    _, member = np.unique(images, return_inverse=True)
-    sums, counts = np.bincount(member, values), np.bincount(member)
-    size = max(1, _DRAWN // len(sums))
-    means = []
-    for start in range(0, RESAMPLES, size):
-        chosen = generator.integers(0, len(sums), (min(size, RESAMPLES - start), len(sums)))
-        means.append(sums[chosen].sum(1) / counts[chosen].sum(1))
-    return np.concatenate(means)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 from vpp_plugins.config import fits
 from vpp_plugins.errors import VPPError, few, nearest
 from vpp_plugins.evaluate import protocol
-from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.recipe import Recipe, flat_names, read_toml
 
 OWN = ("output_dir", "seed", "snapshots", "resume_from_checkpoint")
 """Keys of a recipe that the study gives."""
@@ -73,7 +72,7 @@ class Study:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read the file; raises VPPError for what is no study. Whether its arms are fair says `check_arms`."""
-        values = _read(Path(path))
+        values = read_toml(Path(path), "study", "examples/studies")
         kinds = {f.name: f.type for f in fields(cls)} | {"sets": Mapping, "contrasts": tuple[tuple[str, ...], ...]}
         for key, value in values.items():
             if key not in kinds:
@@ -132,7 +131,7 @@ class Study:
 
     def differences(self) -> dict[str, list[str]]:
         """Return the keys in which the arms' recipes differ, each with its value in every arm."""
-        flat = [_flat(self.resolved(arm, self.seeds[0]).to_dict()) for arm in self.arms]
+        flat = [flat_names(self.resolved(arm, self.seeds[0]).to_dict()) for arm in self.arms]
         keys = sorted({key for one in flat for key in one} - {"output_dir"})
         shown = {key: [json.dumps(one[key], default=str) if key in one else "" for one in flat] for key in keys}
         return {key: row for key, row in shown.items() if len(set(row)) > 1}
@@ -150,17 +149,6 @@ class Study:
         sets = {name: vars(one) for name, one in self.sets.items()}
         plain: dict[str, Any] = json.loads(json.dumps({**values, "sets": sets}, default=str))
         return plain
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise VPPError(f"there is no study '{path}': examples/studies holds some to begin with.") from None
-    except OSError as error:
-        raise VPPError(f"the study '{path}' cannot be read ({error.strerror}).") from None
-    except (ValueError, RecursionError) as error:
-        raise VPPError(f"'{path}' is not valid TOML ({error}).") from None
 
 
 def _set(name: str, values: Any) -> StudySet:
@@ -206,14 +194,6 @@ def _check_names(study: Study) -> None:
     for one in study.sets.values():
         if protocol(one.protocol).task != "box":
             raise VPPError(f"the protocol '{one.protocol}' asks for words: a study compares boxes.")
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn tables in tables into names such as `local_vpp.generator`."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _toml(key: str, value: Any) -> str:
