@@ -19,6 +19,7 @@ from benchmarks import (
     local_prompt,
     preprocessing,
     training,
+    unseen_nouns,
 )
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 from vpp_plugins.prompts.generators import MultiheadAttention, build_detr
@@ -290,3 +291,18 @@ def test_the_plain_detr_of_the_benchmark_is_ours_with_torchs_attention() -> None
     assert not any(isinstance(module, MultiheadAttention) for module in plain.modules())
     with torch.no_grad():
         torch.testing.assert_close(plain(pixels), detr(pixels), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("noun", "who"),
+    [
+        ("toilet", "COCO"),
+        ("bear", "COCO"),
+        ("camel", "ImageNet"),
+        ("syringe", "ImageNet"),
+        ("el", "neither"),
+        ("walnut", "neither"),
+    ],
+)
+def test_who_names_a_noun(noun: str, who: str) -> None:
+    assert unseen_nouns.group(noun) == who
