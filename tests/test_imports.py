@@ -89,17 +89,19 @@ DOORS = [
     ("from vpp_plugins.evaluate import load_grounder; load_grounder('model')", "accelerate", "eval"),
     ("vpp('ground', '--image', 'photo.png', '--expr', 'cup')", "transformers", "demo"),
     ("vpp('demo')", "rich", "demo"),
+    ("vpp('app')", "gradio", "app"),
     ("vpp('eval', 'run')", "accelerate", "eval"),
     ("vpp('train', 'recipe.toml')", "rich", "train"),
     ("vpp('study', 'study.toml')", "rich", "train"),
 ]
+GONE = [*HOST_LIBRARIES, "gradio", "huggingface_hub", "rich", "safetensors", "tokenizers", "trl"]
 WITHOUT_EXTRAS = f"""
 import json, sys, warnings
 warnings.simplefilter("error")
 
 class Gone:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {[*HOST_LIBRARIES, "huggingface_hub", "rich", "safetensors", "tokenizers", "trl"]}:
+        if name.partition(".")[0] in {GONE}:
             raise ModuleNotFoundError(f"No module named '{{name}}'", name=name)
 
 sys.meta_path.insert(0, Gone())
@@ -142,7 +144,7 @@ def test_without_an_extra_every_public_door_and_command_names_it(tmp_path: Path)
 def test_what_an_extra_installs_is_known_to_the_sentence_about_it() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     known: set[str] = set()
-    for extra in ("demo", "train", "eval", "all"):
+    for extra in ("demo", "train", "eval", "all", "app"):
         known |= set(EXTRAS[extra].split())
         packages = {re.split(r"[\[><=;]", line)[0].replace("-", "_") for line in extras[extra]} - {"vpp_plugins"}
         assert packages <= known, f"errors.EXTRAS[{extra!r}] lacks {packages - known}"

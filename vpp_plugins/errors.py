@@ -35,6 +35,7 @@ EXTRAS = {
     "train": "accelerate datasets gguf ijson peft psutil pyarrow scipy tensorboard trl",
     "eval": "pycocoevalcap",
     "all": "xformers",
+    "app": "gradio",
 }
 """The packages of each extra, by the names under which they are imported; of several extras, the first."""
 

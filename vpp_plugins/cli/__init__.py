@@ -12,7 +12,20 @@ try:
 except ModuleNotFoundError:  # the core installs without it
     sys.exit("The command line needs typer: pip install 'vpp-plugins[demo]'.")
 
-from vpp_plugins.cli import bake, convert, data, demo, doctor, eval, ground, plugins, study, train, train_detector  # noqa: A004
+from vpp_plugins.cli import (
+    bake,
+    browser,
+    convert,
+    data,
+    demo,
+    doctor,
+    eval,  # noqa: A004
+    ground,
+    plugins,
+    study,
+    train,
+    train_detector,
+)
 
 app = typer.Typer(
     help="Visual Position Prompts for multimodal LLMs: ground expressions, make and check data, train, measure.",
@@ -37,6 +50,7 @@ def settings(
 for command in (
     ground.ground,
     demo.demo,
+    browser.app,
     train.train,
     train_detector.train_detector,
     plugins.plugins,

@@ -5,11 +5,13 @@
   `readers.py`: how each published script reads an answer.
 - `results.py`: answers judged, their figures and page; `metrics.py`: scores, and how sure they are; `compare.py`: why
   two evaluations differ; `captions.py`: words for a given box.
+- `app.py`: an own image in the browser, what `vpp app` serves.
 - `benchmark.py`: from names to pages, what `vpp eval` calls; `models.py`: the model; `demo.py`: what `vpp demo` shows,
   `attention.py`: what of an image is attended to as it is answered.
 - `controls.py`: what is reached without reading the expression, or without looking; `kits/`: bridges to other kits.
 """
 
+from vpp_plugins.evaluate.app import build_app, export_app, load_side_by_side, serve_app
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
 from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled, shuffled_rows
@@ -35,11 +37,13 @@ __all__ = [
     "answer_card",
     "answer_line",
     "assets_or_none",
+    "build_app",
     "check_rows",
     "compare",
     "demo_sentences",
     "demo_summary",
     "drawn_means",
+    "export_app",
     "full_image",
     "image_id",
     "interval_text",
@@ -47,6 +51,7 @@ __all__ = [
     "load_grounder",
     "load_pretrained",
     "load_rows",
+    "load_side_by_side",
     "mean_box",
     "measure",
     "plan",
@@ -58,6 +63,7 @@ __all__ = [
     "rows_of_scenes",
     "run_demo",
     "score",
+    "serve_app",
     "shuffled",
     "shuffled_rows",
     "write_comparison",

@@ -213,18 +213,32 @@ def _score_row(result: DemoResult, name: str) -> list[Any]:
     return [name, *accuracies, control, f"{scores.mean_iou:.3f}", scores.without_box, scores.count]
 
 
-def _axes(grounder: Grounder, image: Image.Image) -> dict[str, str] | None:
-    """Return the axes alone and on an image, large enough to read their ticks, and their weight; None without them."""
+@dataclass(frozen=True)
+class DrawnAxes:
+    """The global prompt's axes alone and laid over an image six times as strong, `AXES_SIDE` pixels large."""
+
+    alone: Image.Image
+    laid: Image.Image
+    weight: float
+    """The share of the axes where they lie, 0 to 1."""
+
+
+def draw_axes(grounder: Grounder, image: Image.Image) -> DrawnAxes | None:
+    """Return the axes large enough to read their ticks; None for a model without them."""
     axes = active_vpp(grounder.model).global_vpp
     if axes is None:
         return None
     alone = draw_prompt(axes).resize((AXES_SIDE, AXES_SIDE), Image.Resampling.LANCZOS)
-    laid = draw_overlay(axes, image, gain=6, side=AXES_SIDE)
-    return {
-        "alone": image_url(alone, side=AXES_SIDE),
-        "laid": image_url(laid, side=AXES_SIDE),
-        "weight": f"{1 - axes.alpha:.2f}",
-    }
+    return DrawnAxes(alone, draw_overlay(axes, image, gain=6, side=AXES_SIDE), 1 - axes.alpha)
+
+
+def _axes(grounder: Grounder, image: Image.Image) -> dict[str, str] | None:
+    axes = draw_axes(grounder, image)
+    if axes is None:
+        return None
+    drawn = {"alone": axes.alone, "laid": axes.laid}
+    urls = {name: image_url(one, side=AXES_SIDE) for name, one in drawn.items()}
+    return {**urls, "weight": f"{axes.weight:.2f}"}
 
 
 def _card(result: DemoResult, index: int, grounder: Grounder) -> dict[str, Any]:
@@ -235,24 +249,25 @@ def _card(result: DemoResult, index: int, grounder: Grounder) -> dict[str, Any]:
         for one, colour in zip(answers.values(), COLOURS, strict=False)
         if one.grounding.boxes
     ]
+    inside = draw_inside(attend(grounder, image, row.expression), next(iter(answers.values())).grounding.boxes)
     return {
         "image": image_url(image, *zip((row.box, TRUTH), *found, strict=True)),
         "expression": row.expression,
         "answers": [{"model": name, "text": one.grounding.text, "iou": one.iou} for name, one in answers.items()],
-        "inside": _inside(attend(grounder, image, row.expression), next(iter(answers.values())).grounding.boxes),
+        "inside": [(image_url(drawn), what) for drawn, what in inside],
     }
 
 
-def _inside(seen: Attention, answer: Sequence[Box]) -> list[tuple[str, str]]:
-    """Return images of what was attended to, and what they show."""
+def draw_inside(seen: Attention, answer: Sequence[Box]) -> list[tuple[Image.Image, str]]:
+    """Return images of what was attended to, and what they show; `answer` has xyxy boxes in pixels, or none."""
     nearest = seen.nearest(answer[0]) if answer else None
     shares = f"{seen.on_image.sum():.0%} on the image, at most {max(seen.on_image.tolist(), default=0):.1%} on a token"
     if len(seen.on_queries):
         shares = f"{seen.on_queries.sum():.0%} on queries, {shares}"
-    inside = [(image_url(seen.draw(nearest)), f"Attention as the numbers are written: {shares}.")]
+    inside = [(seen.draw(nearest), f"Attention as the numbers are written: {shares}.")]
     if seen.boxes_xyxy_px:
         chosen = "none meets the answer" if nearest is None else "the thick one is nearest to the answer"
-        inside.insert(0, (image_url(seen.draw_queries(nearest)), f"Where the queries look; {chosen}."))
+        inside.insert(0, (seen.draw_queries(nearest), f"Where the queries look; {chosen}."))
     return inside
 
 
