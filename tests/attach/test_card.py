@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.tiny import attached, image, tiny_llava, tiny_processor
-from vpp_plugins import VPPError, save_vpp
+from tests.prompts.generators.test_hf_detector import config_of
+from tests.tiny import TOY_LOCAL, attached, image, tiny_llava, tiny_processor, toy_config
+from vpp_plugins import VPPError, attach_vpp, load_vpp, save_vpp
+from vpp_plugins.attach import put_scores
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -55,6 +58,42 @@ def test_says_what_it_is_and_how_well_it_does_beside_its_control(tmp_path: Path)
     assert "| final, prompts off | val.jsonl | 40 |" in card.text
     assert all(f"## {heading}" in card.text for heading in ("How to load it", "The prompts", "Licence", "Versions"))
     assert "/home" not in card.content
+
+
+def test_scores_come_later_and_leave_what_somebody_wrote(tmp_path: Path) -> None:
+    save_vpp(named("owner/tiny"), tmp_path / "prompts")
+    path = tmp_path / "prompts/README.md"
+    path.write_text(path.read_text() + "\n## Thanks\n\nTo all.\n")
+    before = path.read_text()
+    arms = [evaluation(tmp_path / name, f"/home/me/{name}") for name in ("control", "vpp")]
+
+    put_scores(tmp_path / "prompts", arms, "The second minus the first: +1.")
+    once = path.read_text()
+    assert "| control | val.jsonl | 40 | 25.0 (20.0 to 30.0) |" in once
+    assert once.index("| control |") < once.index("| vpp |") < once.index("+1.") < once.index("## Licence")
+    start, end = once.index("## Scores"), once.index("## Licence")
+    assert once[:start] + once[end:] == before
+    put_scores(tmp_path / "prompts", arms, "The second minus the first: +1.")
+    assert path.read_text() == once
+    with pytest.raises(VPPError, match=r"has no model card \(README.md\): give a folder that `vpp train` or save_vpp"):
+        put_scores(tmp_path, arms)
+
+
+def test_a_detectors_folder_is_replaced_by_what_it_says(tmp_path: Path) -> None:
+    """The prompts of a detector from a folder named that folder, so that they loaded nowhere else."""
+    config = tmp_path / "detector/config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps(config_of("conditional_detr")))
+    options = {"config": str(config.parent)}
+    local = replace(TOY_LOCAL, generator="hf_detector", generator_options=options)
+    model, _ = attached(config=toy_config(local_vpp=local))
+    save_vpp(model, tmp_path / "prompts")
+    load_vpp(model, tmp_path / "prompts")
+
+    assert str(tmp_path) not in (tmp_path / "prompts/vpp_config.json").read_text()
+    config.unlink()
+    there = attach_vpp(tiny_llava(), tmp_path / "prompts").vpp.state_dict()
+    assert all(there[name].equal(value) for name, value in model.vpp.state_dict().items())
 
 
 def test_no_local_path_gets_in(tmp_path: Path) -> None:

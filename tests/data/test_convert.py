@@ -53,10 +53,15 @@ def test_a_format_that_is_only_read(tmp_path: Path) -> None:
         convert(tmp_path, tmp_path / "x", source_format="eval-jsonl", target_format="scenes", progress=False)
 
 
-def test_a_bar_shows_long_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_shows_long_work_on_a_terminal(
+    *, terminal: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spinner that counted to nothing was left in logs, and on the terminal when the work was done."""
+    monkeypatch.setenv("TTY_COMPATIBLE", str(int(terminal)))
     source = lines(tmp_path / "in.jsonl", *[EVALUATION] * 1500)
     convert(source, tmp_path / "out.jsonl", source_format="eval-jsonl", target_format="neutral")
-    assert "Converting in.jsonl" in capsys.readouterr().out
+    assert ("Converting in.jsonl" in capsys.readouterr().out) == terminal
 
 
 def test_a_broken_file_leaves_the_old_target_and_keeps_the_sizes_it_found(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from huggingface_hub import ModelCard
 from tests.families import FAMILIES
 from tests.tiny import attached, image, inputs_for
 from tests.train.runs import recipe, samples, write_data
+from vpp_plugins import VPPError
+from vpp_plugins.evaluate import load_grounder
 from vpp_plugins.train.run import train
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -48,8 +50,15 @@ def test_a_run_says_loss_speed_and_time_and_nothing_else(
     monkeypatch.chdir(tmp_path / "run")
     Path("owner").symlink_to(tmp_path / "owner")
     image(0).save("photo.jpg")
-    exec(re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0], {})
+    code = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0]
+    exec(code.replace("BASE_MODEL", "owner/tiny"), {})  # it lay in a folder, of which nothing is said
     assert "<Grounding 'the dog'" in capsys.readouterr().out
+    assert not [path for path in folder.iterdir() if str(tmp_path).encode() in path.read_bytes()]
+    (folder / "README.md").write_text("mine")  # people edit it
+    load_grounder("final")  # here the run knows where its host is
+    folder.rename(tmp_path / "shared")
+    with pytest.raises(VPPError, match=r"holds LoRA of a host that lay in a folder, .* --vpp .*shared\)"):
+        load_grounder(str(tmp_path / "shared"))
 
 
 def test_untrained_prompts_are_not_warned_of_while_they_are_trained() -> None:

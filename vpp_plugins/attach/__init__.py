@@ -12,7 +12,7 @@ from vpp_plugins.attach.attach import (
     unwrap,
     vpp_disabled,
 )
-from vpp_plugins.attach.card import CARD, write_card
+from vpp_plugins.attach.card import CARD, put_scores, write_card
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
 from vpp_plugins.attach.deduplicate import encoded_once, prepared_once
 from vpp_plugins.attach.host import active_vpp, every_vpp, onloaded
@@ -37,6 +37,7 @@ __all__ = [
     "load_vpp",
     "onloaded",
     "prepared_once",
+    "put_scores",
     "read_into",
     "refuse_dropped_prompts",
     "resolve",

@@ -25,6 +25,7 @@ from vpp_plugins.attach.checkpoint import (
     named_on_hub,
     read_into,
     resolve,
+    without_local_configuration,
     write_vpp,
 )
 from vpp_plugins.attach.hooks import HostState, Slot
@@ -212,7 +213,7 @@ def build_vpp(config: VPPConfig, backbone: Backbone, folder: Path | None = None,
         torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would reseed every GPU too
         global_vpp = _build_global(config, backbone)
         local_vpp = _build_local(config, backbone, pretrained=folder is None)
-        config = _with_frozen_weights(config, local_vpp)
+        config = _with_frozen_weights(without_local_configuration(config), local_vpp)
         vpp = VPP(config, global_vpp=global_vpp, local_vpp=local_vpp, frame=backbone.frame)
     vpp.trained_on = host
     if config.local_vpp is not None and config.local_vpp.frozen_weights:

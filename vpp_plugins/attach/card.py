@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +28,7 @@ _LOAD_WHOLE = """\
 ```python
 from vpp_plugins.evaluate import load_grounder
 
-grounder = load_grounder("{name}"{prompts})
+grounder = load_grounder("{model}"{prompts})
 print(grounder("photo.jpg", "the dog"))
 ```"""
 
@@ -70,6 +71,23 @@ def write_card(
     write_whole(folder / CARD, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {title}\n\n{body}\n")))
 
 
+def put_scores(folder: Path, evaluations: Sequence[Path], said: str = "") -> Path:
+    """Have a folder's card show these evaluations, and what is said of them, in place of its scores; return the card.
+
+    The rest of the card stays as it is, also where somebody has edited it. Raises VPPError where there is no card, and
+    as `scores` does.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise VPPError(f"'{folder}' has no model card ({CARD}): give a folder that `vpp train` or save_vpp wrote.")
+    beginning, *sections = re.split(r"(?m)^## ", path.read_text(encoding="utf-8"))
+    kept = [one for one in sections if not one.startswith("Scores\n")]
+    place = next((at for at, one in enumerate(kept) if one.startswith("Licence\n")), len(kept))
+    kept.insert(place, "\n\n".join(filter(None, ["Scores", scores(evaluations), said])) + "\n\n")
+    write_whole(path, "## ".join([beginning, *kept]))
+    return path
+
+
 def is_our_card(path: Path) -> bool:
     """Return whether a card may be written here: there is none yet, or one of ours."""
     return not path.is_file() or f"library_name: {LIBRARY}\n" in path.read_text(encoding="utf-8")
@@ -101,14 +119,15 @@ def _last(word: str) -> str:
 
 
 def _how_to_load(folder: Path, base: str, name: str, *, prompts: bool) -> str:
-    whole = (folder / "adapter_config.json").is_file() or any(folder.glob("model*.safetensors"))
-    if whole:
-        text = _LOAD_WHOLE.format(name=name, prompts=f', vpp="{name}"' if prompts else "")
-        return f"`pip install '{LIBRARY}[train]'`, and:\n\n{text}"
+    lora, whole = (folder / "adapter_config.json").is_file(), any(folder.glob("model*.safetensors"))
     own_processor = any((folder / file).is_file() for file in _PROCESSOR)
     host = base or "BASE_MODEL"
+    missing = "" if base or whole else " BASE_MODEL is the host that they were trained on."
+    if lora or whole:
+        model = name if base or whole else host  # of a host on the hub PEFT knows by itself
+        text = _LOAD_WHOLE.format(model=model, prompts=f', vpp="{name}"' if prompts or model == host else "")
+        return f"`pip install '{LIBRARY}[train]'`, and:{missing}\n\n{text}"
     text = _LOAD.format(model=host, processor=name if own_processor else host, name=name)
-    missing = "" if base else " BASE_MODEL is the host that they were trained on."
     return f"`pip install '{LIBRARY}[demo]'`, and:{missing}\n\n{text}"
 
 

@@ -78,6 +78,18 @@ def read_prompts(vpp: VPP, folder: Path, *, check: bool = True) -> tuple[VPPConf
     return saved, tensors
 
 
+def without_local_configuration(config: VPPConfig) -> VPPConfig:
+    """Put a detector's configuration in place of the folder that holds it: what is saved names no path."""
+    local = config.local_vpp
+    named = None if local is None else local.generator_options.get("config")
+    if local is None or local.generator != "hf_detector" or not isinstance(named, str) or not Path(named).is_dir():
+        return config
+    from vpp_plugins.prompts.generators import configuration_values
+
+    options = {**local.generator_options, "config": configuration_values(named)}
+    return replace(config, local_vpp=replace(local, generator_options=options))
+
+
 def hub_weights(generator: nn.Module, source: str) -> dict[str, str]:
     """Return how saved prompts name a generator that has just been loaded from the hub, and its SHA-256."""
     dtype = next(value.dtype for value in generator.state_dict().values() if value.is_floating_point())
@@ -225,7 +237,7 @@ def check_settings(saved: VPPConfig, attached: VPPConfig, folder: Path) -> None:
 
 
 def _settings(config: VPPConfig) -> dict[str, Any]:
-    values = config.to_dict()
+    values = without_local_configuration(config).to_dict()
     parts = {part: values[part] for part in ("global_vpp", "local_vpp")}
     flat = {part: "absent" if fields is None else "present" for part, fields in parts.items()}
     flat |= {f"{part}.{name}": value for part, fields in parts.items() for name, value in (fields or {}).items()}

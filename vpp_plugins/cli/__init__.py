@@ -69,6 +69,8 @@ def main() -> None:
     """Run the command line; a mistake of the user's ends with one sentence and exit code 1."""
     # OpenMP's threads spin while they wait, which on a busy machine takes the core from the thread they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the hub and of transformers, which would fill a log
     try:
         with named_extras():
             app(prog_name="vpp")

@@ -125,6 +125,9 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Folder of an evaluation.", show_default=False)],
     b: Annotated[Path, typer.Argument(help="Folder of another one, of the same rows.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("out/eval/compare.html"),
+    card: Annotated[
+        Path | None, typer.Option(help="Folder of prompts or of a run's final weights, whose model card shows both.")
+    ] = None,
 ) -> None:
     """Say why two evaluations of the same rows differ.
 
@@ -133,7 +136,10 @@ def compare(
     `vpp eval compare` is the same command.
 
     Example: vpp compare out/eval/photos out/eval/photos-without --out out/eval/compare.html
+
+    Scores for a model card: vpp compare out/eval/control out/eval/vpp --card out/run/final
     """
+    from vpp_plugins.attach import put_scores
     from vpp_plugins.evaluate import compare as set_beside
     from vpp_plugins.evaluate import load_evaluation, rows_at_hand, write_comparison
 
@@ -141,14 +147,17 @@ def compare(
         raise VPPError(f"the folder '{out.parent}' does not exist: make it first.")
     found = set_beside(load_evaluation(a), load_evaluation(b))
     gap = found.accuracy
-    typer.echo(f"A {100 * found.a.accuracy:.1f} %  {a}\nB {100 * found.b.accuracy:.1f} %  {b}")
-    typer.echo(
-        f"B minus A: {100 * gap.difference.mean:+.1f} points ({100 * gap.difference.low:+.1f} to "
-        f"{100 * gap.difference.high:+.1f}); only A right {gap.only_a}, only B {gap.only_b}, p = {gap.p_value:.2g}"
+    points = (
+        f"{100 * gap.difference.mean:+.1f} points ({100 * gap.difference.low:+.1f} to {100 * gap.difference.high:+.1f})"
     )
+    typer.echo(f"A {100 * found.a.accuracy:.1f} %  {a}\nB {100 * found.b.accuracy:.1f} %  {b}")
+    typer.echo(f"B minus A: {points}; only A right {gap.only_a}, only B {gap.only_b}, p = {gap.p_value:.2g}")
     for reason in found.reasons:
         typer.echo(f"- {reason}")
     typer.echo(f"The page: {write_comparison(found, out, rows_at_hand(found.a.settings))}")
+    if card is not None:
+        said = f"The second minus the first, on the same rows: {points} of Acc@0.5."
+        typer.echo(f"The card: {put_scores(card, [a, b], said)}")
 
 
 @evaluation.command()

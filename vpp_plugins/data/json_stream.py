@@ -221,17 +221,18 @@ def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> VPPError:
 def progress_bar(
     title: str, *, shown: bool, total: int | None = None, done: int = 0
 ) -> Iterator[Callable[[int], None]]:
-    """Show how many samples went by, and of how many where that is known beforehand."""
-    if not shown:
+    """Show on a terminal how many samples went by, and of how many where that is known beforehand."""
+    with named_extras():
+        from rich import console, progress
+
+    if not shown or not console.Console().is_terminal:
         yield lambda count: None
         return
-    with named_extras():
-        from rich import progress
 
     counted = progress.MofNCompleteColumn()
     kinds: list[Any] = [progress.SpinnerColumn(), counted, progress.TimeElapsedColumn()]
     if total is not None:
         kinds = [progress.BarColumn(), counted, progress.TimeRemainingColumn()]
-    with progress.Progress(progress.TextColumn("{task.description}"), *kinds) as bar:
+    with progress.Progress(progress.TextColumn("{task.description}"), *kinds, transient=True) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda count: bar.advance(task, count)

@@ -24,12 +24,14 @@ from vpp_plugins.evaluate.demo import (
     write_demo_page,
 )
 from vpp_plugins.evaluate.metrics import Scores, drawn_means, score
-from vpp_plugins.evaluate.models import load_grounder, load_pretrained
+from vpp_plugins.evaluate.models import ADAPTER, BASE, load_grounder, load_pretrained
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
 from vpp_plugins.evaluate.results import FIGURES, answer_card, interval_text, load_evaluation
 from vpp_plugins.evaluate.rows import Row, check_rows, image_id, plan, rows_of_scenes
 
 __all__ = [
+    "ADAPTER",
+    "BASE",
     "FIGURES",
     "Protocol",
     "Row",

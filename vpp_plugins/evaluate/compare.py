@@ -111,7 +111,9 @@ def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
     gap = accuracy.difference
     if not write_alike(a.codec, b.codec):
         reasons.append(f"The boxes are read as two families': A's as '{a.codec.family}', B's as '{b.codec.family}'.")
-    if gap.low <= 0 <= gap.high:
+    if gap.low == gap.high == 0:
+        reasons.append("A and B are right about the same rows.")
+    elif gap.low <= 0 <= gap.high:
         reasons.append(
             f"The gap of {_points(gap.mean)} may be chance: its 95 % interval is {_points(gap.low)} to "
             f"{_points(gap.high)}."
@@ -122,19 +124,23 @@ def _reasons(a: Evaluation, b: Evaluation, accuracy: Paired) -> list[str]:
             for under in (a.protocol, b.protocol)
             if (on_a := _accuracy(a, under)) is not None and (on_b := _accuracy(b, under)) is not None
         ]
-    reasons += [*_prompts_off(a.settings, b.settings), *_set_otherwise(a.settings, b.settings)]
+    reasons += [*_control(a.settings, b.settings), *_set_otherwise(a.settings, b.settings)]
     for name, side in (("A", a), ("B", b)):
         reasons += _misread(name, side) + _statuses(name, side)
     return reasons
 
 
-def _prompts_off(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Name the side that was asked with its prompts off, which is the control of one that had them on."""
-    off = [bool(side.get("prompts", {}).get("disabled")) for side in (a, b)]
-    if off[0] == off[1]:
+def _control(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Name the side that had no prompts, or had them off: it is the other's control."""
+    prompts = [side.get("prompts") for side in (a, b)]
+    bare = [one is not None and (not one or "disabled" in one) for one in prompts]
+    if None in prompts or bare[0] == bare[1]:
         return []
+    name, own = ("A", prompts[0]) if bare[0] else ("B", prompts[1])
+    if not own:
+        return [f"{name} has no prompts: it is a control, or a bare host."]
     same = "the same" if a.get("model_sha256") == b.get("model_sha256") else "other"
-    return [f"{'A' if off[0] else 'B'} was asked with its prompts off (--disable-vpp); the weights are {same}."]
+    return [f"{name} was asked with its prompts off (--disable-vpp); the weights are {same}."]
 
 
 def _set_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -149,7 +155,7 @@ def _set_otherwise(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _apart(part: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Yield what differs in a part; one that only one side has kept is a single difference."""
-    if part == "prompts" and _prompts_off(a, b):
+    if part == "prompts" and _control(a, b):
         return
     if part in a and part in b:
         yield from differences({part: a[part]}, {part: b[part]})

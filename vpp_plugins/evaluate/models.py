@@ -1,21 +1,24 @@
 """The model to evaluate: the pocket model, or any that transformers loads, with or without prompts."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from vpp_plugins.attach import attach_vpp
+from vpp_plugins.attach import CONFIG_FILE, attach_vpp
 from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.run import processes
-from vpp_plugins.files import check_weights_listed
+from vpp_plugins.files import check_weights_listed, is_hub_id
 from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor
 
 POCKET = {"pocket": True, "pocket-without-vpp": False}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
+"""PEFT's file beside LoRA, and its key for the host."""
 _PROBED = 64
 """Values of each tensor that a model's fingerprint reads."""
 
@@ -27,8 +30,8 @@ def load_grounder(
     """Load a model by name and make it ready to be asked.
 
     `model` is "pocket" or "pocket-without-vpp", or a folder or hub id of an image-text-to-text model; `vpp` is what
-    `save_vpp` wrote for it, and defaults to the prompts beside the model where there are some. `device` defaults to the
-    first GPU of this process, or else the CPU.
+    `save_vpp` or a run wrote for it, LoRA included, and defaults to the prompts beside the model where there are some.
+    `device` defaults to the first GPU of this process, or else the CPU.
     """
     if dtype not in DTYPES:
         raise VPPError(f"the dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
@@ -43,9 +46,14 @@ def load_grounder(
         pocket, own = load_pocket(vpp=POCKET[model])
         nn.Module.to(pocket, place)
         return Grounder(pocket, own, box_format=box_format)
-    host, processor = load_pretrained(model, dtype=dtype)
+    lora = vpp if vpp is not None and vpp != model and Path(vpp, ADAPTER).is_file() else None
+    host, processor = load_pretrained(model, lora, dtype=dtype)
+    if lora is not None:
+        _put_on(host, lora)
     host = host.to(place).eval()
-    prompts = vpp or (model if Path(model, "vpp_config.json").is_file() else None)
+    beside = model if vpp is None else vpp
+    bare = vpp is None or Path(beside, ADAPTER).is_file()  # a control's LoRA has no prompts beside it
+    prompts = None if bare and not Path(beside, CONFIG_FILE).is_file() else beside
     if prompts is None:
         return Grounder(host, processor, box_format=box_format)
     attach_vpp(host, prompts)
@@ -63,15 +71,44 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
 
     register_pocket()  # a pocket model that was trained anew lies in a folder like any other
     check_weights_listed(Path(model))  # there where `vpp train` wrote it
+    if not Path(model).is_dir() and not is_hub_id(model):
+        raise _not_loaded(model, "there is no such folder")
+    below = _host_of_run(Path(model))
     try:
-        host = AutoModelForImageTextToText.from_pretrained(model, **options)
+        host = AutoModelForImageTextToText.from_pretrained(below or model, **options)
+        if below is not None:
+            _put_on(host, model)
         return host, AutoProcessor.from_pretrained(processor or model)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+        raise _not_loaded(below or model, str(error).strip().splitlines()[0]) from None
+
+
+def _not_loaded(model: str, reason: str) -> VPPError:
+    return VPPError(
+        f"'{model}' could not be loaded as an image-text-to-text model ({reason}): name pocket, a folder or a hub id."
+    )
+
+
+def _host_of_run(folder: Path) -> str | None:
+    """Return where the host of a run's LoRA lies, if that is not on the hub: the run says so, what is shared does not.
+
+    Raises VPPError for LoRA that lies somewhere else.
+    """
+    if not (folder / ADAPTER).is_file() or json.loads((folder / ADAPTER).read_bytes()).get(BASE):
+        return None
+    try:
+        return str(json.loads((folder.parent / "run.json").read_bytes())["host"])
+    except (OSError, ValueError, KeyError):
         raise VPPError(
-            f"'{model}' could not be loaded as an image-text-to-text model ({first}): name pocket, a folder or a hub "
-            "id."
+            f"'{folder}' holds LoRA of a host that lay in a folder, and does not say where: name the host as the "
+            f"model, and these beside it (--model HOST --vpp {folder})."
         ) from None
+
+
+def _put_on(host: Any, folder: str) -> None:
+    """Load a folder's LoRA into its host."""
+    check_weights_listed(Path(folder))
+    host.load_adapter(folder)
 
 
 def fingerprint_of_model(model: nn.Module) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import check_manifest, read_safetensors, why_unwritable
+from vpp_plugins.evaluate import ADAPTER, BASE
+from vpp_plugins.files import check_manifest, is_hub_id, read_safetensors, why_unwritable, write_whole
 
 FINAL = "final"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -145,6 +146,14 @@ def gathered_prompts(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the prompts of a whole model's state, PEFT's wrapper looked through."""
     found = ((re.fullmatch(r"(?:base_model\.model\.)?vpp\.(.+)", name), value) for name, value in state.items())
     return {match[1]: value for match, value in found if match}
+
+
+def forget_local_host(folder: Path) -> None:
+    """Take the host's folder out of what PEFT wrote, unless the host is on the hub: the run's own file has it."""
+    path = folder / ADAPTER
+    values = json.loads(path.read_bytes()) if path.is_file() else {}
+    if values.get(BASE) and not is_hub_id(values[BASE]):
+        write_whole(path, json.dumps({**values, BASE: None}, indent=2) + "\n")
 
 
 def check_weights(folder: Path) -> None:

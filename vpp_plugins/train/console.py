@@ -21,7 +21,7 @@ class Console(ProgressCallback):
         self.current_step = state.global_step
         if state.is_world_process_zero:
             bar = {"total": state.max_steps, "initial": state.global_step, "dynamic_ncols": True}
-            self.training_bar = tqdm(**bar, disable=args.disable_tqdm)
+            self.training_bar = tqdm(**bar, disable=args.disable_tqdm or None)  # None: on a terminal alone
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Write a line of what was logged."""

@@ -1,5 +1,6 @@
 """What a recipe trains: the host loaded, prompts attached, LoRA put on, and every part's learning rate."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +153,9 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
         target_modules=lora_targets(model, scope=scope),
         modules_to_save=whole or None,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # PEFT reads it
+        return get_peft_model(model, config)
 
 
 def _projector_learns_whole(recipe: Recipe) -> bool:

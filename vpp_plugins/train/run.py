@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -103,7 +104,7 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Traine
         trainer.cost.saved, unfreezing.at_first = kept.saved_seconds, kept.remove
     if arguments.should_save:
         check_room(Path(recipe.output_dir), _checkpoint_bytes(trainer))
-        _record(recipe, data, resumed=resume is not None)
+        _record(recipe, data, unwrap(model).config.name_or_path, resumed=resume is not None)
         show(data, collator, groups, off=recipe.switched_off())
     trainer.accelerator.wait_for_everyone()
     try:
@@ -119,7 +120,8 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Traine
 def training_arguments(recipe: Recipe) -> Any:
     """Return transformers' TrainingArguments of the recipe; raises VPPError for values that they do not take."""
     known = {f.name for f in fields(TrainingArguments)}
-    values: dict[str, Any] = {"logging_steps": 10, **recipe.trainer}
+    on_gpu = torch.accelerator.is_available() and not recipe.trainer.get("use_cpu")
+    values: dict[str, Any] = {"logging_steps": 10, "dataloader_pin_memory": on_gpu, **recipe.trainer}
     checkpointing = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
     asked = values.pop("gradient_checkpointing", None) or values.pop("activation_checkpointing", None)
     chosen = values.pop("gradient_checkpointing_kwargs", None) or values.pop("activation_checkpointing_kwargs", None)
@@ -305,8 +307,8 @@ def _checkpoint_bytes(trainer: VPPTrainer) -> int:
     return weights + 2 * trained
 
 
-def _record(recipe: Recipe, data: TrainingData, *, resumed: bool) -> None:
-    """Write what the run is; a run that goes on must have the same data, in the same order."""
+def _record(recipe: Recipe, data: TrainingData, host: str, *, resumed: bool) -> None:
+    """Write what the run is, its host's place included; one that goes on must have the same data, in the same order."""
     run = Path(recipe.output_dir)
     path, digest = run / RUN, data.fingerprint()
     if resumed and path.is_file() and _data_of(path) != digest:
@@ -317,6 +319,7 @@ def _record(recipe: Recipe, data: TrainingData, *, resumed: bool) -> None:
     packages = ("vpp-plugins", "torch", "transformers", "accelerate", "peft", "tokenizers")
     about = {
         "recipe": recipe.to_dict(),
+        "host": str(Path(host).resolve()) if Path(host).is_dir() else host,
         "samples": len(data),
         "data_sha256": digest,
         "faults": {issue: count for issue, count, _ in data.tally.rows()},

@@ -32,6 +32,7 @@ from vpp_plugins.files import whole_folder, write_manifest
 from vpp_plugins.train.checkpoints import (
     check_checkpoint,
     check_weights,
+    forget_local_host,
     gathered_prompts,
     read_host,
 )
@@ -251,10 +252,10 @@ class VPPTrainer(Trainer):
             self.save_model(str(written))
             if self.args.should_save:
                 self.cost.write(written, self.state.global_step, self.args.device.type)
-                self._write_card(written)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 write_manifest(written)
+                self._write_card(written)  # not in the manifest: people edit it
 
     def _write_card(self, folder: Path) -> None:
         """Say what was trained, on what and how well, for who gets the folder."""
@@ -287,6 +288,7 @@ class VPPTrainer(Trainer):
             with _without_bars():
                 trained.save_pretrained(folder, state_dict=state_dict, **names)
             (folder / CARD).unlink(missing_ok=True)  # PEFT's template, without a word filled in
+            forget_local_host(folder)
         processor.save_pretrained(folder)
         if active_vpp(host).is_empty:
             pass  # a control: the host is all there is

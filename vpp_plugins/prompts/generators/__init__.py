@@ -14,7 +14,12 @@ from vpp_plugins.prompts.generators.detr_transformer import MultiheadAttention
 from vpp_plugins.prompts.generators.detr_weights import VPP_LLAVA_PREFIX, load_detr_weights, our_name
 from vpp_plugins.prompts.generators.frozen_norm import FrozenBatchNorm2d
 from vpp_plugins.prompts.generators.heads import DetectionHeads, Detections
-from vpp_plugins.prompts.generators.hf_detector import HFDetector, build_hf_detector, load_hf_weights
+from vpp_plugins.prompts.generators.hf_detector import (
+    HFDetector,
+    build_hf_detector,
+    configuration_values,
+    load_hf_weights,
+)
 
 
 def load_weights(generator: nn.Module, source: str | os.PathLike[str]) -> None:
@@ -40,6 +45,7 @@ __all__ = [
     "MultiheadAttention",
     "build_detr",
     "build_hf_detector",
+    "configuration_values",
     "load_detr_weights",
     "load_hf_weights",
     "load_weights",

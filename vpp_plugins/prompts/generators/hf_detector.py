@@ -3,6 +3,7 @@
 Tried: DETR, Conditional, DAB and Deformable DETR, RT-DETR, RT-DETRv2 and D-FINE.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -110,6 +111,12 @@ def load_hf_weights(detector: HFDetector, source: str | os.PathLike[str]) -> Non
             if not name.endswith(".num_batches_tracked")
         }
     )
+
+
+def configuration_values(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a detector's configuration as JSON values, for who has not the folder that holds it."""
+    values: dict[str, Any] = json.loads(_configuration(str(folder)).to_json_string())
+    return {name: value for name, value in values.items() if name not in ("_name_or_path", "transformers_version")}
 
 
 def _configuration(config: Mapping[str, Any] | str) -> Any:
