@@ -48,10 +48,11 @@ def write_synthetic(folder: Path, count: int) -> tuple[Path, Path]:
         for number in range(count):
             image = rng.randrange(images)
             width, height = sizes[image]
+            least = 0.02 * max(width, height)  # two steps of the unit: a thinner box may be written without an area
             messages = []
             for turn in range(1 + number % 3):
                 left, top = rng.uniform(0, 0.8 * width), rng.uniform(0, 0.8 * height)
-                box = (left, top, rng.uniform(left + 5, width), rng.uniform(top + 5, height))
+                box = (left, top, rng.uniform(left + least, width), rng.uniform(top + least, height))
                 colour = rng.choice(("white", "red", "left", "small"))
                 said = llava.prompt(f"the {colour} cup number {number}-{turn} near the man")
                 answer = llava.encode([box], ImageMeta((height, width)))

@@ -91,8 +91,8 @@ DOORS = [
     ("vpp('demo')", "rich", "demo"),
     ("vpp('app')", "gradio", "app"),
     ("vpp('eval', 'run')", "accelerate", "eval"),
-    ("vpp('train', 'recipe.toml')", "rich", "train"),
-    ("vpp('study', 'study.toml')", "rich", "train"),
+    ("vpp('train', 'recipe.toml')", "transformers", "train"),
+    ("vpp('study', 'study.toml')", "transformers", "train"),
 ]
 GONE = [*HOST_LIBRARIES, "gradio", "huggingface_hub", "rich", "safetensors", "tokenizers", "trl"]
 WITHOUT_EXTRAS = f"""
@@ -130,6 +130,9 @@ print(json.dumps(said))
 def test_without_an_extra_every_public_door_and_command_names_it(tmp_path: Path) -> None:
     """Six warnings and a bare ModuleNotFoundError came instead."""
     Image.new("RGB", (50, 50)).save(tmp_path / "photo.png")
+    (tmp_path / "recipe.toml").write_text("model = 'm'\ndata = 'd'\noutput_dir = 'o'\nmax_steps = 1\n")
+    study = "recipe = 'recipe.toml'\noutput_dir = 'o'\nseeds = [0]\narms.a.vpp = 'none'\narms.b = {}\n"
+    (tmp_path / "study.toml").write_text(study + "sets.s.data = 'photos'\n")
 
     finished = run_python(WITHOUT_EXTRAS, cwd=tmp_path)
 

@@ -174,6 +174,8 @@ def unsealed(values: Any, holds: str) -> dict[str, Any]:
         raise ValueError("its values were changed since they were written")
     if said.get(HOLDS, holds) != holds:
         raise ValueError(f"it holds {said[HOLDS]} instead of {holds}")
+    if HOLDS in said and _SEAL not in values:  # 0.1.0 wrote neither
+        raise ValueError("its digest is missing")
     return {key: value for key, value in said.items() if key != HOLDS}
 
 

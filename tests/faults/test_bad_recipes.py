@@ -1,11 +1,14 @@
 """A bad value of a recipe is one sentence, before data or a model are loaded: it took up to 30 s, or a traceback."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from vpp_plugins import VPPError
 from vpp_plugins.train import Recipe, train
+from vpp_plugins.train.recipe import key_names, key_types
 
 BASE = ["model='/nowhere/a-model'", "data='/nowhere/data.jsonl'"]
 BAD = {
@@ -63,3 +66,41 @@ def test_a_bad_file_is_one_sentence(text: bytes, tmp_path: Path) -> None:
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(VPPError, match="cannot be read"):
         Recipe.load(tmp_path)
+
+
+SOON = {
+    "model = ": "is not valid TOML",
+    "max_stepz = 3": "no key 'max_stepz'. Did you mean 'max_steps'?",
+    "lora_r = 'many'": "'lora_r' should be int",
+    "hide_boxes = 3": "'hide_boxes' should be from 0 to 1",
+    "lr.vpp.globl = 1e-4": "no part of a model is called 'vpp.globl'",
+    "losses = ['words:x']": "written name:weight",
+    "unfreeze.llm = 0.5\nfreeze = ['llm']": "freeze and unfreeze both name 'llm'",
+}
+_CHILD = """
+import sys
+from pathlib import Path
+from vpp_plugins.cli import main
+for number in range(int(sys.argv[1])):
+    sys.argv = ["vpp", "train", f"{number}.toml", "--set", "max_steps=3"]
+    try:
+        main()
+    except SystemExit as stop:
+        print(stop.code, [name for name in ("torch", "transformers") if name in sys.modules])
+"""
+
+
+def test_a_bad_file_is_refused_before_torch_and_transformers_are_imported(tmp_path: Path) -> None:
+    """That takes seconds, also beside keys of transformers' own; their types alone need it."""
+    for number, line in enumerate(SOON):
+        (tmp_path / f"{number}.toml").write_text(f"{line}\nmodel = 'm'\ndata = 'd'\noutput_dir = 'o'\nseed = 1\n")
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(len(SOON))], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["1 []"] * len(SOON), done.stdout
+    complained = " ".join(done.stderr.split())
+    assert [said for said in SOON.values() if said not in complained] == []
+
+
+def test_keys_are_known_without_transformers_as_with_it() -> None:
+    assert {*key_names()} == {*key_types()}

@@ -16,7 +16,7 @@ from vpp_plugins.data.formats import Reading, read_samples
 from vpp_plugins.data.scenes import Shapes, load_scenes, write_scenes
 from vpp_plugins.evaluate.benchmark import load_rows
 from vpp_plugins.evaluate.models import load_grounder
-from vpp_plugins.files import write_manifest
+from vpp_plugins.files import sealed, unsealed, write_manifest
 from vpp_plugins.pocket import FOLDER, load_pocket
 from vpp_plugins.train import Recipe
 from vpp_plugins.train.checkpoints import check_files
@@ -126,3 +126,12 @@ def test_a_bit_of_a_grpo_checkpoint(final: Path, monkeypatch: pytest.MonkeyPatch
         trainer._load_from_checkpoint(str(saved))
     with pytest.raises(VPPError, match="was changed since it was saved"):
         check_files(saved)
+
+
+def test_a_seal_under_another_name_is_missed() -> None:
+    """One flipped bit in the name of the digest made a file one of 0.1.0, which has none, and its values unchecked."""
+    values = sealed({"a": 1}, "a run")
+    for renamed in ({**values, "a": 2}, {key.replace("sha256", "sha257"): value for key, value in values.items()}):
+        with pytest.raises(ValueError, match=r"were changed|digest is missing"):
+            unsealed(renamed, "a run")
+    assert unsealed({"a": 1}, "a run") == {"a": 1} == unsealed(values, "a run")

@@ -268,9 +268,12 @@ def preview(
     """
     from rich.console import Console
 
-    from vpp_plugins.train import Recipe, preview_sample
+    from vpp_plugins.train import Recipe
 
-    Console().print(preview_sample(Recipe.load(*recipes, changes=changes or []), index))
+    recipe = Recipe.load(*recipes, changes=changes or [])
+    from vpp_plugins.train import preview_sample  # takes seconds to import: a faulty recipe is refused before
+
+    Console().print(preview_sample(recipe, index))
 
 
 def _print_issues(indent: str, tally: "Tally") -> None:

@@ -49,13 +49,17 @@ def train(
 
     --dry-run tries the recipe on your own data in little, on a CPU and without a network.
     """
-    from vpp_plugins.train import Recipe, dry_run
-    from vpp_plugins.train import train as run
+    from vpp_plugins.train import Recipe
 
+    resumed = [] if resume is None else [f"resume_from_checkpoint={resume}"]
+    recipe = Recipe.load(*recipes, changes=[*(changes or []), *(() if dry else resumed)])
     if dry:
-        for sentence in dry_run(Recipe.load(*recipes, changes=changes or [])).sentences:
+        from vpp_plugins.train import dry_run  # as `train`, takes seconds to import: a faulty recipe is refused before
+
+        for sentence in dry_run(recipe).sentences:
             typer.echo(sentence)
         return
-    resumed = [] if resume is None else [f"resume_from_checkpoint={resume}"]
-    trained = run(Recipe.load(*recipes, changes=[*(changes or []), *resumed]))
+    from vpp_plugins.train import train as run
+
+    trained = run(recipe)
     typer.echo(f"{trained.steps} steps; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")

@@ -15,21 +15,32 @@ folder, `cost` what it has cost; `distributed` is for FSDP and DeepSpeed; `evalu
 `detector` pretrains the local prompt's DETR on boxes. `rewards` are for TRL's GRPO, and `grpo` is its trainer.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vpp_plugins.errors import named_extras
 
 if TYPE_CHECKING:
+    from vpp_plugins.train.groups import PRESETS, Part, choose_parts, lora_targets, parameter_groups
     from vpp_plugins.train.grpo import VPPGRPOTrainer
+    from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
+    from vpp_plugins.train.run import Trained, preview_sample, train
+    from vpp_plugins.train.trial import DryRun, dry_run
 
 with named_extras("train"):
     from vpp_plugins.data import Mixture
-    from vpp_plugins.train.groups import PARTS, PRESETS, Part, choose_parts, lora_targets, parameter_groups
-    from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
-    from vpp_plugins.train.recipe import Recipe
+    from vpp_plugins.train.recipe import PARTS, Recipe
     from vpp_plugins.train.rewards import BoxReward, NoRewardWarning, Rewards, rewards
-    from vpp_plugins.train.run import Trained, preview_sample, train
-    from vpp_plugins.train.trial import DryRun, dry_run
+
+_LATER = {
+    "groups": ("PRESETS", "Part", "choose_parts", "lora_targets", "parameter_groups"),
+    "grpo": ("VPPGRPOTrainer",),
+    "labels": ("Labels", "NoAnswerError", "RenderedChat", "label_answers", "render_chat"),
+    "run": ("Trained", "preview_sample", "train"),
+    "trial": ("DryRun", "dry_run"),
+}
+"""Files whose names are imported when they are asked for: torch, transformers and TRL take seconds, and a recipe is
+read, and refused, without them."""
 
 
 __all__ = [
@@ -60,8 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name != "VPPGRPOTrainer":
+    home = next((home for home, names in _LATER.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module 'vpp_plugins.train' has no attribute '{name}'")
     with named_extras("train"):
-        from vpp_plugins.train.grpo import VPPGRPOTrainer  # TRL takes seconds to import
-    return VPPGRPOTrainer
+        return getattr(import_module(f"{__name__}.{home}"), name)

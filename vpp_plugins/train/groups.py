@@ -16,10 +16,7 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.plugins import Backbone
-
-PARTS = ("llm", "lora", "projector", "vision", "vpp.global", "vpp.local", "vpp.projector")
-"""Every trainable parameter is in one of these. "vpp.local" is the query generator, "vpp.projector" what brings its
-queries to the language model; "llm" is all of the host that its adapter does not call vision encoder or projector."""
+from vpp_plugins.train.recipe import PARTS
 
 SCOPES = ("llm", "vision", "projector", "all")
 """Where LoRA may go."""

@@ -3,20 +3,24 @@
 Our own keys are the fields of `Recipe`. All others are those of transformers' `TrainingArguments`, by their own names.
 """
 
+import ast
 import json
 import math
 import tomllib
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self, get_args
 
 from vpp_plugins.config import fits
-from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.train.groups import PARTS
+from vpp_plugins.errors import VPPError, named_extras, nearest
 
+PARTS = ("llm", "lora", "projector", "vision", "vpp.global", "vpp.local", "vpp.projector")
+"""Every trainable parameter is in one of these. "vpp.local" is the query generator, "vpp.projector" what brings its
+queries to the language model; "llm" is all of the host that its adapter does not call vision encoder or projector."""
 NO_PROMPTS = "none"
 """The recipe's `vpp` for a run without any prompt."""
 CLEARED = "none"
@@ -27,6 +31,7 @@ TABLES = ("lr", "schedule", "unfreeze", "keep", *BOTH)
 """Keys that hold values of their own, written `lr.vpp.global = 1e-4` or `global_vpp.alpha = 0.9`."""
 
 
+_SET_BY_TORCHRUN = "local_rank"
 _DEEPEST = 20
 _MOST = 1e30
 _RANGES: Mapping[str, tuple[float, float]] = {
@@ -179,43 +184,41 @@ class Recipe:
         values: dict[str, Any] = {}
         for path in paths:
             _merge(values, read_toml(Path(path), "recipe", "examples/recipes"))
+        changes = sorted(changes, key=lambda change: _key(change) not in own_types())  # those of transformers last
         for change in changes:
+            if _key(change) not in own_types():
+                cls._of_own_keys(values)  # refused before their types are asked for
             _merge(values, _parsed(change))
         return cls.from_dict(values)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from flat keys; raises VPPError for an unknown key, naming the nearest, and for a wrong type."""
-        kinds, values = key_types(), _without_cleared(values)
-        ours: dict[str, Any] = {}
-        trainer: dict[str, Any] = {}
-        own = {f.name for f in fields(cls)} - {"trainer"}
-        for key, value in values.items():
-            if key not in kinds:
-                raise VPPError(f"a recipe has no key '{key}'.{nearest(key, kinds)} `vpp train --help` lists them.")
-            if not fits(value, kinds[key]):
-                raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {_short(value)}.")
-            _check_range(key, value)
-            if key in own:
-                ours[key] = tuple(value) if isinstance(value, list) else value
-            else:
-                trainer[key] = value
+        """Build from flat keys; raises VPPError for an unknown key, naming the nearest, and for a wrong type.
+
+        Our own keys, and all keys' names, are checked before transformers is imported, which takes seconds.
+        """
+        recipe = cls._of_own_keys(values)
+        theirs = {key: value for key, value in values.items() if key not in own_types()}
+        trainer = _checked(theirs, key_types()) if theirs else {}
+        recipe = replace(recipe, losses=_with_old_losses(recipe.losses, trainer), trainer=trainer)
+        recipe.loss_weights()
+        if recipe.schedule:
+            from vpp_plugins.train.optim import check_schedule
+
+            recipe = replace(recipe, schedule={part: check_schedule(name) for part, name in recipe.schedule.items()})
+        return recipe
+
+    @classmethod
+    def _of_own_keys(cls, values: Mapping[str, Any]) -> Self:
+        """Build from our own keys alone."""
+        for key in values:
+            _check_known(key)
+        ours = _checked({key: value for key, value in values.items() if key in own_types()}, own_types())
+        ours = {key: tuple(value) if isinstance(value, list) else value for key, value in ours.items()}
         for key in ("model", "data", "output_dir"):
             if not ours.get(key):
                 raise VPPError(f'the recipe names no {key}: add the line {key} = "...", or --set {key}=...')
-        ours["losses"] = _with_old_losses(ours.get("losses", ()), trainer)
-        ours["lr"] = {part: _rate(part, rate) for part, rate in flat_names(ours.get("lr", {})).items()}
-        ours["schedule"] = {part: _schedule(part, name) for part, name in flat_names(ours.get("schedule", {})).items()}
-        ours["unfreeze"] = {part: _share(part, share) for part, share in flat_names(ours.get("unfreeze", {})).items()}
-        for part in (*ours["lr"], *ours["schedule"], *ours["unfreeze"], *ours.get("freeze", ())):
-            if part not in PARTS:
-                raise VPPError(
-                    f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}."
-                )
-        both = [part for part in ours["unfreeze"] if part in ours.get("freeze", ())]
-        if both:
-            raise VPPError(f"freeze and unfreeze both name '{both[0]}': leave it in one of them.")
-        recipe = cls(**ours, trainer=trainer)
+        recipe = cls(**{**ours, **_of_parts(ours)})
         recipe.loss_weights()
         return recipe
 
@@ -250,14 +253,36 @@ class Recipe:
 
 
 @cache
+def own_types() -> Mapping[str, Any]:
+    """Return our own keys with their types."""
+    return {f.name: f.type for f in fields(Recipe) if f.name != "trainer"}
+
+
+@cache
+@named_extras("train")
 def key_types() -> Mapping[str, Any]:
     """Return every key of a recipe with its type."""
     from transformers import TrainingArguments
 
-    theirs = {f.name: f.type for f in fields(TrainingArguments) if f.init and f.name != "local_rank"}
+    theirs = {f.name: f.type for f in fields(TrainingArguments) if f.init and f.name != _SET_BY_TORCHRUN}
     theirs["fsdp"] = bool | str | None  # true is what its documentation says to write
-    ours = {f.name: f.type for f in fields(Recipe) if f.name != "trainer"}
-    return {**theirs, **ours, **dict.fromkeys(OLD_LOSSES, float | bool)}
+    return {**theirs, **own_types(), **dict.fromkeys(OLD_LOSSES, float | bool)}
+
+
+@cache
+@named_extras("train")
+def key_names() -> Collection[str]:
+    """Return every key of a recipe, those of TrainingArguments from its source: importing it takes seconds."""
+    transformers = find_spec("transformers")
+    if transformers is None or transformers.origin is None:
+        return key_types()
+    source = Path(transformers.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    if classes["TrainingArguments"].bases:  # whose fields stand elsewhere
+        return key_types()
+    lines = [node.target for node in classes["TrainingArguments"].body if isinstance(node, ast.AnnAssign)]
+    theirs = {line.id for line in lines if isinstance(line, ast.Name)} - {_SET_BY_TORCHRUN}
+    return {*theirs, *own_types(), *OLD_LOSSES}
 
 
 def read_toml(path: Path, what: str, examples: str) -> dict[str, Any]:
@@ -290,16 +315,27 @@ def _depth(value: Any, most: int) -> int:
     return 1 + max((_depth(one, most - 1) for one in inner), default=0) if most >= 0 and inner else 0
 
 
+def _key(change: str) -> str:
+    """Return the key that a change is for; raises VPPError where it is none, or for no key."""
+    key, equals, _ = change.partition("=")
+    if not equals or not key.strip():
+        raise VPPError(f"a change of the recipe is written key=value, but is '{change}'.")
+    key = key.strip().partition(".")[0]
+    _check_known(key)
+    return key
+
+
+def _check_known(key: str) -> None:
+    if key not in own_types() and key not in key_names():
+        raise VPPError(f"a recipe has no key '{key}'.{nearest(key, key_names())} `vpp train --help` lists them.")
+
+
 def _parsed(change: str) -> dict[str, Any]:
     """Read `key=value`; the value is TOML, or else text, which needs no quotes here."""
-    key, equals, text = change.partition("=")
+    key, _, text = change.partition("=")
     key = key.strip()
-    if not equals or not key:
-        raise VPPError(f"a change of the recipe is written key=value, but is '{change}'.")
-    if key.partition(".")[0] not in key_types():
-        raise VPPError(f"a recipe has no key '{key}'.{nearest(key, key_types())} `vpp train --help` lists them.")
     as_text = f"{key} = {json.dumps(text.strip())}"
-    kind = key_types().get(key)
+    kind = (own_types() if _key(change) in own_types() else key_types()).get(key)
     try:
         values = _toml(f"{key} = {text}")
         if kind is not None and not fits(values[key], kind) and fits("", kind):  # output_dir=2026 is a name
@@ -326,15 +362,24 @@ def _deep(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return {**values, **changes, **deeper}
 
 
-def _without_cleared(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what "none" clears: what need not be there, but texts of transformers' own, as report_to = "none"."""
-    own = {f.name for f in fields(Recipe) if f.default is None} - {"vpp"}
-    kinds = key_types()
-    return {
+def _checked(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of the types that they should have, and in their ranges, without those that "none" clears.
+
+    It clears what need not be there, but is itself among texts of transformers' own, as report_to = "none".
+    """
+    optional = {f.name for f in fields(Recipe) if f.default is None} - {"vpp"}
+    kept = {
         key: _uncleared(value) if key in TABLES else value
         for key, value in values.items()
-        if value != CLEARED or (key not in own and fits(CLEARED, kinds.get(key, str))) or key in BOTH
+        if value != CLEARED or (key not in optional and fits(CLEARED, kinds.get(key, str))) or key in BOTH
     }
+    for key, value in kept.items():
+        if key not in kinds:
+            raise VPPError(f"a recipe has no key '{key}'.{nearest(key, kinds)} `vpp train --help` lists them.")
+        if not fits(value, kinds[key]):
+            raise VPPError(f"the recipe's key '{key}' should be {_said(kinds[key])}, but is {_short(value)}.")
+        _check_range(key, value)
+    return kept
 
 
 def _uncleared(value: Any) -> Any:
@@ -377,6 +422,22 @@ def _loss_weight(entry: str) -> tuple[str, float]:
     return name, value
 
 
+def _of_parts(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is said of single parts of the model, flat; raises VPPError for faulty values and unknown parts."""
+    checks = {"lr": _rate, "schedule": _schedule, "unfreeze": _share}
+    said = {
+        key: {part: check(part, value) for part, value in flat_names(ours.get(key, {})).items()}
+        for key, check in checks.items()
+    }
+    frozen = ours.get("freeze", ())
+    for part in (*said["lr"], *said["schedule"], *said["unfreeze"], *frozen):
+        if part not in PARTS:
+            raise VPPError(f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}.")
+    if both := [part for part in said["unfreeze"] if part in frozen]:
+        raise VPPError(f"freeze and unfreeze both name '{both[0]}': leave it in one of them.")
+    return said
+
+
 def _rate(part: str, value: Any) -> float:
     if not fits(value, float) or not 0 <= value <= _MOST:
         raise VPPError(f"the learning rate lr.{part} should be a number, 0 or more, but is {_short(value)}.")
@@ -384,11 +445,9 @@ def _rate(part: str, value: Any) -> float:
 
 
 def _schedule(part: str, value: Any) -> str:
-    from vpp_plugins.train.optim import check_schedule
-
     if not isinstance(value, str):
         raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")
-    return check_schedule(value)
+    return value
 
 
 def _share(part: str, share: Any) -> float:

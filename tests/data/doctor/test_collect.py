@@ -1,6 +1,12 @@
+import tracemalloc
+
+import numpy as np
 import pytest
 
-from vpp_plugins.data.doctor.collect import Fault, Repeats
+from vpp_plugins.data.doctor import collect
+from vpp_plugins.data.doctor.collect import BoxColumns, Fault, Repeats
+from vpp_plugins.data.doctor.frame_evidence import declared_candidate
+from vpp_plugins.data.doctor.statistics import Sayings, statistics_of
 from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, Record
 from vpp_plugins.data.sample import Describe, Locate, Talk, Turn
 
@@ -44,3 +50,33 @@ def test_overlap_is_measured_in_the_order_of_the_file() -> None:
 
 def test_broken_boxes_are_no_conflict() -> None:
     assert found(("a", (Locate("cup", (HERE,)),)), ("a", (Locate("cup", ((1.0, 2.0, 3.0),)),))) == []
+
+
+def columns_of(count: int) -> BoxColumns:
+    """Boxes in pixels of an image of 200 x 200: some inverted, beyond it, flat, in fractions, or of unknown size."""
+    declared, rng = declared_candidate(PIXELS), np.random.default_rng(0)
+    assert declared is not None
+    columns = BoxColumns(declared, PIXELS)
+    for row, numbers in enumerate(rng.integers(0, 210, (count, 4)).tolist()):
+        columns.add(row, (0.1, 0.2, 0.3, 0.4) if row % 9 == 0 else tuple(numbers), None if row % 7 == 0 else (200, 200))
+    return columns
+
+
+def test_boxes_are_counted_alike_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, ids = columns_of(100), [str(row) for row in range(100)]
+    whole = columns.findings(None, ids)
+    assert len(whole) == 4
+    monkeypatch.setattr(collect, "_BLOCK", 7)
+    assert columns.findings(None, ids) == whole
+
+
+def test_what_is_reckoned_with_many_boxes_needs_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics of VPP-SFT's 1.2 million boxes took 160 MB more than the boxes."""
+    monkeypatch.setattr(collect, "_BLOCK", 1000)
+    columns = columns_of(20_000)
+    tracemalloc.start()
+    columns.findings(None, [""] * 20_000)
+    statistics_of(((*block, columns.declared) for block in columns.blocks()), Sayings())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < columns.numbers.nbytes

@@ -125,34 +125,34 @@ class BoxColumns:
             ]
             candidate = verdict.best if found else self.declared
         if len(self):
-            fractions = f"They lie within 0 to 1, among others that fit {candidate}."
-            among = self._fractions(candidate)
+            among, outside, backwards, flat = map(np.concatenate, zip(*self._wrong(candidate), strict=True))
             self.fractions = {self._rows[place] for place in np.flatnonzero(among).tolist()}
-            found += self._counted(Fault.WRONG_UNIT, among, ids, fractions)
-            ordered, inside = map(np.concatenate, zip(*self._agreements(candidate), strict=True))
-            outside = f"As {candidate}, they reach beyond their images."
-            backwards = "The second corner lies before the first."
-            found += self._counted(Fault.OUT_OF_RANGE, ordered & ~inside, ids, outside)
-            found += self._counted(Fault.INVERTED, ~ordered, ids, backwards)
-            corners = candidate.corners(self.numbers)
-            flat = (corners[:, :2] == corners[:, 2:]).any(axis=1)
-            found += self._counted(Fault.FLAT, flat, ids, "Nothing lies in them, and no answer can overlap them.")
+            for fault, wrong, meaning in (
+                (Fault.WRONG_UNIT, among, f"They lie within 0 to 1, among others that fit {candidate}."),
+                (Fault.OUT_OF_RANGE, outside, f"As {candidate}, they reach beyond their images."),
+                (Fault.INVERTED, backwards, "The second corner lies before the first."),
+                (Fault.FLAT, flat, "Nothing lies in them, and no answer can overlap them."),
+            ):
+                found += self._counted(fault, wrong, ids, meaning)
         return found
 
-    def _fractions(self, candidate: Candidate) -> Bool[np.ndarray, " n"]:
-        """Say of each box whether it is written in 0-1 where the candidate's numbers are far larger."""
-        if candidate.unit.full == 1:
-            return np.zeros(len(self), dtype=bool)
-        broken = (self.numbers != np.round(self.numbers)).any(axis=1)
-        return np.asarray((np.abs(self.numbers) <= 1).all(axis=1) & broken)
-
-    def _agreements(self, candidate: Candidate) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield `agreement` block by block, for the memory; boxes without an image's size count as in order."""
+    def blocks(self) -> Iterator[tuple[Columns, Sizes]]:
+        """Yield the numbers and sizes of some boxes at a time: what is reckoned with all of them takes 40 MB a step."""
         for start in range(0, len(self), _BLOCK):
-            numbers, sizes_wh = self.numbers[start : start + _BLOCK], self.sizes_wh[start : start + _BLOCK]
-            unknown = np.isnan(sizes_wh).any(axis=1)
+            yield self.numbers[start : start + _BLOCK], self.sizes_wh[start : start + _BLOCK]
+
+    def _wrong(self, candidate: Candidate) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield, block by block, which boxes are in 0-1 where the candidate's numbers are far larger, which reach
+        beyond their images, which are inverted, and which have no area; without an image's size only the last.
+        """
+        for numbers, sizes_wh in self.blocks():
+            known = ~np.isnan(sizes_wh).any(axis=1)
             ordered, inside = agreement(numbers, sizes_wh, candidate)
-            yield ordered | unknown, inside | unknown
+            broken = (numbers != np.round(numbers)).any(axis=1)
+            among = (np.abs(numbers) <= 1).all(axis=1) & broken & (candidate.unit.full != 1)
+            corners = candidate.corners(numbers)
+            flat = (corners[:, :2] == corners[:, 2:]).any(axis=1)
+            yield among, known & ordered & ~inside, known & ~ordered, flat
 
     def _counted(self, fault: Fault, wrong: Bool[np.ndarray, " n"], ids: Sequence[str], meaning: str) -> list[Finding]:
         places = np.flatnonzero(wrong)

@@ -168,7 +168,9 @@ def _read_as(
 ) -> Iterator[tuple[Columns, Sizes, Candidate]]:
     """Yield the boxes of each unit, the images' sizes, and how the boxes are most likely to be read."""
     for columns, verdict in verdicts.items():
-        yield columns.numbers, columns.sizes_wh, columns.declared if verdict is None else verdict.best
+        candidate = columns.declared if verdict is None else verdict.best
+        for numbers, sizes_wh in columns.blocks():
+            yield numbers, sizes_wh, candidate
 
 
 def _question(verdict: FrameVerdict, boxes: int) -> Finding:
