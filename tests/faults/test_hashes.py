@@ -47,15 +47,20 @@ def test_a_bit_of_a_scene_folder(name: str, seed: int, scenes: Path, tmp_path: P
             read(tmp_path / "copy")
 
 
-def test_scenes_without_hashes_are_read(scenes: Path, tmp_path: Path) -> None:
-    """As 0.1.0 wrote them."""
+def test_scenes_without_hashes_are_read_with_one_warning(scenes: Path, tmp_path: Path) -> None:
+    """As 0.1.0 wrote them. Where the manifest alone has lost its own, or its name, it is damaged."""
     shutil.copytree(scenes, tmp_path / "copy")
     manifest, lines = tmp_path / "copy" / "manifest.json", tmp_path / "copy" / "scenes.jsonl"
-    manifest.write_text(
-        "\n".join(line for line in manifest.read_text().splitlines() if "sha256" not in line)[:-3] + "\n}"
-    )
+    without = "\n".join(line for line in manifest.read_text().splitlines() if "sha256" not in line)[:-3] + "\n}"
+    for damaged in (without, manifest.read_text().replace("scenes_sha256", "scenes_sha257")):
+        manifest.write_text(damaged)
+        with pytest.raises(VPPError, match=r"scenes\.jsonl' was changed since it was written"):
+            load_scenes(tmp_path / "copy")
+    manifest.write_text(without)
     lines.write_text(lines.read_text().replace('"sha256"', '"other"'))
-    assert len(load_scenes(tmp_path / "copy")) == 3
+    with pytest.warns(UserWarning, match=r"no SHA-256 of its scenes, as version 0\.1\.0 wrote none") as warned:
+        assert len(load_scenes(tmp_path / "copy")) == 3
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "vpp.safetensors", "plain.safetensors"])

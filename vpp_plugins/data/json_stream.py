@@ -222,9 +222,9 @@ def progress_bar(
     title: str, *, shown: bool, total: int | None = None, done: int = 0
 ) -> Iterator[Callable[[int], None]]:
     """Show on a terminal how many samples went by, and of how many where that is known beforehand."""
-    with named_extras():
-        from rich import console, progress
-
+    if shown:
+        with named_extras():
+            from rich import console, progress
     if not shown or not console.Console().is_terminal:
         yield lambda count: None
         return

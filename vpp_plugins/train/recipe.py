@@ -327,7 +327,8 @@ def _key(change: str) -> str:
 
 def _check_known(key: str) -> None:
     if key not in own_types() and key not in key_names():
-        raise VPPError(f"a recipe has no key '{key}'.{nearest(key, key_names())} `vpp train --help` lists them.")
+        near = nearest(key[:80], key_names())
+        raise VPPError(f"a recipe has no key '{key[:80]}'.{near} `vpp train --help` lists them.")
 
 
 def _parsed(change: str) -> dict[str, Any]:

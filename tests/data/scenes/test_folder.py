@@ -101,9 +101,14 @@ def test_a_complete_folder_is_left_as_it_is(written: Path, capfd: pytest.Capture
         write(written, size=128)
 
 
-def test_the_bar_shows_the_scenes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_shows_the_scenes_on_a_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("rich")
     write(tmp_path / "few", count=2)
+    assert capfd.readouterr().out == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    write(tmp_path / "again", count=2)
     assert "Scenes" in capfd.readouterr().out
 
 

@@ -6,6 +6,7 @@ The committed photographs are scenes too, whose objects nobody has listed.
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -84,7 +85,10 @@ def write_scenes(
 
 
 def load_scenes(folder: str | Path) -> "SceneFolder":
-    """Opens what `write_scenes` wrote. Raises VPPError for a folder that is no finished scene folder."""
+    """Opens what `write_scenes` wrote; warns of a folder of 0.1.0, which has no hashes.
+
+    Raises VPPError for a folder that is no finished scene folder, or that was changed since it was written.
+    """
     folder = Path(folder)
     if not (folder / "manifest.json").is_file() or not (folder / "scenes.jsonl").is_file():
         raise VPPError(
@@ -102,7 +106,13 @@ def load_scenes(folder: str | Path) -> "SceneFolder":
         path = image_path(folder, record["image"])
         if "sha256" in record and path.is_file() and sha256_of(path) != record["sha256"]:
             raise VPPError(f"'{path}' was changed since it was written. Write the scenes again.")
-    if manifest.get(_SHA256, "") not in ("", sha256_of(folder / "scenes.jsonl")):
+    if _SHA256 not in manifest and not any("sha256" in record for record in records):
+        warnings.warn(
+            f"'{folder}' has no SHA-256 of its scenes, as version 0.1.0 wrote none: whether they are as they were "
+            "written cannot be checked.",
+            stacklevel=2,
+        )
+    elif manifest.get(_SHA256) != sha256_of(folder / "scenes.jsonl"):
         raise VPPError(f"'{folder / 'scenes.jsonl'}' was changed since it was written. Write the scenes again.")
     return SceneFolder(folder, manifest, records)
 
