@@ -366,6 +366,23 @@ def test_wrong_settings_are_refused() -> None:
         Grounder(nn.Linear(2, 2), tiny_processor())
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"num_return_sequences": 2},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"num_return_sequences": None},  # the host's own may be another
+        {"return_dict_in_generate": True},
+    ],
+)
+def test_several_answers_to_a_question_are_refused(asked: dict[str, Any]) -> None:
+    """It was a raw ValueError of zip, or a TypeError of tuple indices."""
+    model, processor = attached()
+    with pytest.raises(VPPError, match=f"one answer a question, but {next(iter(asked))} = .* came: leave it out"):
+        Grounder(model, processor).ask([image()], ["where"], **asked)
+
+
 def test_a_batch_is_padded_on_the_left_and_the_tokenizers_own_side_put_back() -> None:
     asking = grounder("x", "y")
     asking.processor.tokenizer.padding_side = "right"

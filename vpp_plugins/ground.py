@@ -173,7 +173,16 @@ class Grounder:
         return list(zip(answers, metas, strict=True))
 
     def generation(self, **changes: Any) -> dict[str, Any]:
-        """Return the arguments of the model's `generate` where `ask` gets `changes`: what the host may not decide."""
+        """Return the arguments of the model's `generate` where `ask` gets `changes`: what the host may not decide.
+
+        Raises VPPError for changes by which one question would not get one answer.
+        """
+        for name in ("num_return_sequences", "return_dict_in_generate"):
+            if changes.get(name, GREEDY[name]) != GREEDY[name]:
+                raise VPPError(
+                    f"a Grounder reads one answer a question, but {name} = {changes[name]} came: leave it out, or call "
+                    "model.generate and read each answer by the `codec` of the Grounder."
+                )
         return {**GREEDY, "max_new_tokens": self.max_new_tokens, **changes}
 
     def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from tests.evaluate.conftest import make_rows
-from tests.tiny import TOY_GLOBAL, attached, image, tiny_llava, tiny_processor, toy_config
+from tests.tiny import TOY_GLOBAL, attached, image, tiny_config, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, vpp_disabled
 from vpp_plugins.evaluate.benchmark import measure, rescore
 from vpp_plugins.evaluate.compare import compare
+from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import protocol, protocols
 from vpp_plugins.evaluate.results import load_evaluation
 from vpp_plugins.evaluate.run import generation_of, read_run
@@ -197,6 +199,22 @@ def test_prompts_are_kept_with_what_is_no_weight_of_theirs() -> None:
     model, processor = attached()
     with vpp_disabled(model):
         assert asked_of(Grounder(model, processor))["prompts"] == {"disabled": True}
+
+
+def test_every_number_of_a_model_is_in_its_fingerprint() -> None:
+    """Only parameters were: another frozen batch norm, or the pocket model's frozen encoder, passed for the same."""
+    model, processor = attached(config=tiny_config())
+    known = fingerprint_of_model(model)
+    Grounder(model, processor, max_new_tokens=1).ask([image()], ["where is the cup"])
+    assert fingerprint_of_model(model) == known
+    numbers = dict(chain(model.named_parameters(), model.named_buffers()))
+    assert any("running_var" in name for name in numbers)
+    for name, value in numbers.items():
+        kept = value.data.clone()
+        value.data[(0,) * value.ndim] += 1
+        assert fingerprint_of_model(model) != known, name
+        value.data.copy_(kept)
+    assert fingerprint_of_model(model) == known
 
 
 def test_the_placeholder_makes_no_other_tokenizer() -> None:

@@ -1,10 +1,8 @@
 """An evaluation from names to pages: data, model and protocol in, answers, figures and a report out."""
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from vpp_plugins.evaluate.run import (
     read_run,
     write_run,
 )
-from vpp_plugins.evaluate.settings import answer_settings
+from vpp_plugins.evaluate.settings import answer_settings, versions
 from vpp_plugins.files import HOLDS, sha256_of, write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
@@ -117,7 +115,7 @@ def measure(
     if rules.task == "caption":
         rows = regions(rows)
     left_out = {issue: count for issue, count, _ in (tally or Tally()).rows()}
-    about = {"model": model, "data": data, "split": split, "left_out": left_out, "versions": _versions()}
+    about = {"model": model, "data": data, "split": split, "left_out": left_out, "versions": versions()}
     if control is not None:
         about["control"] = control
     if isinstance(asker, Grounder):  # a model that was trained on is another one, under whatever name
@@ -213,8 +211,3 @@ def _notes(settings: dict[str, Any], rules: Protocol, rows: Sequence[Row] | None
     if split not in rules.splits:
         notes.append(f"no published number of rows is known for {split}.")
     return notes
-
-
-def _versions() -> dict[str, str]:
-    packages = ("vpp-plugins", "torch", "transformers", "tokenizers", "pillow")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

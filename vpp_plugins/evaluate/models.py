@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,11 @@ def _put_on(host: Any, folder: str) -> None:
 def fingerprint_of_model(model: nn.Module) -> str:
     """Return a SHA-256 that changes when a model is trained on, converted, or gets other prompts.
 
-    Of every parameter it reads name, shape, type and 64 values spread over it: enough to tell two checkpoints apart,
-    and quick for a model of billions. It does not depend on the device.
+    Of every parameter and buffer it reads name, shape, type and 64 values spread over it: enough to tell two
+    checkpoints apart, and quick for a model of billions. It does not depend on the device.
     """
     digest = hashlib.sha256()
-    for name, tensor in model.named_parameters():
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         if tensor.is_meta:  # offloaded: its values are elsewhere
             continue

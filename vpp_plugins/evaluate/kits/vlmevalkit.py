@@ -6,15 +6,15 @@ from functools import partial
 from vlmeval.config import supported_VLM
 from vpp_plugins.evaluate.kits.vlmevalkit import VPPModel
 
-supported_VLM["vpp"] = partial(VPPModel, "DIR", vpp="DIR")
+supported_VLM["vpp"] = partial(VPPModel, "DIR", vpp="DIR", settings="FILE.json")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate import models
-from vpp_plugins.evaluate.kits.answers import answer
+from vpp_plugins.evaluate.kits.answers import answer, keep_settings
 from vpp_plugins.images import load_image
 
 
@@ -23,12 +23,18 @@ class VPPModel:
 
     is_api = False
 
-    def __init__(self, model: str, *, vpp: str | None = None, box_format: str | None = None) -> None:
+    def __init__(
+        self, model: str, *, vpp: str | None = None, box_format: str | None = None, settings: str | None = None
+    ) -> None:
         self.grounder = models.load_grounder(model, vpp=vpp, box_format=box_format)
+        keep_settings(self.grounder, settings)
 
     def use_custom_prompt(self, dataset: str) -> bool:
         """Return False: the kit's own prompt comes, and is put into the family's words here."""
         return False
+
+    def set_dump_image(self, dump_image: Callable[..., Any]) -> None:
+        """Take the kit's way to write its images, which only prompts of one's own would need."""
 
     def generate(self, message: Sequence[dict[str, Any]], dataset: str | None = None) -> str:
         """Answer a message of one `image` part, a path, and `text` parts."""
