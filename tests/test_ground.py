@@ -362,8 +362,30 @@ def test_wrong_settings_are_refused() -> None:
         grounder(box_format="lava")
     with pytest.raises(VPPError, match="batch_size must be at least 1"):
         grounder(batch_size=0)
+    with pytest.raises(VPPError, match="max_new_tokens must be at least 1"):
+        Grounder(*attached(), max_new_tokens=0)
+    with pytest.raises(VPPError, match="2 images came with 1 questions"):
+        grounder().ask([image(), image()], ["where"])
     with pytest.raises(VPPError, match="no adapter claims Linear"):
         Grounder(nn.Linear(2, 2), tiny_processor())
+
+
+def test_parts_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
+    """They ended in errors of transformers, or in sentences about placeholders and adapters."""
+    model, processor = attached()
+    for part in (processor.tokenizer, processor.image_processor, None):
+        with pytest.raises(VPPError, match=r"the host's whole processor is needed"):
+            Grounder(model, part)
+    with pytest.raises(VPPError, match="the processor is a VPPProcessor, but VPP is not attached to this Llava"):
+        Grounder(tiny_llava(), processor)
+    for other in (attached_family("qwen2_vl")[1], FAMILIES["qwen2_vl"].processor()):
+        for host in (model, tiny_llava()):
+            if host is model or not isinstance(other, VPPProcessor):
+                with pytest.raises(VPPError, match="Qwen2VLProcessor is not the processor of this LlavaFor"):
+                    Grounder(host, other)
+    model.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"holds prompts beside this host, which is asked without them: attach_vpp"):
+        Grounder(type(tiny_llava()).from_pretrained(tmp_path), tiny_processor())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Grounding: an image and an expression in, boxes out."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -13,11 +15,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vpp_plugins import plugins
-from vpp_plugins.attach import encoded_once, host_state, is_attached, prepared_once, refuse_dropped_prompts, unwrap
+from vpp_plugins.attach import (
+    CONFIG_FILE,
+    encoded_once,
+    host_state,
+    is_attached,
+    prepared_once,
+    refuse_dropped_prompts,
+    unwrap,
+)
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of, opens_thought
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import ImageSource, draw_boxes, load_images
-from vpp_plugins.processor import VPPProcessor, image_marker
+from vpp_plugins.processor import VPPProcessor, check_pair, check_processor, image_marker
 
 GREEDY: dict[str, Any] = {
     "do_sample": False,
@@ -110,13 +120,13 @@ class Grounder:
         max_new_tokens: int = 64,
     ) -> None:
         """`box_format` overrides the family's codec; `batch_size` pairs are answered at a time."""
-        if batch_size < 1:
-            raise VPPError(f"batch_size must be at least 1, but is {batch_size}.")
+        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise VPPError(f"{name} must be at least 1, but is {value}.")
         self.model, self.processor = model, processor
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        if not is_attached(model):
-            refuse_dropped_prompts(unwrap(model))
         self._backbone = host_state(model).backbone if is_attached(model) else plugins.describe(unwrap(model))
+        _check_parts(unwrap(model), processor)
         self.codec: BoxCodec = plugins.box_codec(box_format or self._backbone.box_format)
 
     @overload
@@ -149,18 +159,22 @@ class Grounder:
         return [answer for batch in batches for answer in self._ground(loaded[batch], list(expressions[batch]))]
 
     def ask(
-        self, images: Sequence[Image.Image], questions: Sequence[str], **generation: Any
+        self, images: Sequence[ImageSource], questions: Sequence[str], **generation: Any
     ) -> list[tuple[str, ImageMeta]]:
         """Answer one question per image, in one batch, in any words; return the raw texts.
 
-        With each comes what the codec must know of its image. `generation` goes to the model's `generate`; answers
-        are greedy and at most `max_new_tokens` long unless it says otherwise.
+        With each comes what the codec must know of its image, turned upright. `generation` goes to the model's
+        `generate`; answers are greedy and at most `max_new_tokens` long unless it says otherwise.
         """
-        texts = [self._prompt(question) for question in questions]
+        if len(images) != len(questions):
+            raise VPPError(f"{len(images)} images came with {len(questions)} questions: give one question per image.")
+        if not questions:
+            return []
+        loaded, texts = load_images(images), [self._prompt(question) for question in questions]
         preparing = prepared_once(self.processor.image_processor, self._backbone)
         with _left_padding(self.processor.tokenizer), preparing:
-            inputs = self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", padding=True)
-        metas = metas_of(images, self.codec, self.processor.image_processor, inputs)
+            inputs = self.processor(images=[[image] for image in loaded], text=texts, return_tensors="pt", padding=True)
+        metas = metas_of(loaded, self.codec, self.processor.image_processor, inputs)
         inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
         settings = self.generation(**generation)
         if unwrap(self.model).generation_config.stop_strings:
@@ -185,9 +199,9 @@ class Grounder:
                 )
         return {**GREEDY, "max_new_tokens": self.max_new_tokens, **changes}
 
-    def metas(self, images: Sequence[Image.Image]) -> list[ImageMeta]:
+    def metas(self, images: Sequence[ImageSource]) -> list[ImageMeta]:
         """Return what the codec must know of images, as `ask` will show them; nothing is run."""
-        return metas_of(images, self.codec, self.processor.image_processor)
+        return metas_of(load_images(images), self.codec, self.processor.image_processor)
 
     def _ground(self, images: list[Image.Image], expressions: list[str]) -> list[Grounding]:
         answers = self.ask(images, [self.codec.prompt(expression) for expression in expressions])
@@ -233,6 +247,28 @@ def _without_prompt(
     """Cut off the prompt, where the host repeats it: decoder-only hosts do, unless they generate from embeddings."""
     length = prompt.shape[1]
     return output[:, length:] if torch.equal(output[:, :length], prompt) else output
+
+
+def _check_parts(host: nn.Module, processor: Any) -> None:
+    """Raise VPPError where a model cannot be asked with a processor, and warn of prompts beside it that are not on."""
+    attached, wrapped = is_attached(host), isinstance(processor, VPPProcessor)
+    if wrapped and not attached:
+        raise VPPError(
+            f"the processor is a VPPProcessor, but VPP is not attached to this {type(host).__name__}: call "
+            "attach_vpp(model), or give the host's own processor."
+        )
+    if not attached:
+        refuse_dropped_prompts(host)
+        folder = vars(host).get("name_or_path")
+        if folder and Path(folder, CONFIG_FILE).is_file():
+            warnings.warn(
+                f"'{folder}' holds prompts beside this host, which is asked without them: attach_vpp(model, "
+                f"'{folder}') puts them on.",
+                stacklevel=3,
+            )
+    own = processor.processor if wrapped else processor
+    check_processor(own)
+    check_pair(own, host)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from tests.families import FAMILIES, attached_family
 from tests.tiny import attached, image, tiny_config, tiny_llava, tiny_processor
 from tests.zoo.hosts import inputs_of, tiny_host
-from vpp_plugins import Grounder, ground
+from vpp_plugins import Grounder, ground, vpp_disabled
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.deduplicate import distinct_rows, encoded_once, prepared_once
 from vpp_plugins.plugins.backbone import Backbone
@@ -148,7 +148,7 @@ def test_gradients_reach_every_image() -> None:
     """With gradients on, nothing is shared: they would be the same in number, but training counts on what it is."""
     model, _ = attached()
     pixels = torch.randn(1, 3, 32, 32).expand(4, 3, 32, 32).clone().requires_grad_()
-    with encoded_once(model, host_state(model).backbone):
+    with vpp_disabled(model), encoded_once(model, host_state(model).backbone):
         model.model.vision_tower(pixels).last_hidden_state.square().sum().backward()
 
     assert pixels.grad is not None

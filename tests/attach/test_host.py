@@ -321,7 +321,8 @@ class TestWrongCalls:
     def test_precomputed_image_features(self) -> None:
         model, processor = attached()
         inputs = inputs_for(processor, [1])
-        features = {"image": model.model.get_image_features(inputs.pop("pixel_values"))}
+        with vpp_disabled(model):
+            features = {"image": model.model.get_image_features(inputs.pop("pixel_values"))}
 
         with pytest.raises(VPPError, match="precomputed image features bypass the vision encoder"):
             model(**inputs, mm_encoder_outputs=features)

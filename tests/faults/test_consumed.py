@@ -1,5 +1,7 @@
 """A prompt that was counted in is consumed, or the call is refused: no way round the hooks goes unseen."""
 
+import copy
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionModel
 
 from tests.families import FAMILIES, attached_family, family_inputs
-from tests.tiny import attached, inputs_for, toy_config
-from vpp_plugins import VPPError
+from tests.tiny import FULL, attached, inputs_for, tiny_llava, toy_config
+from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach import host_state
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -60,6 +63,67 @@ class TestEmbeddings:
 
         found = model.generate(**inputs, inputs_embeds=embeddings, **GREEDY)
         assert torch.equal(found[:, -2:], model.generate(**inputs, **GREEDY)[:, -2:])
+
+
+@pytest.mark.parametrize("vocabulary", [32, FULL])
+@pytest.mark.parametrize("way", ["forward", "generate"])
+def test_embeddings_of_placeholders_are_refused(way: str, vocabulary: int) -> None:
+    """Looked up by hand, they hold the placeholder's bare row; 0 where the vocabulary grew, as padding may be."""
+    model, processor = attached(tiny_llava(vocabulary=vocabulary))
+    inputs = inputs_for(processor, [2, 0])
+    embeddings, mask = model.get_input_embeddings()(inputs["input_ids"]), inputs["attention_mask"]
+    call = {"forward": model, "generate": lambda **kw: model.generate(**kw, **GREEDY)}[way]
+
+    with pytest.raises(VPPError, match=r"inputs_embeds hold 8 rows of <\|vpp\|> as the embedding has it"):
+        call(inputs_embeds=embeddings, attention_mask=mask)
+    call(inputs_embeds=embeddings[1:], attention_mask=mask[1:])
+    with vpp_disabled(model):
+        call(inputs_embeds=embeddings, attention_mask=mask)
+
+
+class TestTheEncoderAlone:
+    @pytest.mark.parametrize("family", list(FAMILIES))
+    def test_is_refused(self, family: str) -> None:
+        """By `get_image_features` it saw no axes, and what it made could be passed on as embeddings."""
+        model, processor = attached_family(family)
+        with vpp_disabled(model):
+            inputs = family_inputs(processor, [1])
+        wanted = inspect.signature(model.get_image_features).parameters
+        bare = {name: value for name, value in inputs.items() if name in wanted}
+        for part in (model, model.model):
+            with pytest.raises(VPPError, match=r"vision encoder was called by itself.* within vpp_disabled\(model\)"):
+                part.get_image_features(**bare)
+        with vpp_disabled(model):
+            model.get_image_features(**bare)
+        copied = copy.deepcopy(model)
+        model(**family_inputs(processor, [1]))
+        copied(**family_inputs(processor, [1]))
+        with pytest.raises(VPPError, match="called by itself"):
+            copied.get_image_features(**bare)
+        detach_vpp(model).get_image_features(**bare)
+
+    def test_is_refused_in_the_backward_pass_too(self) -> None:
+        """A user's checkpointing of the encoder computes it again after the call, then without the axes."""
+        model, processor = attached()
+        tower = model.model.vision_tower
+        inner = tower.forward
+        tower.forward = lambda *args, **kwargs: checkpoint(inner, *args, use_reentrant=False, **kwargs)
+        inputs = inputs_for(processor, [1])
+        expected = torch.autograd.grad(model(**inputs, labels=inputs["input_ids"]).loss, model.vpp.global_vpp.prompt)
+        tower.forward = inner
+        found = torch.autograd.grad(model(**inputs, labels=inputs["input_ids"]).loss, model.vpp.global_vpp.prompt)
+
+        assert torch.allclose(*expected, *found)
+        features = type(model.model).get_image_features
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                type(model.model),
+                "get_image_features",
+                lambda self, *a, **k: checkpoint(lambda: features(self, *a, **k), use_reentrant=False),
+            )
+            loss = model(**inputs, labels=inputs["input_ids"]).loss
+            with pytest.raises(VPPError, match="called by itself"):
+                loss.backward()
 
 
 class TestPathsRoundTheEmbedding:

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from tests.evaluate.conftest import make_rows
 from tests.families import FAMILIES, attached_family
-from tests.tiny import attached, image
+from tests.tiny import attached, image, toy_config
 from tests.train.runs import samples, write_data
 from vpp_plugins import Grounder, VPPError, VPPProcessor, vpp_disabled
 from vpp_plugins.attach import host_state
@@ -201,6 +203,19 @@ class TestDoors:
 
         assert processed([meta]) == seen(call(processor, [image(0, (64, 48))]), processor)
 
+    def test_the_grounder_turns_images_upright_first(self, tmp_path: Path) -> None:
+        """Its answers were read in the frame of the image as it lies in the file; and a path was an AttributeError."""
+        model, processor = attached_family(QWEN)
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        image(0, (64, 48)).save(tmp_path / "a.jpg", exif=turned)
+        grounder = Grounder(model, processor, max_new_tokens=1)
+        for source in (Image.open(tmp_path / "a.jpg"), tmp_path / "a.jpg", str(tmp_path / "a.jpg")):
+            ((_, meta),) = grounder.ask([source], ["where"])
+
+            assert meta == ImageMeta((64, 48), processed_size_hw=(64, 48))
+            assert grounder.metas([source]) == [meta]
+
     def test_a_users_own_call_does_not_change_the_grounders(self) -> None:
         model, processor = attached_family(QWEN)
         grounder = Grounder(model, processor, max_new_tokens=1)
@@ -321,3 +336,58 @@ class TestSquares:
         _, processor = attached()
         for size, options in (((40, 40), {"do_pad": False}), ((100, 40), {"size": {"height": 32, "width": 32}})):
             processor(images=[image(0, size)], text="<image> cup", return_tensors="pt", **options)
+
+
+UNITS = {
+    "do_normalize": st.booleans(),
+    "image_mean": st.sampled_from([[0.5] * 3, list(OPENAI_CLIP_MEAN)]),
+    "image_std": st.sampled_from([[0.5] * 3, list(OPENAI_CLIP_STD)]),
+    "do_rescale": st.booleans(),
+    "rescale_factor": st.sampled_from([1 / 255, 1 / 127.5]),
+}
+
+
+@pytest.mark.parametrize("family", ["llava", QWEN, "llava_next"])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.fixed_dictionaries({}, optional=UNITS), way=st.sampled_from(["call", "images_kwargs", "attributes"]))
+def test_pixels_in_other_units_than_the_prompt_s_are_refused(
+    pairs: dict[str, tuple[Any, VPPProcessor]], family: str, values: dict[str, Any], way: str
+) -> None:
+    """The global prompt was laid over pixels of another mean and scale without a word; the host's own tell which."""
+    if family not in pairs:
+        pairs[family] = attached_family(family)
+    processor = pairs[family][1]
+    inputs = {"images": [image(0, (64, 48))], "text": FAMILIES[family].image, "return_tensors": "pt"}
+    options = {"call": values, "images_kwargs": {"images_kwargs": values}, "attributes": {}}[way]
+    usual = processor.processor(**inputs)["pixel_values"]
+    before = dict(vars(processor.image_processor))
+    try:
+        for name, value in values.items() if way == "attributes" else ():
+            setattr(processor.image_processor, name, value)
+        if torch.allclose(processor.processor(**inputs, **options)["pixel_values"].float(), usual, atol=1e-5):
+            assert torch.allclose(processor(**inputs, **options)["pixel_values"], usual, atol=1e-5)
+        else:
+            with pytest.raises(VPPError, match=r"the global prompt counts in mean .* as the processor had them"):
+                processor(**inputs, **options)
+    finally:
+        vars(processor.image_processor).clear()
+        vars(processor.image_processor).update(before)
+
+
+def test_without_a_global_prompt_pixels_are_the_user_s() -> None:
+    model, processor = attached(config=toy_config(global_vpp=None))
+    model(**processor(images=[image()], text="<image> cup", return_tensors="pt", do_normalize=False))
+
+
+def test_images_kwargs_are_asked_what_tiles_show() -> None:
+    """They were said to fail on an image of floats: twice the same argument."""
+    _, processor = attached_family("internvl")
+    whole = call_of("internvl", processor, crop_to_patches=False, do_normalize=True)
+    again = call_of("internvl", processor, images_kwargs={"crop_to_patches": False, "do_normalize": True})
+
+    assert len(whole["vpp_tile_boxes"]) == len(whole["pixel_values"]) == 1
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def call_of(family: str, processor: Any, **options: Any) -> Any:
+    return processor(images=[image(0, (64, 48))], text=FAMILIES[family].image, return_tensors="pt", **options)

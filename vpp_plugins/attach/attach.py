@@ -315,7 +315,7 @@ def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     vpp.to(device=_device_of(embedding), dtype=embedding.weight.dtype).train(host.training)
     _name_hub_weights(vpp)
     host.add_module("vpp", vpp)
-    host._vpp_state = state
+    host._vpp_state = state.slot.owner = state
     hooks.install(embedding, encoders, state.slot)
     hooks.install_inner(host)
     kind: type = type(host)

@@ -37,6 +37,8 @@ class Slot:
 
     layout: PixelLayout
     pixel_argument: str
+    owner: "HostState | None" = None
+    """Of the host whose modules look here; a copy of a hooked module, such as PEFT makes, has none."""
 
     def __post_init__(self) -> None:
         self.clear()
@@ -188,6 +190,7 @@ def overlay(
     slot: Slot = encoder.__dict__[SLOT]
     axes = slot.prompts.overlay
     if axes is None:
+        _refuse_alone(slot.owner)
         return None
     own = dict(zip(encoder.__dict__[NAMES], args, strict=False)) | kwargs
     name = slot.pixel_argument if slot.pixel_argument in kwargs else next(iter(own))
@@ -197,6 +200,15 @@ def overlay(
     if name in kwargs:
         return args, {**kwargs, name: pixels}
     return (pixels, *args[1:]), kwargs
+
+
+def _refuse_alone(state: HostState | None) -> None:
+    """Raise VPPError where a vision encoder runs outside of every call, as by `get_image_features`."""
+    if state is not None and state.attached and not state.disabled and not state.inside():
+        raise VPPError(
+            "the vision encoder was called by itself, where the global prompt does not count: call the model's forward "
+            "or generate, or, for features of the bare host, stay within vpp_disabled(model)."
+        )
 
 
 def open_session(
@@ -275,6 +287,7 @@ def update(host: Any, encoder_paths: Sequence[str], slot: Slot) -> None:
     if "peft_config" in host.__dict__ and not torch.compiler.is_compiling():
         keep_prompts_whole(host)  # PEFT announces its first adapter, but none that are added later
     embedding, encoders = host.get_input_embeddings(), [host.get_submodule(path) for path in encoder_paths]
+    slot.owner = host._vpp_state
     if all(module.__dict__.get(SLOT) is slot for module in (embedding, *encoders)):
         return
     remove(host)

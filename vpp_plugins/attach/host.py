@@ -17,6 +17,7 @@ from vpp_plugins.attach.hooks import HostState
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
 from vpp_plugins.attach.validation import (
     check_call,
+    check_embeddings,
     check_used,
     embedded_ids,
     is_draft,
@@ -100,6 +101,8 @@ class AttachedHost:
         state, vpp = self._vpp_state, active_vpp(self)
         if pixels is not None and pixels.shape[0] == 0:
             pixels = None
+        if pixels is None:
+            check_embeddings(self, vpp, call)
         compiling = torch.compiler.is_compiling()  # a lock breaks the graph; compiled calls of one model do not overlap
         if pixels is None and not state.has_images(call):
             check_call(state, vpp, call, ids, pixels, tile_boxes)

@@ -60,6 +60,24 @@ def check_call(
         _check_count(state, vpp, placeholders, images=0 if pixels is None else pixels.shape[0])
 
 
+def check_embeddings(host: Any, vpp: VPP, call: dict[str, Any]) -> None:
+    """Raise VPPError for embeddings that were looked up of ids with placeholders: nothing put the features in."""
+    given, mask = call.get("inputs_embeds"), call.get("attention_mask")
+    if given is None or vpp.token_id is None or host._vpp_state.disabled or torch.compiler.is_compiling():
+        return
+    embedding = host.get_input_embeddings()
+    with torch.no_grad():
+        row = embedding(torch.tensor([[vpp.token_id]], device=given.device))[0, 0].to(given)
+        bare = (given == row).all(-1)
+    if mask is not None and mask.shape == bare.shape:
+        bare = bare & mask.bool()
+    if bare.any() and (mask is not None or row.any()):  # padding may be zero too
+        raise VPPError(
+            f"inputs_embeds hold {int(bare.sum())} rows of {TOKEN} as the embedding has it, without the local prompt's "
+            "features: pass input_ids and vpp_pixel_values, as VPPProcessor makes them."
+        )
+
+
 def check_used(state: HostState, call: dict[str, Any]) -> None:
     """Raise VPPError where a call has ended and the host went round the hooks, so that its prompts did not count."""
     slot, (features, overlay) = state.slot, state.slot.prompts

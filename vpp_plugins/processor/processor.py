@@ -20,8 +20,10 @@ from vpp_plugins.processor.checks import (
     check_marker,
     check_pair,
     check_processor,
+    check_units,
     image_marker,
     match_normalisation,
+    pixel_units,
 )
 from vpp_plugins.processor.tile_boxes import check_whole, tile_boxes
 from vpp_plugins.prompts import TOKEN
@@ -59,6 +61,7 @@ class VPPProcessor:
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         for copied in every_vpp(host):
             match_normalisation(copied, self.image_processor)
+        self._units = None if vpp.global_vpp is None else pixel_units(self.image_processor, {})
         if self._tokens_per_image:
             marker = image_marker(self.processor, self._state.backbone.image_token)
             check_marker(self.processor, marker)
@@ -181,6 +184,8 @@ class VPPProcessor:
             views["vpp_pixel_values"] = letterboxes(images, self._image_size)
         asked = self.processor, [(image.height, image.width) for image in images], self._state.backbone
         settings = self._image_settings(options)
+        if self._units is not None:
+            check_units(self.image_processor, settings, self._units)
         if self._tiled:
             views["vpp_tile_boxes"] = tile_boxes(*asked, **settings)
         elif self._state.backbone.frame == "square" and not self._state.backbone.tiled and self.image_processor:
@@ -188,11 +193,12 @@ class VPPProcessor:
         return views
 
     def _image_settings(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call that concern images."""
+        """Return the arguments of a call that concern images, those in `images_kwargs` among them."""
         if self.image_processor is None:  # a stranger's processor may have none of its own
             return {}
-        names = {*self.image_processor.valid_kwargs.__annotations__, "images_kwargs"} - {"return_tensors"}
-        return {name: value for name, value in options.items() if name in names}
+        names = {*self.image_processor.valid_kwargs.__annotations__} - {"return_tensors"}
+        given = {**options, **(options.get("images_kwargs") or {})}
+        return {name: value for name, value in given.items() if name in names}
 
     def _remember_sizes(self, images: Any, flat: list[Image.Image], inputs: Any, options: dict[str, Any]) -> None:
         """Keep in which sizes the images were shown, for `image_metas`, where boxes are counted in them."""
