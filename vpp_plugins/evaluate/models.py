@@ -1,8 +1,8 @@
 """The model to evaluate: the pocket model, or any that transformers loads, with or without prompts."""
 
 import hashlib
-import json
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
