@@ -61,8 +61,9 @@ class Grounding:
         return max(self.statuses, key=order.index)
 
     def draw(self) -> Image.Image:
-        """Return a copy of the image with the boxes and the expression on it."""
-        return draw_boxes(self.image, self.boxes, labels=[self.expression] * len(self.boxes))
+        """Return a copy of the image with every box and the expression on it; without a box, with the status."""
+        note = "" if self.boxes else f"{self.expression}: {self.status}"
+        return draw_boxes(self.image, self.boxes, labels=[self.expression] * len(self.boxes), note=note)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the answer as JSON values, without the image: boxes in its pixels, to a tenth."""

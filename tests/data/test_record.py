@@ -1,3 +1,4 @@
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vpp_plugins import VPPError
-from vpp_plugins.boxes import BoxStatus, ImageMeta, codec
+from vpp_plugins.boxes import BOX_CODECS, BoxStatus, ImageMeta, codec
+from vpp_plugins.data.dialogue import Phrases
+from vpp_plugins.data.formats import Reading, Writing, data_format, read_samples
 from vpp_plugins.data.record import (
     PIXELS,
     PIXELS_XYWH,
@@ -16,11 +19,13 @@ from vpp_plugins.data.record import (
     BoxUnit,
     ImageError,
     ImageSizes,
+    PixelBudget,
     UnsafePathError,
     check_name,
     image_path,
     upright_size,
 )
+from vpp_plugins.data.sample import Issue, Locate, Sample, Tally
 
 META = ImageMeta((480, 640))
 
@@ -143,3 +148,41 @@ class TestImageSizes:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(VPPError, match="does not exist"):
             ImageSizes(tmp_path / "missing")
+
+
+class TestNothingIsThere:
+    def test_our_lines_say_it_by_an_empty_list(self, tmp_path: Path) -> None:
+        """What names no box was dropped as broken; of a region's description it still is."""
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        turns = [{"locate": "hat", "boxes": []}, {"describe": [], "text": "a hat"}]
+        rows = [{"id": "1", "image": "a.png", "turns": turns}, {"id": "2", "image": "", "turns": turns[:1]}]
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        reading = Reading()
+        (sample,) = read_samples(path, "neutral", images=tmp_path, reading=reading)
+        assert (sample.turns, sample.width) == ((Locate("hat", ()),), 40)
+        assert sample.readable().endswith("locate 'hat': nothing")
+        assert reading.tally.counts == {Issue.NO_BOX: 1, Issue.NO_IMAGE: 1, Issue.NO_TURNS: 1}
+
+    @pytest.mark.parametrize("name", ["neutral", "vpp-sft", "ms-swift"])
+    def test_it_is_written_and_read_back(self, name: str, tmp_path: Path) -> None:
+        Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+        turns = (Locate("hat", ()), Locate("cups", ((4.0, 2.0, 20.0, 10.0), (24.0, 2.0, 36.0, 10.0))))
+        sample = Sample("1", "a.png", 40, 20, turns)
+        data_format(name).write([sample], Writing(tmp_path / "rows.json"))
+        (back,) = read_samples(tmp_path / "rows.json", name, images=tmp_path)
+        assert [(turn.expression, len(turn.boxes)) for turn in back.located()] == [("hat", 0), ("cups", 2)]
+
+    @pytest.mark.parametrize("name", ["odvg", "coco"])
+    def test_it_is_counted_where_a_format_has_no_word_for_it(self, name: str, tmp_path: Path) -> None:
+        writing = Writing(tmp_path / "rows.json")
+        data_format(name).write([Sample("1", "a.png", 40, 20, (Locate("hat", ()),))], writing)
+        assert writing.tally.counts == {Issue.NOT_WRITABLE: 1}
+        assert writing.written.samples == 0
+
+    @pytest.mark.parametrize("family", sorted(name for name, one in BOX_CODECS.items() if one.text is not None))
+    def test_every_family_learns_to_say_it(self, family: str) -> None:
+        phrases = Phrases(codec(family), PixelBudget())
+        question, answer = phrases.write(Locate("hat", ()), ImageMeta((20, 40), (28, 56)))
+        assert answer == "[]"
+        assert phrases.read(question, answer, "1", Tally()) == Locate("hat", ())

@@ -40,7 +40,7 @@ def make_rows(count: int = 10) -> list[Row]:
                 image=Image.new("RGB", (width, height), (number, 0, 0)),
                 size_hw=(height, width),
                 expression=f"thing {number}",
-                box=box,
+                boxes=(box,),
                 category="cup" if number % 2 else "tin",
                 kind="side" if number < count // 2 else "colour",
             )

@@ -81,7 +81,7 @@ def test_images_are_what_the_stub_sees() -> None:
 def test_a_family_that_counts_resized_pixels_is_given_its_boxes_in_them(tmp_path: Path) -> None:
     model, processor = attached_family("qwen2_5_vl")
     grounder = Grounder(model, processor)
-    (row,) = rows = regions([replace(make_rows(1)[0], box=(0.0, 0.0, 40.0, 20.0))])
+    (row,) = rows = regions([replace(make_rows(1)[0], boxes=((0.0, 0.0, 40.0, 20.0),))])
     (meta,) = grounder.metas([row.load_image()])
     answers = evaluate(grounder, rows, protocol("region-caption"), tmp_path)
 

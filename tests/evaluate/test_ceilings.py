@@ -85,7 +85,7 @@ def test_a_perfect_predictor_reaches_the_computed_ceiling(family: str) -> None:
     row, own, said = make_rows(1)[0], codec(family), truths()
     answers = [
         Answer(id=f"{number}/0", image="", size_hw=meta.size_hw, processed_size_hw=meta.processed_size_hw,
-               expression=row.expression, box=box, category="", kind="", text=own.encode([box], meta))
+               expression=row.expression, boxes=(box,), category="", kind="", text=own.encode([box], meta))
         for number, (box, meta) in enumerate(said)
     ]  # fmt: skip
     judged = judge(answers, rules, own)

@@ -14,7 +14,7 @@ from vpp_plugins.evaluate.results import Evaluation, load_evaluation
 from vpp_plugins.evaluate.run import evaluate, read_run, write_run
 
 Say = Callable[[str, Image.Image], str]
-ROWS = [replace(row, box=(3.0, 2.0, 9.0, 6.0)) for row in make_rows(40)]
+ROWS = [replace(row, boxes=((3.0, 2.0, 9.0, 6.0),)) for row in make_rows(40)]
 """Boxes in a corner: read in another frame they are missed."""
 
 

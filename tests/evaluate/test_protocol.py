@@ -15,11 +15,16 @@ from vpp_plugins.evaluate.readers import ParsedBox
 
 FROZEN = {
     "default": "56bd311093cf8af9",
+    "grefcoco": "905e5724af2882f3",
+    "groundingme": "1eb4bd4fe9b154c6",
     "internvl": "89f9ba5e9c076a9b",
     "lmms-eval": "8e931fd84fc2eb14",
     "minigpt-v2": "cf50b2e645cbb527",
     "qwen-vl": "c0fea31a066276f3",
+    "ref-adv": "754a87da9943e6df",
+    "ref-l4": "53b3315b4777cf6e",
     "region-caption": "81c410eb17723443",
+    "sets": "62fc6e264d9bf7fc",
     "shikra": "83b611e4367f6973",
     "vpp-llava": "28c553f3d2b0ee0d",
 }

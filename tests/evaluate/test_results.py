@@ -73,7 +73,7 @@ def test_the_order_of_answers_does_not_matter() -> None:
 
 def test_more_than_half_is_asked_for_where_the_protocol_says_so() -> None:
     answer = Answer.of(make_rows(5)[4], "[0.0,0.0,0.5,1.0]", None)  # a square image of 30
-    half = Answer(**{**asdict(answer), "size_hw": (30, 30), "box": (0.0, 0.0, 30.0, 30.0)})
+    half = Answer(**{**asdict(answer), "size_hw": (30, 30), "boxes": ((0.0, 0.0, 30.0, 30.0),)})
     shikra = protocol("shikra")
 
     assert judge([half], DEFAULT, LLAVA)[0].correct

@@ -229,7 +229,7 @@ class TestDoors:
         model, processor = attached_family(QWEN)
         set_max_pixels(processor)
         grounder = Grounder(model, processor, max_new_tokens=1)
-        rows = regions([replace(make_rows(1)[0], box=(0.0, 0.0, 40.0, 20.0))])
+        rows = regions([replace(make_rows(1)[0], boxes=((0.0, 0.0, 40.0, 20.0),))])
         answers = evaluate(grounder, rows, protocol("region-caption"), tmp_path)
 
         assert [answers[0].processed_size_hw] == seen(call(processor, [rows[0].load_image()]), processor)
@@ -241,7 +241,7 @@ class TestDoors:
                 return super().ask(*args, **kwargs)
 
         model, processor = attached_family(QWEN)
-        rows = regions([replace(make_rows(1)[0], box=(0.0, 0.0, 40.0, 20.0))])
+        rows = regions([replace(make_rows(1)[0], boxes=((0.0, 0.0, 40.0, 20.0),))])
         with pytest.raises(VPPError, match="boxes were written for an image resized to"):
             evaluate(Changing(model, processor, max_new_tokens=1), rows, protocol("region-caption"), tmp_path)
 

@@ -199,7 +199,7 @@ class TestEveryReader:
             "<think>[0.5, 0.5",
         ]
         answers = [
-            Answer(id=str(number), image="", size_hw=SIZE, processed_size_hw=None, expression="ball", box=RIGHT,
+            Answer(id=str(number), image="", size_hw=SIZE, processed_size_hw=None, expression="ball", boxes=(RIGHT,),
                    category="", kind="", text=text)
             for number, text in enumerate(texts)
         ]  # fmt: skip
@@ -211,7 +211,7 @@ class TestEveryReader:
         def said(number: int, text: str) -> Answer:
             return Answer(
                 id=str(number), image="", size_hw=SIZE, processed_size_hw=None, expression="a red cup on the table",
-                box=RIGHT, category="", kind="", text=text)  # fmt: skip
+                boxes=(RIGHT,), category="", kind="", text=text)  # fmt: skip
 
         plain = [said(0, "a red cup on the table"), said(1, "a dog")]
         thinking = [said(0, "<think>A green one?</think>a red cup on the table"), said(1, "<think>cup</think>a dog")]

@@ -153,7 +153,7 @@ class TestTrueBoxes:
         self, fault: BoxFault, box: Box, tmp_path: Path, unchecked: None
     ) -> None:
         image = Image.new("RGB", (640, 480))
-        rows = [Row(id="a/0", image=image, size_hw=SIZE, expression="cup", box=box)]
+        rows = [Row(id="a/0", image=image, size_hw=SIZE, expression="cup", boxes=(box,))]
         stub = Stub(lambda question, image: "[0.1, 0.2, 0.3, 0.4]")
         with pytest.raises(VPPError, match=rf"true box of row 'a/0', .* {fault}.*leave the row out"):
             check_rows(rows)

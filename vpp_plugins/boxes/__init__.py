@@ -24,11 +24,13 @@ from vpp_plugins.boxes.frames import (
 )
 from vpp_plugins.boxes.metas import ShownSizes, check_shown, metas_of
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
-from vpp_plugins.boxes.text import BoxText
+from vpp_plugins.boxes.sets import count_pairs, count_repeats, least_overlap
+from vpp_plugins.boxes.text import NOTHING, BoxText
 
 __all__ = [
     "AXIS_SENTENCE",
     "BOX_CODECS",
+    "NOTHING",
     "Binned",
     "Box",
     "BoxCodec",
@@ -47,9 +49,12 @@ __all__ = [
     "box_iou",
     "check_shown",
     "codec",
+    "count_pairs",
+    "count_repeats",
     "frame_rectangle",
     "generalized_box_iou",
     "inside_image",
+    "least_overlap",
     "metas_of",
     "opens_thought",
     "padded_square",

@@ -22,12 +22,13 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 
+_BOX_KEYS = r"bbox(?:_2d)?|bboxes|box(?:es)?|bounding_box(?:es)?|coordinates|coords|(?:final_)?answer"
 _NOTHING = re.compile(
-    r"\W*(?:none|nothing|null|not (?:found|present|visible)|there (?:is|are) (?:no|none|nothing|not)"
-    r"|no (?:bounding )?(?:box(?:es)?|objects?|match(?:es)?|such))\b",
+    r"\W*(?:json\W+)?(?:none|nothing|null|not (?:found|present|visible)|there (?:is|are) (?:no|none|nothing|not)"
+    r"|no (?:bounding )?(?:box(?:es)?|objects?|match(?:es)?|such)"
+    rf"""|(?:{_BOX_KEYS})["']\s*+:\s*+(?:null|None))\b""",
     re.IGNORECASE,
 )
-_BOX_KEYS = r"bbox(?:_2d)?|bboxes|box(?:es)?|bounding_box(?:es)?|coordinates|coords|(?:final_)?answer"
 _EMPTY_LIST = re.compile(rf"""["'](?:(?P<box>{_BOX_KEYS})|\w++)["']\s*+:\s*+\[\s*+\]|(?P<bare>\[\s*+\])""")
 _STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')"""
 

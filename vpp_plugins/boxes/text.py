@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from vpp_plugins.boxes.answer import answer_of, stated
 from vpp_plugins.errors import VPPError
 
+NOTHING = "[]"
+"""How every family writes that there is no box: JSON families do so of their own, and `says_nothing` reads it."""
+
 # Each pattern begins at a character that it cannot meet again before it fails, so searching an answer is linear.
 # At most six digits before the point: no image and no unit of the table reaches a million, and what does is no box.
 NUMBER = r"-?(?:\d{1,6}(?:\.\d*)?|\.\d+)"
@@ -90,7 +93,7 @@ class BoxText:
     def write(self, boxes: Sequence[Sequence[float]], labels: Sequence[str] | None) -> str:
         """Return the text of boxes given as the family's numbers; no boxes are written as an empty list."""
         if not boxes:
-            return "[]"
+            return NOTHING
         names = [self._label(label) for label in labels] if labels is not None and self.label else [""] * len(boxes)
         written = [(name, self.box.format(*numbers)) for name, numbers in zip(names, boxes, strict=True)]
         runs = itertools.groupby(written, lambda pair: pair[0]) if self.shared_label else ((p[0], [p]) for p in written)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Make and inspect data.", no_args_is_help=True)
 
 
-SplitName = enum.StrEnum("SplitName", "train val test heldout")
+SplitName = enum.StrEnum("SplitName", "train val test heldout sets")
 
 
 @data.command()
@@ -23,7 +23,8 @@ def scenes(
     count: Annotated[int, typer.Option(help="How many scenes.", min=1)] = 100,
     seed: Annotated[int, typer.Option(help="Identical seeds give identical bytes.")] = 0,
     split: Annotated[
-        SplitName, typer.Option(help="test: unseen backgrounds; heldout: unseen nouns on unseen backgrounds.")
+        SplitName,
+        typer.Option(help="test: unseen backgrounds; heldout: unseen nouns too; sets: several or absent objects."),
     ] = SplitName.train,
     size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 448,
     shapes: Annotated[bool, typer.Option(help="Draw shapes in code; needs no download.")] = False,

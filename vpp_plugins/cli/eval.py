@@ -33,7 +33,8 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of a data f
 def run(
     model: Annotated[str, typer.Option(help="pocket, pocket-without-vpp, or a model's folder or hub id.")] = "pocket",
     vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
-    data: Annotated[str, typer.Option(help="photos, a folder of `vpp data scenes`, or a file.")] = "photos",
+    data: Annotated[str, typer.Option(help="photos, a folder of `vpp data scenes`, a file, a benchmark.")] = "photos",
+    folder: Annotated[str | None, typer.Option(help="Where a benchmark's files lie; see vpp eval benchmarks.")] = None,
     data_format: Format = None,
     images: Annotated[str | None, typer.Option(help="Folder of a data file's images.")] = None,
     family: Family = "llava",
@@ -41,7 +42,7 @@ def run(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     split: Annotated[str | None, typer.Option(help="Its name, such as refcoco/testA: the rows are counted.")] = None,
-    protocol: Annotated[str, typer.Option(help="How to ask, read and count.")] = "default",
+    protocol: Annotated[str, typer.Option(help="How to ask, read and count; a benchmark has its own.")] = "",
     box_format: Annotated[str | None, typer.Option(help="How the model writes boxes, if not as its family.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions asked at a time.", min=1)] = 8,
     limit: Annotated[int | None, typer.Option(help="Only the first so many rows.", min=1)] = None,
@@ -63,14 +64,15 @@ def run(
     Example: vpp eval --model pocket --data photos --out out/eval/photos
     """
     from vpp_plugins.data import Tally
-    from vpp_plugins.evaluate import load_grounder, load_rows, measure, shuffled_rows
+    from vpp_plugins.evaluate import full_split, load_grounder, load_rows, measure, named_benchmark, shuffled_rows
     from vpp_plugins.evaluate import protocol as named
 
-    rules = named(protocol)
+    rules = named(protocol or (named_benchmark(data).protocol if folder else "default"))
     tally = Tally()
     rows = load_rows(
         data,
         data_format=data_format,
+        folder=folder,
         images=images,
         split=split,
         family=family,
@@ -82,15 +84,14 @@ def run(
     if shuffled:
         rows = shuffled_rows(rows)
     grounder = load_grounder(model, vpp=vpp, box_format=box_format, dtype=dtype)
-    name = model if vpp is None else f"{model} with {vpp}"
     results = measure(
         grounder,
         rows,
         rules,
         out,
-        model=name,
+        model=model if vpp is None else f"{model} with {vpp}",
         data=data,
-        split=split,
+        split=full_split(data, split) if folder else split,
         batch_size=batch_size,
         tally=tally,
         control="shuffled" if shuffled else None,
@@ -161,6 +162,20 @@ def compare(
 
 
 @evaluation.command()
+def benchmarks() -> None:
+    """List the benchmarks: size, terms, what is asked, and where the files come from.
+
+    Example: vpp eval --data grefcoco --folder DIR --split testA --model DIR
+    """
+    from vpp_plugins.evaluate import BENCHMARKS
+
+    for name, one in BENCHMARKS.items():
+        splits = ", ".join(f"{split} {count:,}" for split, count in one.splits(name).items()) or "sizes not verified"
+        typer.echo(f"{name}: {one.asks}\n  expressions: {splits}; protocol {one.protocol}\n  terms: {one.licence}")
+        typer.echo(f"  files: {one.source}\n  layout: {one.read_in or 'not verified: no published number is claimed'}")
+
+
+@evaluation.command()
 def protocols() -> None:
     """List the protocols and the sources of their rules."""
     from vpp_plugins.evaluate import protocols as all_protocols
@@ -190,8 +205,8 @@ def _show(results: dict[str, Any], out: Path) -> None:
     for column in ("", "%", "95 % interval"):
         table.add_column(column, justify="left" if column == "" else "right")
     for key, label in FIGURES.items():
-        value = figures[key]
-        table.add_row(label, f"{100 * value['mean']:.1f}", interval_text(value))
+        if key in figures:
+            table.add_row(label, f"{100 * figures[key]['mean']:.1f}", interval_text(figures[key]))
     console.print(table)
     statuses = ", ".join(f"{count} {name}" for name, count in figures["statuses"].items() if count)
     console.print(f"{figures['rows']} answers: {statuses}", highlight=False)

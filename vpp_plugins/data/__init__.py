@@ -24,8 +24,8 @@ Our own, in `scenes/`: every sample is a `Scene`, an image, its objects, and exp
   photographs with 50 hand-drawn boxes (`load_real_photos`); `drawn.py` draws scenes in training.
 
 The splits: train and val show seen nouns on training backgrounds, test shows seen nouns on held-out backgrounds, and
-heldout shows held-out nouns on held-out backgrounds. Most nouns have a single image, so train, val and test reward
-memory of it; heldout does not.
+heldout shows held-out nouns on held-out backgrounds; sets is as test, but asks for several objects and absent ones too.
+Most nouns have a single image, so train, val and test reward memory of it; heldout does not.
 """
 
 from vpp_plugins.data.convert import convert

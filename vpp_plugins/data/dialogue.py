@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from vpp_plugins.boxes import AXIS_SENTENCE, BoxCodec, ImageMeta
+from vpp_plugins.boxes import AXIS_SENTENCE, NOTHING, BoxCodec, ImageMeta
 from vpp_plugins.data.record import BoxUnit, PixelBudget
 from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
@@ -86,9 +86,10 @@ class Phrases:
     def read(self, question: str, answer: str, sample_id: str, tally: Tally) -> Turn | None:
         """Return a question and its answer as a turn, boxes as the family's numbers; None, counted, where broken.
 
-        The family's own grounding question, or one in usual words, answered by nothing but boxes, is a Locate, and a
-        question for a region's description a Describe. In all else placeholders stand for the boxes, and the words
-        stay as they are; that is counted where nothing but boxes answers a question in words that are not known.
+        The family's own grounding question, or one in usual words, answered by nothing but boxes is a Locate, as is its
+        own answered by an empty list, and a question for a region's description is a Describe. In all else placeholders
+        stand for the boxes, and the words stay as they are; that is counted where nothing but boxes answers a question
+        in words that are not known.
         """
         if BOX in question or BOX in answer:
             tally.add(Issue.PLACEHOLDER, sample_id)
@@ -100,7 +101,7 @@ class Phrases:
         only_boxes = boxes and not asked_boxes and not self._says_more(answered, answer)
         if not asked_boxes and bare.startswith(before) and bare.endswith(after):
             expression = bare[len(before) : len(bare) - len(after)]
-            if only_boxes:
+            if only_boxes or answer.strip() == NOTHING:
                 return Locate(expression, boxes)
             if _NUMBER_LIST.fullmatch(answer.strip()):
                 return Locate(expression, (tuple(map(float, re.findall(_LISTED, answer))),))

@@ -263,6 +263,7 @@ class Record:
     image_marks: tuple[int, ...] | None = None
     split: str = ""
     category: str = ""
+    kind: str = ""
     place: tuple[Path, int, int] | None = None
 
     @property
@@ -270,13 +271,19 @@ class Record:
         """Every box of every turn."""
         return [numbers for turn in self.turns for numbers in turn.boxes]
 
+    @property
+    def is_about_places(self) -> bool:
+        """Whether places in the image are named, or said not to be there: its size is needed then."""
+        return any(turn.boxes or isinstance(turn, Locate) for turn in self.turns)
+
 
 def samples(records: Iterable[Record], sizes: ImageSizes, tally: Tally) -> Iterator[Sample]:
     """Yield a neutral sample for each record that holds; what does not is counted, never fixed by guessing.
 
     A turn with a broken box is left out, and a record without a turn left too; of several boxes that are asked for,
-    those without an area are left out alone. A box that reaches over the edge is cut
-    to its image and counted. Raises VPPError where an image's size is needed and there is no way to find it.
+    those without an area are left out alone. A Locate that names no box stays: nothing is there. A box that reaches
+    over the edge is cut to its image and counted. Raises VPPError where an image's size is needed and there is no way
+    to find it.
     """
     for record in records:
         with tally.counting(record.id):
@@ -293,13 +300,12 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample:
     for turn in record.turns:
         if isinstance(turn, Locate) and not turn.expression.strip():
             tally.add(Issue.EMPTY_TEXT, record.id)
-        elif not turn.boxes:
-            if isinstance(turn, Talk):
-                kept.append(turn)
-            else:
-                tally.add(Issue.NO_BOX, record.id)
+        elif not turn.boxes and isinstance(turn, Talk):
+            kept.append(turn)
+        elif not turn.boxes and isinstance(turn, Describe):
+            tally.add(Issue.NO_BOX, record.id)
         elif meta is None:
-            tally.add(Issue.NO_IMAGE, record.id, "boxes, but no image is named")
+            tally.add(Issue.NO_IMAGE, record.id, "places are asked for, but no image is named")
         else:
             boxes = [_checked(numbers, record.unit, meta, record.id, tally) for numbers in turn.boxes]
             if isinstance(turn, Locate) and any(boxes):
@@ -309,7 +315,7 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample:
                 kept.append(_with_boxes(turn, whole))
     if not kept:
         raise RefusedError(Issue.NO_TURNS)
-    return Sample(record.id, record.image, width, height, tuple(kept), record.split, record.category)
+    return Sample(record.id, record.image, width, height, tuple(kept), record.split, record.category, record.kind)
 
 
 def fault(numbers: Numbers, per_box: int) -> Issue | None:
@@ -360,7 +366,7 @@ def _size(record: Record, sizes: ImageSizes) -> tuple[int, int]:
     if not record.image:
         return 0, 0
     check_name(record.image)  # refused even where no file is opened
-    if record.size_wh is not None or not record.boxes:
+    if record.size_wh is not None or not record.is_about_places:
         return record.size_wh or (0, 0)
     return sizes(record.image)
 

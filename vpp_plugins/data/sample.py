@@ -25,7 +25,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Locate:
-    """An expression, and the boxes of what it describes."""
+    """An expression, and the boxes of all that it describes: one, several, or none where nothing is there."""
 
     expression: str
     boxes: tuple[Numbers, ...]
@@ -56,7 +56,8 @@ class Sample:
     """One image and the turns of one dialogue about it. Boxes are xyxy in pixels of the upright original image.
 
     `image` is a path below the folder of images, or "" for a dialogue without an image. `width` and `height` may be
-    0 (not known) only where no turn has a box. `split` and `category` are what the file says, "" where it says nothing.
+    0 (not known) only where no turn has a box, or says that there is none. `split`, `category` (of what is there) and
+    `kind` (of the expression) are what the file says, "" where it says nothing.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Sample:
     turns: tuple[Turn, ...]
     split: str = ""
     category: str = ""
+    kind: str = ""
 
     @property
     def meta(self) -> ImageMeta:
@@ -93,7 +95,8 @@ class Sample:
         """Return plain JSON values: our own format."""
         turns = [_entry(turn) for turn in self.turns]
         row = {"id": self.id, "image": self.image, "width": self.width, "height": self.height, "turns": turns}
-        return row | {name: said for name, said in (("split", self.split), ("category", self.category)) if said}
+        about = {"split": self.split, "category": self.category, "kind": self.kind}
+        return row | {name: said for name, said in about.items() if said}
 
     def line(self) -> bytes:
         """Return the row as one line of JSON, always the same for the same sample: digests are made of it."""
@@ -115,6 +118,7 @@ class Issue(StrEnum):
     CLIPPED = "box beyond the edge, cut to its image"
     NO_BOX = "box expected, none found"
     AMBIGUOUS = "several boxes where one is expected"
+    REPEATED_BOX = "the same box twice for one expression"
     ODD_LIST = "list of numbers that is no box, kept as text"
     OTHER_WORDS = "question answered by boxes alone, in words that are not known, kept as text"
     PLACEHOLDER = "text that holds the box placeholder itself"
@@ -134,6 +138,7 @@ class Issue(StrEnum):
     NOT_SELECTED = "sample without a region, not selected"
     SKIPPED_SOURCE = "sample of a source that the recipe leaves out"
     COUNT_DIFFERS = "count differs from the published one"
+    MARKED_WRONG = "expression that a review marked as wrong, left out"
     NOT_WRITABLE = "turn that the format cannot hold, left out"
 
 
@@ -150,7 +155,7 @@ KEPT = frozenset(
 )
 """Issues that are cut or kept; all others cost the turn or the sample."""
 
-CHOSEN = frozenset({Issue.CROWD, Issue.OTHER_SPLIT, Issue.NOT_SELECTED, Issue.SKIPPED_SOURCE})
+CHOSEN = frozenset({Issue.CROWD, Issue.OTHER_SPLIT, Issue.NOT_SELECTED, Issue.SKIPPED_SOURCE, Issue.MARKED_WRONG})
 """Not faults of the data: what was asked for leaves these out."""
 
 
@@ -235,7 +240,7 @@ def _line(turn: Turn) -> str:
     boxes = ", ".join(str([round(number) for number in box]) for box in turn.boxes)
     match turn:
         case Locate(expression):
-            return f"locate {expression!r}: {boxes}"
+            return f"locate {expression!r}: {boxes or 'nothing'}"
         case Describe(_, description):
             return f"describe {boxes}: {description!r}"
         case Talk(question, answer):

@@ -6,13 +6,14 @@
 - `results.py`: answers judged, their figures and page; `metrics.py`: scores, and how sure they are; `compare.py`: why
   two evaluations differ; `captions.py`: words for a given box.
 - `app.py`: an own image in the browser, what `vpp app` serves.
-- `benchmark.py`: from names to pages, what `vpp eval` calls; `models.py`: the model; `demo.py`: what `vpp demo` shows,
-  `attention.py`: what of an image is attended to as it is answered.
+- `benchmark.py`: from names to pages, what `vpp eval` calls; `benchmarks.py`: the table of benchmarks; `models.py`: the
+  model; `demo.py`: what `vpp demo` shows, `attention.py`: what of an image is attended to as it is answered.
 - `controls.py`: what is reached without reading the expression, or without looking; `kits/`: bridges to other kits.
 """
 
 from vpp_plugins.evaluate.app import build_app, export_app, load_side_by_side, serve_app
 from vpp_plugins.evaluate.benchmark import load_rows, measure, rescore, rows_at_hand
+from vpp_plugins.evaluate.benchmarks import BENCHMARKS, find_benchmark, full_split, named_benchmark
 from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled, shuffled_rows
 from vpp_plugins.evaluate.demo import (
@@ -32,6 +33,7 @@ from vpp_plugins.evaluate.rows import Row, check_rows, image_id, plan, rows_of_s
 __all__ = [
     "ADAPTER",
     "BASE",
+    "BENCHMARKS",
     "FIGURES",
     "Protocol",
     "Row",
@@ -46,7 +48,9 @@ __all__ = [
     "demo_summary",
     "drawn_means",
     "export_app",
+    "find_benchmark",
     "full_image",
+    "full_split",
     "image_id",
     "interval_text",
     "load_evaluation",
@@ -56,6 +60,7 @@ __all__ = [
     "load_side_by_side",
     "mean_box",
     "measure",
+    "named_benchmark",
     "plan",
     "protocol",
     "protocols",

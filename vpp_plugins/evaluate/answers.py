@@ -27,8 +27,8 @@ class Answer:
     processed_size_hw: tuple[int, int] | None
     """Size in which the host's processor showed it to the model, for families that measure boxes there."""
     expression: str
-    box: Box
-    """The true box, xyxy pixels of the original image."""
+    boxes: tuple[Box, ...]
+    """The true boxes, xyxy pixels of the original image; none where nothing is there."""
     category: str
     kind: str
     text: str
@@ -49,7 +49,7 @@ class Answer:
             size_hw=row.size_hw,
             processed_size_hw=None if meta is None else meta.processed_size_hw,
             expression=row.expression,
-            box=row.box,
+            boxes=row.boxes,
             category=row.category,
             kind=row.kind,
             text=whole_characters(text),
@@ -61,23 +61,29 @@ class Answer:
         """Build from JSON values; raises ValueError that names what is of another type, or no usable box."""
         if not isinstance(values, dict):
             raise ValueError(f"a {type(values).__name__} instead of an object")
+        if "box" in values:  # 0.1.0 had the one box
+            values = {**values, "boxes": [values["box"]]}
+            del values["box"]
         for name, value in values.items():
             if not _fits(name, value):
                 raise ValueError(f"its {name} is {value!r}")
-        if fault := box_fault(values["box"], tuple(values["size_hw"])):
-            raise ValueError(f"its box is {values['box']}, which {fault}")
+        for box in values["boxes"]:
+            if not _are_numbers(box, 4):
+                raise ValueError(f"its box is {box!r}")
+            if fault := box_fault(box, tuple(values["size_hw"])):
+                raise ValueError(f"its box is {box}, which {fault}")
         processed = values["processed_size_hw"]
         tuples = {
             "size_hw": tuple(values["size_hw"]),
             "processed_size_hw": None if processed is None else tuple(processed),
-            "box": tuple(values["box"]),
+            "boxes": tuple(map(tuple, values["boxes"])),
         }
         return cls(**{**values, **tuples})
 
 
 def _fits(name: str, value: Any) -> bool:
-    if name == "box":
-        return _are_numbers(value, 4)
+    if name == "boxes":
+        return isinstance(value, list | tuple)
     if name in ("size_hw", "processed_size_hw"):
         known = _are_numbers(value, 2) and all(isinstance(side, int) and side > 0 for side in value)
         return known or (name == "processed_size_hw" and value is None)

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.attach import active_vpp, is_attached, unwrap, vpp_disabled
-from vpp_plugins.data import PixelBudget, Tally
+from vpp_plugins.data import Issue, PixelBudget, Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.answers import ANSWERS, Answer
+from vpp_plugins.evaluate.benchmarks import BENCHMARKS, Found, find_benchmark
 from vpp_plugins.evaluate.captions import check_scorers, regions, summarise_captions, write_caption_report
 from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.protocol import Protocol, protocol
-from vpp_plugins.evaluate.results import load_evaluation, summarise, write_report
+from vpp_plugins.evaluate.results import load_evaluation, odd_sets, summarise, write_report
 from vpp_plugins.evaluate.rows import Row, Task, fingerprint, rows_of_folder, rows_of_samples, rows_of_scenes
 from vpp_plugins.evaluate.run import (
     ANSWERS_SHA256,
@@ -38,6 +39,7 @@ def load_rows(
     data: str,
     *,
     data_format: str | None = None,
+    folder: str | None = None,
     images: str | None = None,
     split: str | None = None,
     family: str = "llava",
@@ -46,7 +48,8 @@ def load_rows(
     task: Task = "box",
     tally: Tally | None = None,
 ) -> list[Row]:
-    """Return the rows of "photos" (the committed photographs), of a scene folder, or of a file in a known format.
+    """Return the rows of "photos" (the committed photographs), of a scene folder, of a file in a known format, or of a
+    benchmark that is named, whose files are found in `folder`.
 
     `data_format` is a name of `vpp_plugins.data.formats`, and `images` the folder of the file's images (default: the
     file's own); images inside an `lmms-parquet` file are written there. `split`, such as "refcoco/testA", chooses
@@ -54,24 +57,31 @@ def load_rows(
     `pixels` are as in `data.formats.Reading`. For the task "caption" the regions that a file describes are rows too.
     Faulty samples of a file are left out and counted in `tally`. Raises VPPError where nothing of that name is there.
     """
+    if folder is not None:
+        return _benchmark_rows(find_benchmark(data, folder, split, images), task, tally or Tally())
     if data == "photos":
         return rows_of_scenes(load_real_photos())
     path = Path(data)
     if path.is_dir() and data_format in (None, "scenes"):
-        return rows_of_folder(load_scenes(path))
+        rows = rows_of_folder(load_scenes(path), tally, task=task)
+        if not rows:
+            raise VPPError(f"the scenes in '{path}' ask for nothing that this protocol takes: try --protocol sets.")
+        return rows
     if not path.exists():
-        raise VPPError(f"there are no data at '{data}': give photos, a folder of `vpp data scenes`, or a file.")
+        known = f" {data} is a benchmark: name the folder of its files (--folder)." if data in BENCHMARKS else ""
+        raise VPPError(f"there are no data at '{data}': give photos, a folder of `vpp data scenes`, or a file.{known}")
     if data_format is None:
         raise VPPError(f"'{data}' is a file: say in which format it is (--format); `vpp data formats` lists them.")
-    if data_format == "lmms-parquet" and images is None:
-        raise VPPError(f"'{data}' holds its images inside: name a folder to write them to (--images).")
     from vpp_plugins.data.formats import Reading, read_samples
+    from vpp_plugins.data.formats import data_format as known_format
 
+    inside = known_format(data_format).writes_images
+    if inside and images is None:
+        raise VPPError(f"'{data}' holds its images inside: name a folder to write them to (--images).")
     root = (path if path.is_dir() else path.parent) if images is None else Path(images)
-    inside = data_format == "lmms-parquet"
     if inside:
         root.mkdir(parents=True, exist_ok=True)
-    several = data_format == "refer" or path.is_dir()  # all others hold one split a file
+    several = data_format in ("refer", "grefcoco", "ref-l4") or path.is_dir()  # all others hold one split a file
     reading = Reading(
         split=split.rpartition("/")[2] if split is not None and several else "",
         family=family,
@@ -84,6 +94,15 @@ def load_rows(
     rows = rows_of_samples(samples, root, reading.tally, task=task)
     if not rows:
         raise reading.tally.nothing_left("the data hold no row to evaluate", path, data_format)
+    return rows
+
+
+def _benchmark_rows(found: Found, task: Task, tally: Tally) -> list[Row]:
+    images = None if found.images is None else str(found.images)
+    rows = load_rows(
+        str(found.path), data_format=found.data_format, images=images, split=found.split, task=task, tally=tally
+    )
+    found.check_count(len(rows), tally)
     return rows
 
 
@@ -192,7 +211,8 @@ def _write_results(
         write_caption_report(settings, results["figures"], answers, folder / REPORT, shown)
     else:
         evaluation = load_evaluation(folder)
-        results = {**told, "figures": summarise(evaluation.judged, rules), "notes": _notes(settings, rules, rows)}
+        figures = summarise(evaluation.judged, rules)
+        results = {**told, "figures": figures, "notes": _notes(settings, rules, rows) + odd_sets(figures)}
         write_report(evaluation, folder / REPORT, shown)
     write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
@@ -201,10 +221,10 @@ def _write_results(
 def _notes(settings: dict[str, Any], rules: Protocol, rows: Sequence[Row] | None) -> list[str]:
     """Return what a reader must know beside the figures: what is missing, and whether these are the split's rows."""
     notes = [f"{count} samples left out or fixed: {issue}." for issue, count in settings.get("left_out", {}).items()]
-    split = settings.get("split")
+    split, marked = settings.get("split"), settings.get("left_out", {}).get(str(Issue.MARKED_WRONG), 0)
     if split is None or rows is None:
         return notes
-    if split in rules.splits and rules.splits[split] != len(rows):
+    if split in rules.splits and rules.splits[split] != len(rows) + marked:
         notes.append(f"{split} has {rules.splits[split]} published rows, and these data have {len(rows)}.")
     if split in rules.hashes and rules.hashes[split] != fingerprint(rows):
         notes.append(f"these are not the rows of {split} that this library comes with.")

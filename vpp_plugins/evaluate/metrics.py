@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from vpp_plugins.boxes import Box, box_fault, box_iou, shown_box
+from vpp_plugins.boxes import Box, box_fault, box_iou, generalized_box_iou, shown_box
 from vpp_plugins.errors import VPPError
 
 RESAMPLES = 2000
@@ -76,8 +76,9 @@ OVERLAPS: Mapping[str, Callable[[Box, Box], float]] = {
     "exact": box_iou,
     "single": single_precision_iou,
     "inclusive": inclusive_iou,
+    "generalised": lambda a, b: max(0.0, generalized_box_iou(a, b)),
 }
-"""How protocols compare two boxes: three ways that differ in the last digits, or by a pixel."""
+"""How protocols compare two boxes: IoU in ways that differ in the last digits, or by a pixel; GIoU, 0 if negative."""
 
 
 @dataclass(frozen=True)

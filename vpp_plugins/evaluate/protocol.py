@@ -3,12 +3,14 @@
 import functools
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Literal
 
-from vpp_plugins.boxes import Box, BoxCodec, ImageMeta
+import numpy as np
+
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, count_pairs, least_overlap
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate.metrics import OVERLAPS
 from vpp_plugins.evaluate.readers import READERS, ParsedBox
@@ -32,6 +34,10 @@ class Protocol:
     """Which of `readers.READERS` turns an answer into a box."""
     overlap: str = "exact"
     """Which of `metrics.OVERLAPS` compares two boxes."""
+    nothing: Literal["said", "no box"] = "said"
+    """What is right where nothing is: an answer that says so, or any answer without a box."""
+    extra: Sequence[str] = ()
+    """Further figures, of `results.EXTRA`."""
     correct: Literal["iou >= threshold", "iou > threshold"] = "iou >= threshold"
     truth: Literal["pixels", "as written"] = "pixels"
     """The true box as it stands in the data, or rounded as the family would write it."""
@@ -78,6 +84,25 @@ class Protocol:
             written = self.read(codec.encode([truth], meta), meta, codec).box
             truth = truth if written is None else written
         return OVERLAPS[self.overlap](parsed.box, truth)
+
+    def score(self, parsed: ParsedBox, truth: Sequence[Box], meta: ImageMeta, codec: BoxCodec) -> tuple[float, float]:
+        """Return the overlap of what was read with all that is true, and F1 at a threshold of 0.5; each 0 to 1.
+
+        Of several boxes it is the least of the best pairing, one to one, and 0 where one side has more: an accuracy at
+        a threshold is the share of the answers with F1 = 1 there. Where nothing is, saying so is 1.
+        """
+        if not truth:
+            right = parsed.box is None and (self.nothing == "no box" or parsed.status is BoxStatus.NONE)
+            return float(right), float(right)
+        if len(truth) == 1 and len(parsed.boxes) <= 1:
+            iou = self.iou(parsed, truth[0], meta, codec)
+            return iou, float(self.is_correct(iou))
+        if parsed.box is None:
+            return 0.0, 0.0
+        found = [ParsedBox(box, parsed.status) for box in parsed.boxes]
+        overlaps = np.array([[self.iou(one, box, meta, codec) for box in truth] for one in found])
+        same = count_pairs(overlaps > 0.5 if self.correct == "iou > threshold" else overlaps >= 0.5)
+        return least_overlap(overlaps), 2 * same / (len(found) + len(truth))
 
     def is_correct(self, iou: float, threshold: float = 0.5) -> bool:
         """Return whether an overlap counts as found."""

@@ -1,4 +1,4 @@
-"""From an answer to one box, the way each published evaluation script reads it, quirks included.
+"""From an answer to its box, or its boxes, the way each published evaluation script reads it, quirks included.
 
 Each reader takes the answer, the image's sizes and the family's codec, and returns a box in pixels of the original
 image. Where a script falls back on a box of zeros, ours says unparsable: the overlap is 0 either way. The scripts were
@@ -37,6 +37,13 @@ class ParsedBox:
 
     box: Box | None
     status: BoxStatus
+    others: tuple[Box, ...] = ()
+    """Further boxes, where all of an answer are read."""
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Every box that was read."""
+        return () if self.box is None else (self.box, *self.others)
 
 
 Reader = Callable[[str, ImageMeta, BoxCodec], ParsedBox]
@@ -48,6 +55,13 @@ def by_codec(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read the first box as the family's codec does: clipped to the image, corners in order."""
     decoded = codec.decode(answer, meta)
     return ParsedBox(decoded.boxes_xyxy_px[0] if decoded.boxes_xyxy_px else None, decoded.statuses[0])
+
+
+def all_by_codec(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
+    """Read every box as the family's codec does; the status is the worst of theirs."""
+    decoded = codec.decode(answer, meta)
+    box, *others = decoded.boxes_xyxy_px or (None,)
+    return ParsedBox(box, max(decoded.statuses, key=list(BoxStatus).index), tuple(others))
 
 
 def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
@@ -123,6 +137,7 @@ def _of_answer(read: Reader) -> Reader:
 
 READERS: Mapping[str, Reader] = {
     "codec": by_codec,
+    "codec-all": all_by_codec,
     "vpp-llava": _of_answer(like_vpp_llava),
     "shikra": _of_answer(like_shikra),
     "minigpt-v2": _of_answer(like_minigpt),

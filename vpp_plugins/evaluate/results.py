@@ -1,5 +1,6 @@
 """From raw answers to a result: every answer judged under a protocol, the figures that are reported, and their page."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, count_repeats
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.metrics import interval, share_interval
@@ -22,8 +23,19 @@ from vpp_plugins.report import COLOURS, TRUTH, curve, image_url, write_page
 THRESHOLDS = (0.5, 0.75, 0.9)
 CURVE = tuple(step / 20 for step in range(1, 20))
 """Thresholds of the curve; not 0, which every answer reaches, also one without a box."""
-FIGURES = {"acc_50": "Acc@0.5", "acc_75": "Acc@0.75", "acc_90": "Acc@0.9", "mean_iou": "mean IoU"}
-"""What readers call each figure that has an interval."""
+FIGURES = {
+    "acc_50": "Acc@0.5",
+    "acc_75": "Acc@0.75",
+    "acc_90": "Acc@0.9",
+    "macc": "Acc@0.5:0.95",
+    "mean_iou": "mean IoU",
+    "f1": "mean F1",
+    "n_acc": "N-acc",
+    "t_acc": "T-acc",
+}
+"""What readers call each figure that has an interval; those behind the mean IoU are of sets, where they are asked."""
+HUNDRED = 100
+"""Boxes from which on an answer is counted as a list of everything."""
 MEANINGS = {
     "ok": "a box inside the image",
     "clipped": "a box that reaches beyond the image",
@@ -45,8 +57,11 @@ class Judged:
     answer: Answer
     parsed: ParsedBox
     iou: float
+    """Of several boxes the least of the best pairing (`Protocol.score`)."""
     correct: bool
     """At the threshold 0.5."""
+    f1: float
+    """Of the boxes that are the same at 0.5."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ def load_evaluation(folder: str | Path, protocol_name: str | None = None, box_fo
     """
     settings, answers = read_evaluation(folder)
     chosen = protocol(protocol_name or str(settings["protocol"]))
-    if chosen.task != "box":
+    if chosen.task == "caption":
         raise VPPError(f"'{folder}' holds region captions ('{chosen.name}'): only evaluations of boxes are compared.")
     if protocol_name is None and chosen.sha256 != settings["protocol_sha256"]:
         raise VPPError(
@@ -95,8 +110,8 @@ def judge(answers: Sequence[Answer], protocol: Protocol, codec: BoxCodec) -> lis
     judged = []
     for answer in answers:
         parsed = UNPARSABLE if answer.error else protocol.read(answer.text, answer.meta, codec)
-        iou = protocol.iou(parsed, answer.box, answer.meta, codec)
-        judged.append(Judged(answer, parsed, iou, protocol.is_correct(iou)))
+        iou, f1 = protocol.score(parsed, answer.boxes, answer.meta, codec)
+        judged.append(Judged(answer, parsed, iou, protocol.is_correct(iou), f1))
     return judged
 
 
@@ -119,7 +134,9 @@ def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
         "rows": len(judged),
         "pictures": len(set(images)),  # the key of 0.1.0: results.json is read by others
         **accuracies,
+        **{name: EXTRA[name](judged, protocol, images) for name in protocol.extra},
         "mean_iou": asdict(interval([one.iou for one in judged], images)),
+        **(_of_sets(judged, images) if protocol.task == "set" else {}),
         "statuses": {name: statuses.get(name, 0) for name in [*map(str, BoxStatus), "unreadable"]},
         "by_kind": _by(judged, lambda one: one.answer.kind),
         "by_category": _by(judged, lambda one: one.answer.category),
@@ -127,21 +144,87 @@ def summarise(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
     }
 
 
+def _of_sets(judged: Sequence[Judged], images: Sequence[str]) -> dict[str, Any]:
+    """Return mean F1, the shares of answers that are right about whether anything is there, and what is odd in them.
+
+    N-acc is of the rows where nothing is, and T-acc of all others; the one that has no row is left out.
+    """
+    figures: dict[str, Any] = {"f1": asdict(interval([one.f1 for one in judged], images))}
+    for name, there in (("n_acc", False), ("t_acc", True)):
+        rows = [(one, image) for one, image in zip(judged, images, strict=True) if bool(one.answer.boxes) is there]
+        if rows:
+            right = [float(bool(one.parsed.boxes) if there else one.correct) for one, _ in rows]
+            figures[name] = asdict(share_interval(right, [image for _, image in rows]))
+    return {
+        **figures,
+        "repeating": sum(count_repeats(one.parsed.boxes) > 0 for one in judged),
+        "hundred_boxes": sum(len(one.parsed.boxes) >= HUNDRED for one in judged),
+    }
+
+
+def odd_sets(figures: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each way in which answers are no sets, or no answers."""
+    said = {
+        "repeating": "answers repeat a box: every repetition counts as a box too many.",
+        "hundred_boxes": f"answers hold {HUNDRED} boxes or more: the model lists what it sees, or does not stop.",
+    }
+    return [f"{figures[key]} {what}" for key, what in said.items() if figures.get(key)]
+
+
 def _hits(judged: Sequence[Judged], protocol: Protocol, threshold: float) -> list[float]:
     return [float(protocol.is_correct(one.iou, threshold)) for one in judged]
 
 
-def _by(judged: Sequence[Judged], key: Callable[[Judged], str]) -> dict[str, dict[str, float]]:
-    """Return count and figures per named group; rows without a name are left out."""
+def _mean_accuracy(judged: Sequence[Judged], protocol: Protocol, images: Sequence[str]) -> dict[str, Any]:
+    """Return the mean of the accuracies at IoU 0.5 to 0.95, in steps of 0.05, and its interval."""
+    return asdict(interval(_reached(judged, protocol), images))
+
+
+def _by_scale(judged: Sequence[Judged], protocol: Protocol, images: Sequence[str]) -> dict[str, Any]:
+    """Return figures of small, medium and large objects: the root of the area below 128 pixels, to 256, above."""
+
+    def scale(one: Judged) -> str:
+        x1, y1, x2, y2 = one.answer.boxes[0]
+        side = math.sqrt((x2 - x1) * (y2 - y1))
+        return "small" if side < 128 else "medium" if side <= 256 else "large"
+
+    return _by(judged, scale, protocol)
+
+
+def _by_class(judged: Sequence[Judged], protocol: Protocol, images: Sequence[str]) -> dict[str, Any]:
+    """Return the means over categories, each of which counts once."""
+    groups = _by(judged, lambda one: one.answer.category, protocol).values()
+    means = {key: fmean(group[key] for group in groups) for key in ("acc_50", "mean_iou", "macc") if groups}
+    return {f"{len(groups)} categories": {"rows": len(judged), **means}} if groups else {}
+
+
+EXTRA: Mapping[str, Callable[[Sequence[Judged], Protocol, Sequence[str]], dict[str, Any]]] = {
+    "macc": _mean_accuracy,
+    "by_scale": _by_scale,
+    "by_class": _by_class,
+}
+"""Figures that a protocol may ask for beside the others."""
+
+
+def _by(
+    judged: Sequence[Judged], key: Callable[[Judged], str], protocol: Protocol | None = None
+) -> dict[str, dict[str, float]]:
+    """Return count and figures per named group, with a protocol the mean accuracy; rows without a name are left out."""
     return {
         name: {
             "rows": len(group),
             "acc_50": fmean(float(one.correct) for one in group),
             "mean_iou": fmean(one.iou for one in group),
+            **({} if protocol is None else {"macc": fmean(_reached(group, protocol))}),
         }
         for name in sorted({key(one) for one in judged} - {""})
         if (group := [one for one in judged if key(one) == name])
     }
+
+
+def _reached(judged: Sequence[Judged], protocol: Protocol) -> list[float]:
+    """Return for each answer the share of the thresholds 0.5 to 0.95, in steps of 0.05, that it reaches."""
+    return [fmean(hits) for hits in zip(*(_hits(judged, protocol, step / 20) for step in range(10, 20)), strict=True)]
 
 
 def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] | None = None) -> Path:
@@ -158,7 +241,16 @@ def write_report(evaluation: Evaluation, path: str | Path, rows: Sequence[Row] |
         title=evaluation.title,
         protocol=evaluation.protocol.name,
         figures=figures,
-        groups=[_group("By kind of expression", figures["by_kind"]), _group("By category", figures["by_category"])],
+        groups=[
+            _group(title, figures[key])
+            for title, key in (
+                ("By kind of expression", "by_kind"),
+                ("By scale", "by_scale"),
+                ("Mean over categories", "by_class"),
+                ("By category", "by_category"),
+            )
+            if key in figures
+        ],
         worst=[answer_card(images, one) for one in worst],
         facts=facts(evaluation.settings, evaluation.protocol),
         **figures_tables({"": figures}),
@@ -173,6 +265,7 @@ def figures_tables(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "accuracies": [
             [label, *((f"{100 * side[key]['mean']:.1f}", interval_text(side[key])) for side in sides)]
             for key, label in FIGURES.items()
+            if all(key in side for side in sides)
         ],
         "statuses": [[name, *(side["statuses"][name] for side in sides), what] for name, what in MEANINGS.items()],
         "curve": curve(
@@ -204,23 +297,23 @@ def _group(title: str, groups: Mapping[str, Mapping[str, float]]) -> tuple[str, 
 def answer_card(images: Mapping[str, Row], *answers: Judged) -> dict[str, Any]:
     """Return one or two evaluations' answers to the same row on its image; `images` are rows by id."""
     answer = answers[0].answer
-    found = [(one.parsed.box, colour) for one, colour in zip(answers, COLOURS, strict=False)]
+    found = [(box, colour) for one, colour in zip(answers, COLOURS, strict=False) for box in one.parsed.boxes]
     return {
-        "image": image_of(images, answer, [(box, colour) for box, colour in found if box is not None]),
+        "image": image_of(images, answer, found),
         "caption": answer.expression,
         "lines": [f"{one.answer.text[:200] or one.answer.error} (IoU {one.iou:.2f})" for one in answers],
     }
 
 
 def image_of(images: Mapping[str, Row], answer: Answer, boxes: Sequence[tuple[Box, str]] = ()) -> str | None:
-    """Return an answer's image with its true box, and boxes with their colours, on it; None where it is not at hand."""
+    """Return an answer's image with what is true, and boxes with their colours, on it; None where it is not at hand."""
     row = images.get(answer.id)
     try:
         image = row.load_image() if row is not None else load_image(Path(answer.image))
     except VPPError:
         return None
-    drawn, colours = zip((answer.box, TRUTH), *boxes, strict=True)
-    return image_url(image, drawn, colours)
+    shown = [*((box, TRUTH) for box in answer.boxes), *boxes]
+    return image_url(image, [box for box, _ in shown], [colour for _, colour in shown])
 
 
 def title(settings: Mapping[str, Any]) -> str:

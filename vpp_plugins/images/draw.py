@@ -17,10 +17,11 @@ def draw_boxes(
     labels: Sequence[str] | None = None,
     colours: Sequence[str] = COLOURS,
     thin: bool = False,
+    note: str = "",
 ) -> Image.Image:
     """Return a copy of the image with xyxy pixel boxes on it, one colour each in turn.
 
-    `labels`, one per box, are written on them; an empty one is left out.
+    `labels`, one per box, are written on them; an empty one is left out. A `note` stands in the top left corner.
     """
     if labels is not None and len(labels) != len(boxes):
         raise VPPError(f"one label per box is expected, but {len(labels)} came for {len(boxes)} boxes.")
@@ -28,6 +29,8 @@ def draw_boxes(
     canvas = ImageDraw.Draw(drawn)
     width = max(1, round(max(drawn.size) / 400)) if thin else max(2, round(max(drawn.size) / 200))
     font = ImageFont.load_default(size=max(10, round(max(drawn.size) / 32)))
+    if note:
+        _label(canvas, drawn.size, (0, 0, 0, 0), note, colours[0], font)
     for index, box in enumerate(boxes):
         colour = colours[index % len(colours)]
         canvas.rectangle(box, outline=colour, width=width)

@@ -29,6 +29,8 @@ from vpp_plugins.boxes import (
     box_fault,
     box_iou,
     codec,
+    count_pairs,
+    count_repeats,
     generalized_box_iou,
     opens_thought,
     shown_box,
@@ -204,16 +206,12 @@ def _f1(decoded: Decoded, truth: Sequence[BoxLike], threshold: float) -> float:
 
 def _matches(found: Sequence[Box], truth: Sequence[BoxLike], threshold: float) -> int:
     """Return the most pairs, each box in one at most, that overlap by the threshold."""
-    from scipy.optimize import linear_sum_assignment
-
     if not found:
         return 0
     a, b = np.array(found)[:, None], np.array(truth, dtype=float)[None]  # an answer may hold thousands
     overlap = _areas(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
     union = _areas(a[..., :2], a[..., 2:]) + _areas(b[..., :2], b[..., 2:]) - overlap
-    same = overlap / union >= threshold
-    rows, columns = linear_sum_assignment(same, maximize=True)
-    return int(same[rows, columns].sum())
+    return count_pairs(overlap / union >= threshold)
 
 
 def _areas(first: Float[np.ndarray, "*n 2"], second: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n"]:
@@ -248,6 +246,8 @@ def _several(truth: Any, size_hw: Sequence[int]) -> Sequence[BoxLike]:
                 f"no answer can be right about the true box {shown_box(box)}, which {fault} (height and width: "
                 f"{tuple(size_hw)}): leave this sample out, or correct its boxes."
             )
+    if count_repeats(boxes):
+        raise VPPError(f"{meant} repeats a box, {reprlib.repr(truth)}: leave one of the two out.")
     return boxes
 
 

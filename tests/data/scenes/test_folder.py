@@ -1,5 +1,6 @@
 import io
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,26 @@ def test_foreign_and_broken_folders_are_explained(written: Path, tmp_path: Path)
         load_scenes(tmp_path)
     with pytest.raises(VPPError, match="at least 1"):
         write(tmp_path / "none", count=0)
+
+
+@pytest.mark.parametrize(
+    ("split", "digest"),
+    [
+        ("train", "b6507f2ff8f53fbb"),
+        ("val", "51110d5169c27057"),
+        ("test", "57fcee38274c76dc"),
+        ("heldout", "515cee10e4c345cc"),
+    ],
+)
+def test_the_splits_of_version_1_keep_their_lines(split: str, digest: str, tmp_path: Path) -> None:
+    """Pinned before expressions could have several boxes. The images' hashes are left out: they are Pillow's too."""
+    folder = write(tmp_path / split, count=4, seed=0, split=split, progress=False)
+    rows = [json.loads(line) for line in (folder / "scenes.jsonl").read_text().splitlines()]
+    lines = [json.dumps({key: value for key, value in row.items() if key != "sha256"}) for row in rows]
+    assert sha256("\n".join(lines).encode()).hexdigest()[:16] == digest
+
+
+def test_scenes_of_sets_read_back_as_they_were_made(tmp_path: Path) -> None:
+    folder = write(tmp_path / "sets", count=4, seed=0, split="sets", progress=False)
+    make = SceneGenerator(Shapes(), split="sets", seed=0, size=96)
+    assert [scene.expressions for scene in load_scenes(folder)] == [make.scene(index).expressions for index in range(4)]

@@ -139,3 +139,31 @@ def test_things_that_cannot_be_counted_come_alone(assets: Assets) -> None:
 def test_wrong_settings_are_explained(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(VPPError, match=sentence):
         SceneGenerator(Shapes(), **{"split": "train", "seed": 0, **settings})
+
+
+def test_sets_ask_for_all_of_a_kind_and_for_what_is_not_there() -> None:
+    make = generator("sets", size=320)
+    kinds: Counter[str] = Counter()
+    for scene in map(make.scene, range(40)):
+        for one in scene.expressions:
+            kinds[one.kind] += 1
+            *attribute, name = one.text.split()[1:] or [one.text]
+            alike = [item for item in scene.objects if item.name == name]
+            if one.kind == "several":
+                assert not attribute
+                assert one.boxes_xyxy == tuple(item.box_xyxy for item in alike)
+                assert len(alike) >= 2
+            elif one.kind == "none":
+                assert one.boxes_xyxy == ()
+                assert not alike if not attribute else all(item.attribute not in (None, *attribute) for item in alike)
+            else:
+                assert one.box_xyxy == scene.objects[one.object].box_xyxy
+    assert kinds["several"] > 20
+    assert kinds["none"] >= 40
+    assert sum(kinds.values()) - kinds["several"] - kinds["none"] == 80
+
+
+def test_an_expression_of_several_has_no_one_box() -> None:
+    several = next(one for one in generator("sets").scene(0).expressions if one.kind == "none")
+    with pytest.raises(ValueError, match="not enough values"):
+        _ = several.box_xyxy

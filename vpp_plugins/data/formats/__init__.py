@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpp_plugins.data.formats.arrow import arrow_files, read_arrow
+from vpp_plugins.data.formats.benchmarks import read_groundingme, read_ref_adv, read_ref_l4, read_reviewed
 from vpp_plugins.data.formats.chatterbox import (
     read_grounding,
     read_grounding_cut,
@@ -19,7 +20,7 @@ from vpp_plugins.data.formats.lmms import read_lmms
 from vpp_plugins.data.formats.neutral import read_neutral, read_scenes, write_neutral
 from vpp_plugins.data.formats.odvg import read_odvg, write_odvg
 from vpp_plugins.data.formats.reading import Reading, Writing, Written
-from vpp_plugins.data.formats.refer import read_refer
+from vpp_plugins.data.formats.refer import read_grefcoco, read_refer
 from vpp_plugins.data.formats.rows import EVALUATION, GENIXER, GSEVAL
 from vpp_plugins.data.formats.swift import read_swift, write_swift
 from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, write_webdataset
@@ -52,6 +53,8 @@ class Format:
     """The files that a path means."""
     has_images: bool = False
     """Whether a sample's image is read from where its record says, not from a folder."""
+    writes_images: bool = False
+    """Whether the images lie in the rows and are written to a folder (`Reading.images_to`)."""
 
     @property
     def says_unit(self) -> bool:
@@ -74,8 +77,13 @@ FORMATS: Mapping[str, Format] = {
     "genixer": Format("Genixer lines", "xyxy pixels", GENIXER.read, GENIXER.write),
     "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer),
     "eval-jsonl": Format("lines of Qwen, InternVL and VPP", "xyxy pixels", EVALUATION.read, EVALUATION.write),
-    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms),
+    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms, writes_images=True),
     "gseval": Format("GroundingSuite-Eval.jsonl", "xyxy pixels", GSEVAL.read, GSEVAL.write),
+    "ref-l4": Format("Ref-L4's parquet files", "xywh pixels", read_ref_l4),
+    "ref-l4-reviewed": Format("RefCOCO as Ref-L4 reviewed it", "xywh pixels", read_reviewed),
+    "grefcoco": Format("grefs(unc).json beside instances.json", "xywh pixels", read_grefcoco),
+    "ref-adv": Format("Ref-Adv-s, parquet", "xyxy pixels", read_ref_adv, writes_images=True),
+    "groundingme": Format("GroundingME, parquet", "xyxy pixels", read_groundingme, writes_images=True),
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
     "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),
     "odvg": Format("ODVG lines", "xyxy pixels", read_odvg, write_odvg),

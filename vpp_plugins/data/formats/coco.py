@@ -115,7 +115,7 @@ def _annotations(
     """Yield the annotations, numbered from 1, and note the images and categories as they come."""
     number = 0
     for sample in samples:
-        located = list(sample.located())
+        located = [turn for turn in sample.located() if turn.boxes]
         if len(located) < len(sample.turns):
             writing.tally.add(Issue.NOT_WRITABLE, sample.id)
         if not located:

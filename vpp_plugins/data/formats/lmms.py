@@ -31,7 +31,7 @@ def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
     for file in files:
         if reading.split and not file.name.startswith(f"{reading.split}-"):
             continue
-        for number, row in enumerate(_rows(file)):
+        for number, row in enumerate(parquet_rows(file)):
             row_id = text_of(row.get("question_id"))
             if not row_id or row_id in ids:  # each split counts from 0
                 row_id = f"{file.stem}#{number}"
@@ -40,7 +40,8 @@ def read_lmms(path: Path, reading: Reading) -> Iterator[Record]:
                 yield from _records(row, row_id, reading)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a parquet file. Raises VPPError for what is none."""
     with named_extras("eval"):
         import pyarrow as pa
         from pyarrow import parquet

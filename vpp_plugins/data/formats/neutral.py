@@ -36,12 +36,13 @@ def neutral_record(row: dict[str, Any], sample_id: str, reading: Reading) -> Rec
         turns=tuple(turn for turn in turns if turn is not None),
         split=split,
         category=text_of(row.get("category")),
+        kind=text_of(row.get("kind")),
     )
 
 
 def read_scenes(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per expression; its kind is the category."""
-    from vpp_plugins.data.scenes.folder import load_scenes  # loads torch, which no other format needs
+    from vpp_plugins.data.scenes.folder import boxes_of, load_scenes  # loads torch, which no other format needs
 
     folder = load_scenes(path)
     for record in folder.records:
@@ -50,7 +51,7 @@ def read_scenes(path: Path, reading: Reading) -> Iterator[Record]:
                 id=f"{record['key']}-{number}",
                 image=reading.image_name(record["image"]),
                 size_wh=(record["width"], record["height"]),
-                turns=(Locate(expression["text"], (tuple(expression["box_xyxy"]),)),),
+                turns=(Locate(expression["text"], boxes_of(expression)),),
                 split=folder.manifest["split"],
                 category=expression["kind"],
             )

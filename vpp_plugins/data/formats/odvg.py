@@ -59,7 +59,7 @@ def write_odvg(samples: Iterable[Sample], writing: Writing) -> None:
 
 def _rows(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, Any]]:
     for sample in samples:
-        located = list(sample.located())
+        located = [turn for turn in sample.located() if turn.boxes]
         if len(located) < len(sample.turns):
             writing.tally.add(Issue.NOT_WRITABLE, sample.id)
         writing.written.add(located)

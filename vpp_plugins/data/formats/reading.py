@@ -66,12 +66,12 @@ class Reading:
 
         Raises RefusedError where an image or boxes are named and there are no `data`, as `missing` says, or no image.
         """
-        if not record.image and not record.boxes:
+        if not record.image and not record.is_about_places:
             return record
         if data is None:
             raise RefusedError(Issue.NO_IMAGE, missing)
         size_wh = record.size_wh
-        if size_wh is None and record.boxes:
+        if size_wh is None and record.is_about_places:
             try:
                 size_wh = upright_size(BytesIO(data()))
             except ImageError:

@@ -1,4 +1,7 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and RefClef as the REFER toolkit stores them: `refs(unc).p` beside `instances.json`."""
+"""RefCOCO, RefCOCO+, RefCOCOg and RefClef as the REFER toolkit stores them: `refs(unc).p` beside `instances.json`.
+
+gRefCOCO is stored alike, in `grefs(unc).json`: an expression has a list of annotations, `[-1]` where nothing is there.
+"""
 
 import io
 import pickle
@@ -94,15 +97,23 @@ def read_refer(path: Path, reading: Reading) -> Iterator[Record]:
     `path` is the pickle, or its folder where that holds a single one or, for RefCOCOg, the umd split. The file names in
     the pickle carry the annotation's number and name no file; the images' names come from `instances.json`.
     """
-    pickled = _pickle_file(path)
-    refs = load_plain_pickle(pickled)
+    return _read(_pickle_file(path), reading)
+
+
+def read_grefcoco(path: Path, reading: Reading) -> Iterator[Record]:
+    """Yield a record per sentence of `grefs(unc).json`, or of its folder, with all boxes that it means, also none."""
+    return _read(path / "grefs(unc).json" if path.is_dir() else path, reading)
+
+
+def _read(pickled: Path, reading: Reading) -> Iterator[Record]:
+    refs = [*stream_array(pickled)] if pickled.suffix == ".json" else load_plain_pickle(pickled)
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise VPPError(f"'{pickled}' holds no list of referring expressions.")
     if reading.split and reading.split not in (splits := sorted({text_of(ref.get("split")) for ref in refs})):
         raise VPPError(f"'{pickled}' has no split '{reading.split}'; it has {', '.join(splits)}.")
     instances = pickled.parent / "instances.json"
     images = coco_images(instances, reading.tally)
-    wanted = {ref["ann_id"] for ref in refs if isinstance(ref.get("ann_id"), int)}
+    wanted = {number for ref in refs for number in _annotations(ref) or ()}
     boxes = by_id(_boxes(instances, wanted), "annotation", reading.tally)
     count = 0
     for number, ref in enumerate(refs):
@@ -144,12 +155,13 @@ def _records(
     reading: Reading,
 ) -> Iterator[Record]:
     ref_id = text_of(ref.get("ref_id")) or f"#{number}"
-    image, numbers, sentences = ref.get("image_id"), ref.get("ann_id"), ref.get("sentences")
-    if not isinstance(image, int) or image not in images or not isinstance(numbers, int) or numbers not in boxes:
+    image, meant, sentences = ref.get("image_id"), _annotations(ref), ref.get("sentences")
+    if not isinstance(image, int) or image not in images or meant is None or not boxes.keys() >= set(meant):
         reading.tally.add(Issue.BAD_FIELD, ref_id, "image or annotation not in instances.json")
         return
-    if boxes[numbers][0] != image:
-        reading.tally.add(Issue.BAD_FIELD, ref_id, f"annotation {numbers} is of image {boxes[numbers][0]}, not {image}")
+    if others := [number for number in meant if boxes[number][0] != image]:
+        said = f"annotation {others[0]} is of image {boxes[others[0]][0]}, not {image}"
+        reading.tally.add(Issue.BAD_FIELD, ref_id, said)
         return
     name, size_wh = images[image]
     for sentence in sentences if isinstance(sentences, list) else ():
@@ -159,7 +171,17 @@ def _records(
             id=f"{ref_id}-{sent_id}",
             image=reading.image_name(name),
             size_wh=size_wh,
-            turns=(Locate(said, (boxes[numbers][1],)),),
+            turns=(Locate(said, tuple(boxes[number][1] for number in meant)),),
             unit=PIXELS_XYWH,
             split=text_of(ref.get("split")),
         )
+
+
+def _annotations(ref: dict[str, Any]) -> list[int] | None:
+    """Return the annotations that are meant: one number, or gRefCOCO's list; None where that is broken."""
+    given = ref.get("ann_id")
+    given = given if isinstance(given, list) else [given]
+    if given == [-1] and ref.get("no_target") is True:
+        return []
+    numbers = [number for number in given if isinstance(number, int) and not isinstance(number, bool)]
+    return numbers if numbers and len(numbers) == len(given) else None

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpp_plugins.boxes import NOTHING
 from vpp_plugins.data.dialogue import describes, located_in
 from vpp_plugins.data.formats.conversations import check_named, paired
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, text_of
@@ -55,7 +56,7 @@ def _turn(question: str, answer: str, names: Iterator[str], boxes: Iterator[Numb
     asked = _named(question, refs)
     answered = re.sub(_REF, lambda _: next(names), answer)
     only_boxes = BOX not in question and not re.search(r"\w", answer.replace(BOX, "").replace(_REF, ""))
-    if here and only_boxes and (expression := located_in(question)):
+    if (here or answer.strip() == NOTHING) and only_boxes and (expression := located_in(question)):
         return Locate(_named(expression, refs), here)
     if len(here) == 1 and BOX in question and describes(question):
         return Describe(here, answered)
@@ -78,7 +79,7 @@ def _row(sample: Sample) -> dict[str, Any]:
         match turn:
             case Locate(expression, boxes):
                 names.append(expression)
-                question, answer = _QUESTION, ", ".join([BOX] * len(boxes))
+                question, answer = _QUESTION, ", ".join([BOX] * len(boxes)) or NOTHING
             case Describe(_, description):
                 question, answer = _REGION, description
             case Talk(question, answer):

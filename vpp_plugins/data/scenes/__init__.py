@@ -2,7 +2,14 @@
 
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets, find_assets
 from vpp_plugins.data.scenes.drawn import DrawnScenes, draw_scenes
-from vpp_plugins.data.scenes.folder import FOLDER, SceneFolder, load_real_photos, load_scenes, write_scenes
+from vpp_plugins.data.scenes.folder import (
+    FOLDER,
+    SceneFolder,
+    boxes_of,
+    load_real_photos,
+    load_scenes,
+    write_scenes,
+)
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.scenes.shapes import Shapes
 from vpp_plugins.data.scenes.source import SceneSource
@@ -17,6 +24,7 @@ __all__ = [
     "SceneGenerator",
     "SceneSource",
     "Shapes",
+    "boxes_of",
     "draw_scenes",
     "fetch_assets",
     "find_assets",

@@ -58,7 +58,7 @@ class DrawnScenes(TrainingData):
         chosen = rng.sample(scene.expressions, min(LOCATED, len(scene.expressions)))
         described: list[Turn] = [Describe((thing.box_xyxy,), thing.name) for thing in scene.objects]
         rng.shuffle(described)
-        turns = [*(Locate(found.text, (found.box_xyxy,)) for found in chosen), *described[:DESCRIBED]]
+        turns = [*(Locate(found.text, found.boxes_xyxy) for found in chosen), *described[:DESCRIBED]]
         rng.shuffle(turns)
         turns += described[DESCRIBED:]
         sample = Sample(f"{scene.key}/{index}", str(index), scene.width, scene.height, tuple(turns), split=self.split)

@@ -1,7 +1,7 @@
-"""Referring expressions that are true of exactly one object of a scene, by construction.
+"""Referring expressions that are true of exactly one object of a scene, by construction; for sets of several, or none.
 
 Every rule leaves a margin: where two objects are nearly level, nearly equal or nearly as close, nothing is said.
-Kinds: name, absolute (position in the image), size, ordinal, relation (to a landmark), attribute.
+Kinds: name, absolute (position in the image), size, ordinal, relation (to a landmark), attribute; several, none.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import dist, hypot
 from random import Random
+from typing import Any
 
 BoxXYXY = tuple[float, float, float, float]
 KINDS = ("name", "absolute", "size", "ordinal", "relation", "attribute")
+SINGLES = 2
+"""Expressions of one object beside those of several and of none in a scene of the split `sets`."""
 
 LEVEL_GAP = 0.10  # of the image's side: two centres closer than this are "level" and are not told apart
 AREA_RATIO = 1.5  # box areas closer than this are "the same size"
@@ -51,12 +54,27 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Expression:
-    """A text that is true of one object only. `object` is its index, or None where objects are not listed."""
+    """A text and the boxes of all that it is true of: one, or in the split `sets` any number of objects.
+
+    `object` is the index of the one or the first of them, None where there is none or objects are not listed.
+    """
 
     text: str
-    box_xyxy: BoxXYXY
+    boxes_xyxy: tuple[BoxXYXY, ...]
     kind: str
     object: int | None
+
+    @property
+    def box_xyxy(self) -> BoxXYXY:
+        """The box of the only object; raises ValueError where there are several or none."""
+        (box,) = self.boxes_xyxy
+        return box
+
+    def to_record(self) -> dict[str, Any]:
+        """Return JSON values; one box stands alone, under a key of its own."""
+        one = len(self.boxes_xyxy) == 1
+        boxes = {"box_xyxy": self.box_xyxy} if one else {"boxes_xyxy": self.boxes_xyxy}
+        return {"text": self.text, **boxes, "kind": self.kind, "object": self.object}
 
 
 _Wording = tuple[str, ...]
@@ -86,10 +104,28 @@ def refer(objects: Sequence[SceneObject], side: int, rng: Random) -> tuple[Expre
         if len(group) >= 2 or rng.random() < 0.3:
             found += _relations(objects, name, group, landmarks, side, rng)
     return tuple(
-        Expression(text, objects[index].box_xyxy, kind, index)
+        Expression(text, (objects[index].box_xyxy,), kind, index)
         for kind in KINDS
         for text, index, kind in _at_most([one for one in found if one[2] == kind], MOST_OF_A_KIND, rng)
     )
+
+
+def refer_to_sets(
+    objects: Sequence[SceneObject], singles: Sequence[Expression], absent: Sequence[str], rng: Random
+) -> tuple[Expression, ...]:
+    """Some of the expressions of one object, one for each noun of several objects, and one for each absent thing."""
+    by_name: dict[str, list[int]] = {}
+    for index, item in enumerate(objects):
+        by_name.setdefault(item.name, []).append(index)
+    several = [
+        Expression(
+            f"{rng.choice(('every', 'each'))} {name}", tuple(objects[i].box_xyxy for i in group), "several", group[0]
+        )
+        for name, group in by_name.items()
+        if len(group) >= 2
+    ]
+    none = [Expression(f"the {thing}", (), "none", None) for thing in absent]
+    return (*rng.sample(singles, min(SINGLES, len(singles))), *several, *none)
 
 
 def _at_most(found: list[Found], most: int, rng: Random) -> list[Found]:

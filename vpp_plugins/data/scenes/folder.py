@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
@@ -17,7 +17,7 @@ from typing import Any, overload
 from vpp_plugins.data.json_stream import json_value, progress_bar, stream_lines
 from vpp_plugins.data.record import image_path
 from vpp_plugins.data.scenes.assets import Assets
-from vpp_plugins.data.scenes.expressions import Expression, SceneObject
+from vpp_plugins.data.scenes.expressions import BoxXYXY, Expression, SceneObject
 from vpp_plugins.data.scenes.generator import SCENES_VERSION, Scene, SceneGenerator
 from vpp_plugins.data.scenes.source import SceneSource
 from vpp_plugins.errors import VPPError
@@ -145,8 +145,7 @@ class SceneFolder(Sequence[Scene]):
                 SceneObject(item["name"], tuple(item["box_xyxy"]), item["attribute"]) for item in record["objects"]
             ),
             expressions=tuple(
-                Expression(item["text"], tuple(item["box_xyxy"]), item["kind"], item["object"])
-                for item in record["expressions"]
+                Expression(item["text"], boxes_of(item), item["kind"], item["object"]) for item in record["expressions"]
             ),
         )
 
@@ -156,9 +155,15 @@ def load_real_photos() -> list[Scene]:
     samples = []
     for photo in json.loads((FOLDER / "refs.json").read_text(encoding="utf-8")):
         image = load_image(FOLDER / photo["file"])
-        expressions = tuple(Expression(ref["expr"], tuple(ref["box_xyxy"]), "photo", None) for ref in photo["refs"])
+        expressions = tuple(Expression(ref["expr"], boxes_of(ref), "photo", None) for ref in photo["refs"])
         samples.append(Scene(Path(photo["file"]).stem, image, image.width, image.height, (), expressions))
     return samples
+
+
+def boxes_of(record: Mapping[str, Any]) -> tuple[BoxXYXY, ...]:
+    """Return the boxes of an expression's record."""
+    boxes = [record["box_xyxy"]] if "box_xyxy" in record else record["boxes_xyxy"]
+    return tuple((left, top, right, bottom) for left, top, right, bottom in boxes)
 
 
 # While scenes are written, the work folder holds `lines/`, one file per finished chunk, and `scenes/`, which gets its
@@ -229,7 +234,7 @@ def _write_chunk(generator: SceneGenerator, work: Path, count: int, start: int) 
         record: dict[str, Any] = {"key": scene.key, "image": name, "width": scene.width, "height": scene.height}
         record["sha256"] = sha256_of(work / "scenes" / name)
         record["objects"] = [asdict(item) for item in scene.objects]
-        record["expressions"] = [asdict(expression) for expression in scene.expressions]
+        record["expressions"] = [expression.to_record() for expression in scene.expressions]
         lines.append(json.dumps(record) + "\n")
     write_whole(_lines_file(work, start), "".join(lines))
     return len(lines)

@@ -1,5 +1,7 @@
 """The scene benchmark: 3 to 6 cut-outs on a background, with expressions that each mean exactly one of them.
 
+In the split `sets` they mean any number of them, also none.
+
 A scene is a function of (version, split, seed, index) and of the generator's settings: the order of the calls, the
 process and the global random state do not matter.
 """
@@ -13,14 +15,14 @@ from PIL import Image, ImageFilter
 
 from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.cutouts import PhotoCutouts
-from vpp_plugins.data.scenes.expressions import Expression, SceneObject, refer
+from vpp_plugins.data.scenes.expressions import Expression, SceneObject, refer, refer_to_sets
 from vpp_plugins.data.scenes.source import Cutout, SceneSource
 from vpp_plugins.errors import VPPError, nearest
 
 SCENES_VERSION = 1
 """Raised whenever the same (split, seed, index) would give another image or other texts."""
 
-SPLITS = ("train", "val", "test", "heldout")
+SPLITS = ("train", "val", "test", "heldout", "sets")
 
 SMALLEST_SIDE, LARGEST_SIDE = 0.14, 0.50  # longest side of an object, fraction of the scene's side
 SMALLEST_ROOT_AREA = 0.10  # root of width times height, so that syringes and the like are no mere lines
@@ -67,9 +69,10 @@ class SceneGenerator:
 
     `source` is what `find_assets` or `fetch_assets` returned, or `Shapes()`, or any other SceneSource. train and val
     show seen nouns on training backgrounds (different random streams), test seen nouns on held-out backgrounds,
-    heldout held-out nouns on held-out backgrounds. `size` is the image's side in pixels. `min_objects` and
-    `max_objects` bound the number of objects; a curriculum starts with 1 and 1. `distractors` is the share of the
-    scenes with two or more objects that show one noun at least twice. Raises VPPError for settings that cannot be met.
+    heldout held-out nouns on held-out backgrounds; sets is as test, but asks for several objects and absent ones too.
+    `size` is the image's side in pixels. `min_objects` and `max_objects` bound the number of objects; a curriculum
+    starts with 1 and 1. `distractors` is the share of the scenes with two or more objects that show one noun at least
+    twice. Raises VPPError for settings that cannot be met.
     """
 
     def __init__(
@@ -113,8 +116,23 @@ class SceneGenerator:
                 continue
             image, objects = self._paint(layout, rng)
             expressions = refer(objects, self.size, rng)
+            if expressions and self.split == "sets":
+                expressions = refer_to_sets(objects, expressions, self._absent(objects, rng), rng)
             if expressions:
                 return Scene(f"{self.split}-{self.seed}-{index:06d}", image, self.size, self.size, objects, expressions)
+
+    def _absent(self, objects: tuple[SceneObject, ...], rng: Random) -> list[str]:
+        """A noun of which nothing is there, and where there is one, a noun that is there with another attribute."""
+        shown = {item.name for item in objects}
+        names = [name for name in self._names if not any(name == one or self.source.clash(name, one) for one in shown)]
+        absent = [rng.choice(names)] if names else []
+        others = [
+            f"{cutout.attribute} {name}"
+            for name in sorted(shown)
+            for cutout in self.source.cutouts(name)
+            if cutout.attribute and all(_differs(cutout.attribute, item) for item in objects if item.name == name)
+        ]
+        return absent + ([rng.choice(others)] if others else [])
 
     def _choose_cutouts(self, rng: Random) -> list[Cutout]:
         count = rng.randint(self.min_objects, self.max_objects)
@@ -172,7 +190,7 @@ class SceneGenerator:
         return None
 
     def _paint(self, placed: list[_Placed], rng: Random) -> tuple[Image.Image, tuple[SceneObject, ...]]:
-        image = self.source.background(rng, self.split in ("test", "heldout"), self.size)
+        image = self.source.background(rng, self.split in ("test", "heldout", "sets"), self.size)
         owner = Image.new("L", image.size)  # which object, counted from 1, each pixel shows
         for number, item in enumerate(placed, start=1):
             if rng.random() < 0.6:
@@ -186,6 +204,11 @@ class SceneGenerator:
             box = (float(left), float(top), float(right), float(bottom))
             objects.append(SceneObject(item.cutout.name, box, item.cutout.attribute))
         return image, tuple(objects)
+
+
+def _differs(attribute: str, item: SceneObject) -> bool:
+    """Whether an object is surely not so: its own attribute is known and shares no word with this one."""
+    return bool(item.attribute) and not set(attribute.split()) & set(f"{item.attribute} {item.name}".split())
 
 
 def _covered_share(first_xyxy: tuple[int, int, int, int], second_xyxy: tuple[int, int, int, int]) -> float:

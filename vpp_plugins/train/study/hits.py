@@ -176,7 +176,7 @@ def _collected(run: StudyRun, name: str) -> Hits | None:
         ids=[answer.id for answer in answers],
         images=np.array([numbers[image] for image in images]),
         kinds=[answer.kind for answer in answers],
-        areas=_rounded(_area(answer.box) / (answer.size_hw[0] * answer.size_hw[1]) for answer in answers),
+        areas=_rounded(_area(answer.boxes[0]) / (answer.size_hw[0] * answer.size_hw[1]) for answer in answers),
         iou=np.stack([_rounded(one.iou for one in evaluation.judged) for evaluation in evaluations]),
         random=_rounded(_chances(run.study.sets[name].data, images, last.judged)),
         shuffled=None if mixed is None else _rounded(one.iou for one in mixed.judged),
@@ -200,7 +200,7 @@ def _chances(data: str, images: Sequence[str], judged: Sequence[Any]) -> list[fl
     """
     asked: dict[str, set[Box]] = {}
     for image, one in zip(images, judged, strict=True):
-        asked.setdefault(image, set()).add(one.answer.box)
+        asked.setdefault(image, set()).add(one.answer.boxes[0])
     listed: dict[str, list[Box]] = {}
     if (Path(data) / "scenes.jsonl").is_file():
         records = load_scenes(data).records
@@ -208,7 +208,7 @@ def _chances(data: str, images: Sequence[str], judged: Sequence[Any]) -> list[fl
     chances = []
     for image, one in zip(images, judged, strict=True):
         objects = listed.get(one.answer.id.rpartition("/")[0]) or sorted(asked[image])
-        chances.append(sum(box_iou(box, one.answer.box) >= 0.5 for box in objects) / len(objects))
+        chances.append(sum(box_iou(box, one.answer.boxes[0]) >= 0.5 for box in objects) / len(objects))
     return chances
 
 

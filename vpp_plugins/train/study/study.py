@@ -193,7 +193,7 @@ def _check_names(study: Study) -> None:
         raise VPPError(f"budgets are numbers of steps that rise, but are {list(study.budgets)}.")
     for one in study.sets.values():
         if protocol(one.protocol).task != "box":
-            raise VPPError(f"the protocol '{one.protocol}' asks for words: a study compares boxes.")
+            raise VPPError(f"the protocol '{one.protocol}' asks for words or sets: a study compares single boxes.")
 
 
 def _toml(key: str, value: Any) -> str:
