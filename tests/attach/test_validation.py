@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests.tiny import attached, inputs_for, toy_config
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
-from vpp_plugins.attach.validation import check_call
+from vpp_plugins.attach.validation import CACHES, check_call, embedded_ids
 from vpp_plugins.processor.tile_boxes import to_tile_boxes
 
 WINDOWS = [(0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)]
@@ -145,3 +146,15 @@ class TestVideos:
 
         with pytest.raises(VPPError, match="videos not yet"):
             model(**inputs, **videos) if how == "forward" else model.generate(**inputs, **videos)
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_what_a_cache_holds_is_not_embedded_again_whatever_it_is_called(name: str) -> None:
+    """transformers 5.24 calls it `cache`, and generate passes it on under that name."""
+    ids, cache = torch.arange(6)[None], DynamicCache()
+    cache.update(torch.zeros(1, 1, 4, 2), torch.zeros(1, 1, 4, 2), 0)
+
+    found = embedded_ids((), {"input_ids": ids, name: cache})
+
+    assert found is not None
+    assert found.tolist() == [[4, 5]]

@@ -2,12 +2,15 @@ import importlib
 import json
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from tests.evaluate.conftest import Stub
 from tests.tiny import attached
@@ -71,8 +74,24 @@ def lmms_eval(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def stub(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """In the model's place."""
     stub = Stub(lambda question, image: "[0.25, 0.5, 0.5, 0.75]")
-    monkeypatch.setattr(models, "load_grounder", lambda *_, **__: stub)
+    stub.model = nn.Module()  # type: ignore[attr-defined]
+    vars(stub.model).update(generation_config=types.SimpleNamespace(), device=torch.device("cpu"))  # type: ignore[attr-defined]
+    stub.loaded = []  # type: ignore[attr-defined]
+
+    def load(model: str, **options: Any) -> Stub:
+        stub.loaded.append((model, {name: value for name, value in options.items() if value is not None}))  # type: ignore[attr-defined]
+        return stub
+
+    monkeypatch.setattr(models, "load_grounder", load)
     return stub
+
+
+def asked(*numbers: int, **generation: int) -> list[Any]:
+    """lmms-eval's requests about the documents of its task."""
+    return [
+        types.SimpleNamespace(args=(REQUEST, generation, lambda doc: [doc["image"]], number, "task", "test"))
+        for number in numbers
+    ]
 
 
 class TestLmmsEval:
@@ -85,14 +104,8 @@ class TestLmmsEval:
     def test_it_answers_requests_in_order(self, lmms_eval: Any, stub: Stub) -> None:
         model = lmms_eval.LmmsEvalModel("folder", batch_size="2")
         model.task_dict = {"task": {"test": [{"image": WIDE}, {"image": WIDE.rotate(90, expand=True)}]}}
-        requests = [
-            types.SimpleNamespace(
-                args=(REQUEST, {"max_new_tokens": 50}, lambda doc: [doc["image"]], number, "task", "test")
-            )
-            for number in (1, 0)
-        ]
 
-        assert model.generate_until(requests) == [
+        assert model.generate_until(asked(1, 0, max_new_tokens=50)) == [
             "[0.0000, 0.5000, 0.5000, 0.7500]",
             "[0.2500, 0.5000, 0.5000, 1.0000]",
         ]
@@ -107,9 +120,58 @@ class TestLmmsEval:
         with pytest.raises(VPPError, match=r"--gen_kwargs do_sample=False,num_beams=1"):
             model.generate_until([request])
 
-    def test_a_batch_size_that_is_none(self, lmms_eval: Any, stub: Stub) -> None:
-        with pytest.raises(VPPError, match="is 'auto': give --batch_size 8"):
-            lmms_eval.LmmsEvalModel("folder", batch_size="auto")
+    def test_it_takes_what_the_kit_gives_its_own_models(self, lmms_eval: Any, stub: Any) -> None:
+        """Its flags --batch_size, --max_batch_size and --device arrive beside what --model_args says."""
+        model = lmms_eval.LmmsEvalModel(
+            "folder", batch_size=4, max_batch_size=None, device="cpu", torch_dtype="torch.bfloat16", use_cache=False,
+            max_new_tokens=9, attn_implementation="eager", device_map="", revision="main", trust_remote_code=False,
+        )  # fmt: skip
+        model.task_dict = {"task": {"test": [{"image": WIDE}]}}
+        model.generate_until(asked(0))
+
+        own = {"attn_implementation": "eager", "revision": "main", "trust_remote_code": False}
+        assert stub.loaded == [("folder", {"device": "cpu", "dtype": "bfloat16", **own})]
+        assert stub.model.generation_config.use_cache is False
+        assert stub.generation["max_new_tokens"] == 9
+        assert model.device.type == "cpu"
+
+    def test_an_automatic_batch_size_is_halved_until_it_fits(self, lmms_eval: Any, stub: Stub) -> None:
+        model = lmms_eval.LmmsEvalModel("folder", batch_size="auto", max_batch_size=4)
+        model.task_dict = {"task": {"test": [{"image": WIDE}]}}
+        asking = stub.ask
+
+        def ask(images: Any, questions: Any, **generation: int) -> Any:
+            if len(questions) > 2:
+                raise torch.OutOfMemoryError("the card is full")
+            return asking(images, questions, **generation)
+
+        stub.ask = ask  # type: ignore[method-assign]
+
+        assert len(model.generate_until(asked(0, 0, 0, 0, 0))) == 5
+        assert stub.batches == [2, 2, 1]
+
+    def test_memory_that_a_given_batch_size_does_not_fit_into(self, lmms_eval: Any, stub: Any) -> None:
+        model = lmms_eval.LmmsEvalModel("folder", batch_size="2")
+        model.task_dict = {"task": {"test": [{"image": WIDE}]}}
+        stub.ask = lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("the card is full"))
+
+        with pytest.raises(torch.OutOfMemoryError):
+            model.generate_until(asked(0))
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ({"max_num_frames": 32}, "the bridge to lmms-eval knows no 'max_num_frames': it takes pretrained, vpp, "),
+            ({"revison": "main"}, r"Did you mean 'revision'\?"),
+            ({"batch_size": "many"}, "--batch_size must be 'auto' or a whole number from 1, but is 'many'"),
+            ({"batch_size": 0}, "a whole number from 1, but is '0'"),
+        ],
+    )
+    def test_a_flag_that_it_does_not_know(
+        self, lmms_eval: Any, stub: Stub, arguments: dict[str, Any], said: str
+    ) -> None:
+        with pytest.raises(VPPError, match=said):
+            lmms_eval.LmmsEvalModel("folder", **arguments)
 
     def test_what_it_cannot_do(self, lmms_eval: Any, stub: Stub) -> None:
         model = lmms_eval.LmmsEvalModel("folder")
@@ -119,18 +181,84 @@ class TestLmmsEval:
             model.generate_until_multi_round([])
 
 
+class RefCOCO:
+    """A data set as VLMEvalKit has them: rows, and each row's message; `dump_image` writes its image as a file."""
+
+    dataset_name = "RefCOCO"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.data = folder, [{"index": 3, "image": WIDE}, {"index": 5, "image": WIDE}]
+
+    def dump_image(self, line: dict[str, Any]) -> list[str]:
+        path = self.folder / f"{line['index']}.png"
+        line["image"].save(path)
+        return [str(path)]
+
+    def build_prompt(self, line: dict[str, Any]) -> list[dict[str, str]]:
+        images = [{"type": "image", "value": path} for path in self.dump_image(line)]
+        return [*images, {"type": "text", "value": REQUEST}]
+
+
+def infer(build: Callable[..., Any], data: RefCOCO, **flags: Any) -> dict[int, str]:
+    """What VLMEvalKit's vlmeval/inference.py does with a model of its table that is no API."""
+    model = build(**flags)
+    assert not getattr(model, "is_api", False)
+    model.set_dump_image(data.dump_image)
+    found = {}
+    for line in data.data:
+        custom = hasattr(model, "use_custom_prompt") and model.use_custom_prompt(data.dataset_name)
+        message = model.build_prompt(line, dataset=data.dataset_name) if custom else data.build_prompt(line)
+        found[line["index"]] = model.generate(message=message, dataset=data.dataset_name)
+    return found
+
+
 class TestVLMEvalKit:
-    def test_it_answers_a_message(self, stub: Stub, tmp_path: Path) -> None:
-        WIDE.save(tmp_path / "wide.png")
-        message = [{"type": "image", "value": str(tmp_path / "wide.png")}, {"type": "text", "value": REQUEST}]
+    @pytest.mark.parametrize("flags", [{}, {"use_vllm": False}])
+    def test_the_kit_asks_it_row_by_row(self, stub: Any, tmp_path: Path, flags: dict[str, Any]) -> None:
+        """The kit calls set_dump_image unasked, and gives use_vllm to each model whose name holds "Qwen2.5-VL"."""
+        build = partial(VPPModel, "folder", vpp="prompts", dtype="float32", attn_implementation="sdpa")
 
-        model = VPPModel("folder")
-        model.set_dump_image(lambda line: [])  # the kit does so before it asks
-        assert model.generate(message) == "[0.2500, 0.5000, 0.5000, 1.0000]"
+        answer = "[0.2500, 0.5000, 0.5000, 1.0000]"
+        assert infer(build, RefCOCO(tmp_path), **flags) == {3: answer, 5: answer}
+        options = {"vpp": "prompts", "dtype": "float32", "attn_implementation": "sdpa"}
+        assert stub.loaded == [("folder", options)]
 
-    def test_two_images(self, stub: Stub) -> None:
-        with pytest.raises(VPPError, match="2 images and 0 texts came"):
-            VPPModel("folder").generate([{"type": "image", "value": "a"}, {"type": "image", "value": "b"}])
+    def test_a_model_of_its_own_prompts_finds_the_images_of_a_row(self, stub: Stub, tmp_path: Path) -> None:
+        model, data = VPPModel("folder"), RefCOCO(tmp_path)
+        model.set_dump_image(data.dump_image)
+
+        assert model.dump_image(data.data[0], data.dataset_name) == [str(tmp_path / "3.png")]
+
+    def test_parts_may_be_bare_texts(self, stub: Stub, tmp_path: Path) -> None:
+        """The kit's base class takes a text, a part, a list of texts and a list of parts."""
+        (path,) = RefCOCO(tmp_path).dump_image({"index": 1, "image": WIDE})
+
+        assert VPPModel("folder").generate([path, REQUEST]) == "[0.2500, 0.5000, 0.5000, 1.0000]"
+
+    @pytest.mark.parametrize(
+        ("message", "said"),
+        [
+            ([{"type": "image", "value": "a"}] * 2, "2 images and 0 texts came"),
+            ("What is VPP?", "0 images and 1 texts came"),
+            ([{"type": "video", "value": "a.mp4"}, "What?"], "0 images and 1 texts and 1 videos came"),
+        ],
+    )
+    def test_another_message(self, stub: Stub, message: Any, said: str) -> None:
+        with pytest.raises(VPPError, match=said):
+            VPPModel("folder").generate(message)
+
+    def test_what_it_cannot_do(self, stub: Stub) -> None:
+        with pytest.raises(VPPError, match="one question per image"):
+            VPPModel("folder").chat([{"role": "user", "content": "What?"}])
+        with pytest.raises(VPPError, match="vLLM runs no prompts"):
+            VPPModel("folder", use_vllm=True)
+        with pytest.raises(VPPError, match="the bridge to VLMEvalKit knows no 'model_path': it takes model, vpp"):
+            VPPModel("folder", model_path="another")
+
+
+def test_the_pocket_model_takes_no_loading_options() -> None:
+    with pytest.raises(VPPError, match="loaded as it is, but attn_implementation came"):
+        models.load_grounder("pocket", attn_implementation="eager")
 
 
 class TestSettings:

@@ -19,6 +19,9 @@ ENCODED = (
 )
 """transformers' names, beside `mm_encoder_outputs`, for images that are encoded already."""
 
+CACHES = ("cache", "past_key_values", "cache_params")
+"""transformers' names for what a host has seen before: the first since 5.24, the others before, and and still taken."""
+
 
 def has_features(call: dict[str, Any]) -> bool:
     """Return whether the call brings the host images that are encoded already."""
@@ -97,7 +100,7 @@ def embedded_ids(rest: tuple[Any, ...], call: dict[str, Any]) -> Tensor | None:
     """Return the ids that generate will embed: not those that a key-value cache already holds."""
     given = (call.get("input_ids"), call.get("inputs"), *rest)
     ids = next((c for c in given if isinstance(c, Tensor) and c.ndim == 2 and not c.is_floating_point()), None)
-    cache, mask = call.get("past_key_values"), call.get("attention_mask")
+    mask, cache = call.get("attention_mask"), next((call[name] for name in CACHES if call.get(name) is not None), None)
     if ids is None or cache is None or (mask is not None and mask.shape[1] != ids.shape[1]):  # as generate does
         return ids
     return ids[:, int(cache.get_seq_length()) :]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vpp_plugins.attach import CONFIG_FILE, attach_vpp
-from vpp_plugins.errors import VPPError, named_extras
+from vpp_plugins.errors import VPPError, few, named_extras
 from vpp_plugins.evaluate.run import processes
 from vpp_plugins.files import check_weights_listed, is_hub_id
 from vpp_plugins.ground import Grounder
@@ -20,19 +20,27 @@ POCKET = {"pocket": True, "pocket-without-vpp": False}
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
 """PEFT's file beside LoRA, and its key for the host."""
+FOR_BOTH = ("revision", "trust_remote_code")
 _PROBED = 64
 """Values of each tensor that a model's fingerprint reads."""
 
 
 @named_extras("eval")
 def load_grounder(
-    model: str, *, vpp: str | None = None, box_format: str | None = None, dtype: str = "auto", device: str | None = None
+    model: str,
+    *,
+    vpp: str | None = None,
+    box_format: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    **options: Any,
 ) -> Grounder:
     """Load a model by name and make it ready to be asked.
 
     `model` is "pocket" or "pocket-without-vpp", or a folder or hub id of an image-text-to-text model; `vpp` is what
     `save_vpp` or a run wrote for it, LoRA included, and defaults to the prompts beside the model where there are some.
-    `device` defaults to the first GPU of this process, or else the CPU.
+    `device` defaults to the first GPU of this process, or else the CPU. `options` go to `load_pretrained`; where
+    `device_map` is one of them, it places the host.
     """
     if dtype not in DTYPES:
         raise VPPError(f"the dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
@@ -42,16 +50,18 @@ def load_grounder(
             raise VPPError(f"'{model}' comes with its own prompts, so '{vpp}' cannot be put on: leave --vpp out.")
         if dtype not in ("auto", "float32"):
             raise VPPError(f"the pocket model runs in float32, but {dtype} was asked for: leave --dtype out.")
+        if options:
+            raise VPPError(f"the pocket model is loaded as it is, but {few(list(options))} came: leave it out.")
         from vpp_plugins.pocket import load_pocket
 
         pocket, own = load_pocket(vpp=POCKET[model])
         nn.Module.to(pocket, place)
         return Grounder(pocket, own, box_format=box_format)
     lora = vpp if vpp is not None and vpp != model and Path(vpp, ADAPTER).is_file() else None
-    host, processor = load_pretrained(model, lora, dtype=dtype)
+    host, processor = load_pretrained(model, lora, dtype=dtype, **options)
     if lora is not None:
         _put_on(host, lora)
-    host = host.to(place).eval()
+    host = host.eval() if "device_map" in options else host.to(place).eval()
     beside = model if vpp is None else vpp
     bare = vpp is None or Path(beside, ADAPTER).is_file()  # a control's LoRA has no prompts beside it
     prompts = None if bare and not Path(beside, CONFIG_FILE).is_file() else beside
@@ -79,7 +89,8 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
         host = AutoModelForImageTextToText.from_pretrained(below or model, **options)
         if below is not None:
             _put_on(host, model)
-        return host, AutoProcessor.from_pretrained(processor or model)
+        both = {name: value for name, value in options.items() if name in FOR_BOTH and processor is None}
+        return host, AutoProcessor.from_pretrained(processor or model, **both)
     except (OSError, ValueError) as error:
         raise _not_loaded(below or model, str(error).strip().splitlines()[0]) from None
 

@@ -3,14 +3,14 @@
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from vpp_plugins.boxes import answer_of
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate.models import fingerprint_of_model
 from vpp_plugins.evaluate.run import Asker
 from vpp_plugins.evaluate.settings import answer_settings, differences, versions
@@ -22,6 +22,8 @@ MOST_TOKENS = 128
 
 _REQUEST = re.compile(r"bounding box.*?region this sentence describes:\s*(?P<expr>.+?)\s*\Z", re.DOTALL | re.IGNORECASE)
 """How lmms-eval (refcoco_bbox_rec) and VLMEvalKit (RefCOCO) ask for a box."""
+LOADING = ("attn_implementation", "device_map", "revision", "trust_remote_code")
+"""What a kit may say, beside a bridge's own arguments, of how the host is loaded: it goes to `from_pretrained`."""
 
 
 def answer(
@@ -50,7 +52,7 @@ def answer(
     return answers
 
 
-def keep_settings(asker: Asker, file: str | None) -> None:
+def keep_settings(asker: Asker, file: str | None, *, max_new_tokens: int = MOST_TOKENS) -> None:
     """Write into a JSON file what decides the answers, which a kit's own results do not hold; None warns of that.
 
     Kits go on with the answers of an earlier run: raises VPPError for a file that holds other settings.
@@ -66,7 +68,7 @@ def keep_settings(asker: Asker, file: str | None) -> None:
     about: dict[str, Any] = {"box_format": asker.codec.family, "versions": versions()}
     if isinstance(asker, Grounder):
         about["model_sha256"] = fingerprint_of_model(asker.model)
-        about |= answer_settings(asker, {"max_new_tokens": MOST_TOKENS, "num_beams": 1})
+        about |= answer_settings(asker, {"max_new_tokens": max_new_tokens, "num_beams": 1})
     if path.exists():
         for name, known, now in differences(_read_settings(path), about):
             raise VPPError(
@@ -85,3 +87,15 @@ def _read_settings(path: Path) -> dict[str, object]:
     if not isinstance(known, dict):
         raise VPPError(f"'{path}' does not hold settings: name another file for them.")
     return known
+
+
+def loading(kit: str, options: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """Return a kit's further options, but for unset ones: kits mean nothing by an empty device_map.
+
+    Raises VPPError for one that is none of `LOADING`; `own` are the names that the bridge takes itself.
+    """
+    takes = (*own, *LOADING)
+    for name in options:
+        if name not in LOADING:
+            raise VPPError(f"the bridge to {kit} knows no '{name}': it takes {', '.join(takes)}.{nearest(name, takes)}")
+    return {name: value for name, value in options.items() if value not in (None, "")}
