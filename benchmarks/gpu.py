@@ -4,7 +4,8 @@
   many tokens, and the detector's and projector's FLOPs at the rate that a large matrix product reaches here.
 - Decoding: tokens a second of `generate` with VPP, against the bare host with as many tokens.
 - A LoRA training step, likewise, and the memory at its peak.
-- Attention: xformers, torch's SDPA and the plain twin, on the detector's own sizes, forward and backward.
+- Attention: xformers, torch's SDPA and the plain twin, on the detector's own sizes, forward and backward; images of
+  different lengths in one piece by xformers and by torch's own varlen_attn.
 - CUDA graphs for the local prompt, see `gpu_prompt`.
 
 `--tiny` runs all of it on the CPU at toy size, to see that it works; its rows mean nothing.
@@ -26,7 +27,7 @@ from benchmarks import gpu_prompt
 from benchmarks.hosts import FILLER_ID, IMAGE_ID, VPP_ID, sharing
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
 from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, attach_vpp
-from vpp_plugins.prompts import attend
+from vpp_plugins.prompts import attend, attend_ragged
 
 OUT = Path("out/bench/gpu.json")
 COMMAND = "python -m benchmarks.gpu, on a machine with a GPU of 40 GB or more"
@@ -37,6 +38,7 @@ NAMES = {
     "GPU: memory at the peak of a LoRA step with VPP, beyond the bare host's": None,
     "GPU: attention by xformers, to SDPA": None,
     "GPU: attention by SDPA, to the plain twin": None,
+    "GPU: images of different lengths by xformers, to torch's varlen_attn": None,
     **dict.fromkeys(gpu_prompt.NAMES),
 }
 FULL = {
@@ -240,7 +242,28 @@ def _attention(
     return [
         median_row(by_xformers, ratios(times["xformers"], times["sdpa"]), unit="x") if len(names) == 3 else missing,
         median_row(by_sdpa, ratios(times["sdpa"], times["math"]), unit="x"),
+        _ragged(list(NAMES)[6], query.detach(), rounds, clock),
     ]
+
+
+def _ragged(name: str, images: Tensor, rounds: int, clock: Callable[[], float]) -> Row:
+    """Time images of different lengths, forward: the i-th of 8 brings (8 + i) / 15 of its tokens."""
+    if not _has_xformers(images.device):
+        return Row(name=name, value=None, unit="x", note="xformers is not installed, or has no GPU here")
+    from torch.nn.attention.varlen import varlen_attn
+
+    lengths = [images.shape[2] * (8 + i) // 15 for i in range(8)]
+    packed = torch.cat([image[:, :length].transpose(0, 1) for image, length in zip(images, lengths, strict=True)])
+    bounds = torch.tensor([0, *lengths], device=images.device).cumsum(0).int()
+    times = interleaved(
+        {
+            "xformers": lambda: attend_ragged(*[packed[None]] * 3, lengths, lengths, implementation="xformers"),
+            "varlen": lambda: varlen_attn(*[packed] * 3, bounds, bounds, max(lengths), max(lengths)),
+        },
+        rounds=rounds,
+        clock=clock,
+    )
+    return median_row(name, ratios(times["xformers"], times["varlen"]), unit="x")
 
 
 def _has_xformers(device: torch.device) -> bool:

@@ -8,10 +8,11 @@ NAMES = {
     "vpp_plugins": (
         "GlobalVPP GlobalVPPConfig Grounder Grounding HalfPrecisionVPPWarning LocalVPP LocalVPPConfig "
         "UntrainedVPPWarning VPPConfig VPPError VPPProcessor attach_vpp detach_vpp hookimpl is_attached "
-        "load_vpp save_vpp vpp_disabled "
+        "load_vpp save_vpp vpp_disabled vpp_of "
     ),
     "vpp_plugins.attach": (
         "CONFIG_FILE WEIGHTS_FILE attach_vpp detach_vpp host_state is_attached load_vpp save_vpp unwrap vpp_disabled "
+        "vpp_of "
     ),
     "vpp_plugins.backbone": "Backbone PixelLayout keep_processor",
     "vpp_plugins.boxes": (

@@ -1,5 +1,6 @@
 """Tiny random hosts and processors, built from configurations: nothing is downloaded. Imported as `tests.tiny`."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,12 @@ FULL = len(WORDS)
 """A vocabulary without a spare row: it has to grow for the placeholder."""
 TEXTS = ["the red cup", "USER: <image> where is the cup ASSISTANT:", "<image> red <image> cup"]
 """A text for no image, for one, and for two."""
+
+
+def cached(cache: Any) -> dict[str, Any]:
+    """A key-value cache under the name that this transformers gives it: `cache` since 5.24."""
+    names = inspect.signature(LlavaForConditionalGeneration.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def tiny_llava(*, vocabulary: int = 32, tied: bool = False, seed: int = 0) -> LlavaForConditionalGeneration:

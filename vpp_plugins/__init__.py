@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vpp_plugins.attach import attach_vpp, detach_vpp, is_attached, load_vpp, save_vpp, vpp_disabled
+    from vpp_plugins.attach import attach_vpp, detach_vpp, is_attached, load_vpp, save_vpp, vpp_disabled, vpp_of
     from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
     from vpp_plugins.errors import HalfPrecisionVPPWarning, UntrainedVPPWarning, VPPError
     from vpp_plugins.ground import Grounder, Grounding
@@ -41,10 +41,11 @@ __all__ = [
     "load_vpp",
     "save_vpp",
     "vpp_disabled",
+    "vpp_of",
 ]
 
 _HOMES = {
-    "attach": ("attach_vpp", "detach_vpp", "is_attached", "load_vpp", "save_vpp", "vpp_disabled"),
+    "attach": ("attach_vpp", "detach_vpp", "is_attached", "load_vpp", "save_vpp", "vpp_disabled", "vpp_of"),
     "config": ("GlobalVPPConfig", "LocalVPPConfig", "VPPConfig"),
     "errors": ("HalfPrecisionVPPWarning", "UntrainedVPPWarning", "VPPError"),
     "ground": ("Grounder", "Grounding"),

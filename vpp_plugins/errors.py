@@ -1,8 +1,12 @@
 """The one error type that this library raises for a mistake its user can mend."""
 
 import difflib
+import functools
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 
 class VPPError(ValueError):
@@ -33,7 +37,7 @@ EXTRAS = {
         "filelock huggingface_hub jinja2 rich safetensors sentencepiece timm tokenizers torchvision transformers typer"
     ),
     "train": "accelerate datasets gguf ijson peft psutil pyarrow scipy tensorboard trl",
-    "eval": "pycocoevalcap",
+    "captions": "pycocoevalcap",
     "all": "xformers",
     "app": "gradio",
 }
@@ -57,6 +61,29 @@ def named_extras(extra: str = "") -> Iterator[None]:
         raise MissingExtraError(
             f"this needs {name}, which the extra '{extra}' installs: pip install 'vpp-plugins[{extra}]'."
         ) from None
+
+
+TESTED = {"peft": "0.21", "torch": "2.15", "transformers": "5.24", "trl": "1.16"}
+"""The newest releases with which the tests pass: `make test-newest`."""
+
+
+@functools.cache
+def warn_untested(stacklevel: int) -> None:
+    """Warn, once in a process, of libraries here that are newer than what was tested."""
+    from importlib.metadata import distributions  # only where something is attached: `vpp --help` need not wait for it
+
+    here = {name: found.version for name in TESTED for found in islice(distributions(name=name), 1)}
+    newer = [name for name, found in here.items() if _release(found) > _release(TESTED[name])]
+    if newer:
+        listed = " and ".join(f"{name} {here[name]} is newer than {TESTED[name]}" for name in newer)
+        warnings.warn(
+            f"{listed}, up to which this version of vpp-plugins is tested: where something breaks, install that one.",
+            stacklevel=stacklevel,
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -32,9 +32,11 @@ from vpp_plugins import (
     load_vpp,
     save_vpp,
     vpp_disabled,
+    vpp_of,
 )
 from vpp_plugins.attach.attach import host_state, unwrap
 from vpp_plugins.plugins.backbone import Backbone
+from vpp_plugins.prompts import VPP
 from vpp_plugins.testing import assert_same, fingerprint
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -495,3 +497,13 @@ def test_unwrap_looks_through_data_parallel() -> None:
 
     assert unwrap(nn.DataParallel(model)) is model
     assert unwrap(model) is model
+
+
+def test_the_prompts_are_found_through_wrappers_and_by_their_own_type() -> None:
+    model, _ = attached()
+
+    prompts: VPP = vpp_of(nn.DataParallel(model))
+
+    assert prompts is model.vpp
+    with pytest.raises(VPPError, match="attach_vpp"):
+        vpp_of(tiny_llava())

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.attach.reference_host import twin_of
-from tests.tiny import TOY_GLOBAL, attached, inputs_for, tiny_llava, toy_config
+from tests.tiny import TOY_GLOBAL, attached, cached, inputs_for, tiny_llava, toy_config
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.hooks import SLOT, Slot, close_session, inject, install, open_session, overlay, remove
@@ -154,7 +154,7 @@ class TestOverlay:
         inputs = inputs_for(processor, [1])
         model(**inputs)
         with pytest.raises(AttributeError):
-            model(**inputs, past_key_values="nonsense")
+            model(**inputs, **cached("nonsense"))
         seen = pixels_seen(model)
 
         with vpp_disabled(model):

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGene
 from transformers.cache_utils import StaticCache
 
 from tests.attach.reference_host import twin_of
-from tests.tiny import FULL, TOY_GLOBAL, attached, inputs_for, tiny_llava, tiny_processor, toy_config
+from tests.tiny import FULL, TOY_GLOBAL, attached, cached, inputs_for, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import UntrainedVPPWarning, VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
 from vpp_plugins.attach.host import attached_class
 from vpp_plugins.attach.vocabulary import NeverTokens
@@ -109,7 +109,7 @@ class TestEqualsAnUnpatchedTwin:
 
         cache = model(**first, use_cache=True).past_key_values
         second["attention_mask"] = torch.ones_like(both)
-        ours = model(**second, past_key_values=cache).logits
+        ours = model(**second, **cached(cache)).logits
 
         torch.testing.assert_close(ours, twin(**theirs).logits[:, -second["input_ids"].shape[1] :])
 
@@ -120,7 +120,7 @@ class TestEqualsAnUnpatchedTwin:
         first, second = inputs_for(processor, [1]), inputs_for(processor, [2])
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(**first, past_key_values=cache, use_cache=True)
+            model(**first, **cached(cache), use_cache=True)
         whole = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
         images = {k: second[k] for k in ("pixel_values", "vpp_pixel_values")}
         everything = {k: torch.cat([first[k], second[k]]) for k in images}
@@ -128,7 +128,7 @@ class TestEqualsAnUnpatchedTwin:
 
         ids = whole if given == "the whole conversation" else second["input_ids"]
 
-        ours = answer(model, {"input_ids": ids, "attention_mask": mask, **images}, past_key_values=cache)
+        ours = answer(model, {"input_ids": ids, "attention_mask": mask, **images}, **cached(cache))
 
         assert torch.equal(ours, answer(model, {"input_ids": whole, "attention_mask": mask, **everything}))
 
@@ -138,7 +138,7 @@ class TestEqualsAnUnpatchedTwin:
         inputs = inputs_for(processor, [2])
         cache = StaticCache(config=model.config.text_config, max_cache_len=64)
 
-        assert torch.equal(answer(model, inputs, past_key_values=cache), answer(model, inputs))
+        assert torch.equal(answer(model, inputs, **cached(cache)), answer(model, inputs))
 
     @torch.no_grad()
     def test_hidden_states_and_attentions_are_recorded(self) -> None:
@@ -406,7 +406,7 @@ class TestWrongCalls:
         with pytest.raises(VPPError):
             model(**inputs | {"vpp_pixel_values": inputs["vpp_pixel_values"].repeat(2, 1, 1, 1)})
         with pytest.raises(AttributeError):
-            model(**inputs, past_key_values="nonsense")
+            model(**inputs, **cached("nonsense"))
 
         assert torch.equal(model(**inputs).logits, expected)
 

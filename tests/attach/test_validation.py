@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.tiny import attached, inputs_for, toy_config
+from tests.tiny import attached, cached, inputs_for, toy_config
 from vpp_plugins import VPPError, detach_vpp, vpp_disabled
 from vpp_plugins.attach.attach import host_state
 from vpp_plugins.attach.validation import CACHES, check_call, embedded_ids
@@ -124,7 +124,7 @@ class TestImagesForTheHost:
         inputs = inputs_for(processor, [1])
         cache = model(**inputs, use_cache=True).past_key_values
 
-        assert model(input_ids=torch.tensor([[5]]), past_key_values=cache).logits.isfinite().all()
+        assert model(input_ids=torch.tensor([[5]]), **cached(cache)).logits.isfinite().all()
 
     def test_encoded_already_they_bypass_the_global_prompt(self) -> None:
         model, processor = attached()

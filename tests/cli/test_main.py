@@ -15,12 +15,13 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     code, out, err = vpp("plugins")
 
     assert (code, err) == (0, "")
-    lines = out.splitlines()
+    lines, attentions = out.splitlines()[:-2], out.splitlines()[-2:]
     generators = [line for line in lines if "\ta generator of the local prompt, from " in line]
     adapters = [line for line in lines if line not in generators]
     assert "llava\tvpp_adapters.llava" in adapters
     assert "nanodet\ta generator of the local prompt, from nanodet" in generators
     assert lines == sorted(adapters) + sorted(generators)
+    assert [line.partition("\t")[0] for line in attentions] == ["attention on CUDA", "attention elsewhere"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import dataclasses
 import warnings
 
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")
 import torch
 import torch._dynamo
 from torch._dynamo.utils import counters

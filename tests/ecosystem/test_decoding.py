@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from tests.ecosystem.hosts import four_families
 from tests.families import attached_family, family_inputs
-from tests.tiny import inputs_for
+from tests.tiny import cached, inputs_for
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -59,7 +59,7 @@ class TestEveryFamily:
         inputs = family_inputs(processor, [1])
         kwargs = {"max_new_tokens": 3, "do_sample": False, "use_cache": True, "return_dict_in_generate": True}
         cache = DynamicCache(config=model.config)
-        first = model.generate(**inputs, past_key_values=cache, **kwargs).sequences
+        first = model.generate(**inputs, **cached(cache), **kwargs).sequences
         more = torch.tensor([[7, 8, 9]])
         whole = torch.cat([first, more], dim=1)
         longer = {**inputs, "input_ids": whole, "attention_mask": torch.ones_like(whole)}
@@ -68,6 +68,6 @@ class TestEveryFamily:
             longer["mm_token_type_ids"] = torch.cat([kinds, kinds.new_zeros(1, whole.shape[1] - kinds.shape[1])], dim=1)
 
         text = {name: longer[name] for name in ("input_ids", "attention_mask")}
-        on = model.generate(**text, past_key_values=cache, max_new_tokens=3, do_sample=False)
+        on = model.generate(**text, **cached(cache), max_new_tokens=3, do_sample=False)
 
         assert torch.equal(on, model.generate(**longer, max_new_tokens=3, do_sample=False))

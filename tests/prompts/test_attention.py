@@ -1,5 +1,7 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.prompts.attention import attend, attend_ragged, attention_implementation, ragged_pays
+from vpp_plugins.prompts.attention import (
+    _xformers_library,
+    attend,
+    attend_ragged,
+    attention_implementation,
+    attention_report,
+    ragged_pays,
+)
 
 Attention = Callable[..., Tensor]
 
@@ -287,6 +296,53 @@ def test_where_xformers_has_no_kernel_only_a_free_choice_falls_back(monkeypatch:
         attend(*inputs, implementation="xformers")
 
 
+class TestReport:
+    """xformers 0.0.35's library wants CUDA 12's runtime, torch 2.11 brings 13, and nothing said so."""
+
+    @pytest.fixture
+    def package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """An xformers whose library is none."""
+        folder = tmp_path / "xformers"
+        folder.mkdir()
+        (folder / "__init__.py").touch()
+        (folder / "cpp_lib.json").write_text('{"version": {"torch": "2.10.0+cu128"}}')
+        (folder / "_C.so").touch()
+        spec = ModuleSpec("xformers", None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+        monkeypatch.setattr("vpp_plugins.prompts.attention.version", lambda name: "0.0.35")
+        monkeypatch.setattr("vpp_plugins.prompts.attention._xformers_installed", lambda: True)
+        _xformers_library.cache_clear()
+        yield folder
+        _xformers_library.cache_clear()
+
+    def test_a_library_that_does_not_load(self, package: Path) -> None:
+        said = attention_report()["attention on CUDA"]
+
+        assert said.startswith("xformers 0.0.35, with torch's flash and memory-efficient kernels alone, as its library")
+        assert f"built for torch 2.10.0+cu128, does not load beside {torch.__version__} (" in said
+        assert torch.cuda.is_available() or said.endswith("; there is no CUDA device here")
+
+    def test_a_library_that_loads(self, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+
+        assert attention_report()["attention on CUDA"].startswith("xformers 0.0.35, with its own kernels; torch's")
+
+    def test_no_library(self, package: Path) -> None:
+        (package / "_C.so").unlink()
+
+        assert "as it was built without its library" in attention_report()["attention on CUDA"]
+
+    def test_no_xformers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("vpp_plugins.prompts.attention._xformers_installed", lambda: False)
+
+        assert attention_report() == {
+            "attention on CUDA": "torch's scaled_dot_product_attention: xformers is not installed "
+            "(pip install 'vpp-plugins[all]')",
+            "attention elsewhere": "torch's scaled_dot_product_attention",
+        }
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(100, 400, 32), (7, 13, 8), (400, 400, 32)])
 @pytest.mark.parametrize("masked", [False, True])
@@ -313,3 +369,17 @@ def test_xformers_equals_math_on_cuda_when_ragged(query_lengths: list[int], key_
     xformers = result_and_gradients(attend_ragged, inputs, **lengths, implementation="xformers")
 
     assert_same(xformers, result_and_gradients(attend_ragged, inputs, **lengths, implementation="math"), tolerance=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("query_lengths", "key_lengths"), RAGGED[:2])
+def test_torchs_own_ragged_attention_is_the_same_on_cuda(query_lengths: list[int], key_lengths: list[int]) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen", reason="this torch has none")
+    packed = packed_inputs(sum(query_lengths), sum(key_lengths))
+    inputs = [tensor.detach().bfloat16().cuda() for tensor in packed]
+    bounds = [F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int().cuda() for lengths in (query_lengths, key_lengths)]
+
+    found = varlen.varlen_attn(*(one[0] for one in inputs), *bounds, max(query_lengths), max(key_lengths))
+
+    expected = attend_ragged(*inputs, query_lengths, key_lengths, implementation="math")
+    torch.testing.assert_close(found[None], expected, rtol=2e-2, atol=2e-2)

@@ -11,6 +11,7 @@ from vpp_plugins.attach.attach import (
     save_vpp,
     unwrap,
     vpp_disabled,
+    vpp_of,
 )
 from vpp_plugins.attach.card import CARD, put_scores, write_card
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
@@ -47,6 +48,7 @@ __all__ = [
     "unwrap",
     "vocabulary",
     "vpp_disabled",
+    "vpp_of",
     "write_card",
     "write_vpp",
 ]

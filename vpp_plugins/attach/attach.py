@@ -32,7 +32,7 @@ from vpp_plugins.attach.hooks import HostState, Slot
 from vpp_plugins.attach.host import AttachedHost, active_vpp, attached_class, onloaded
 from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
 from vpp_plugins.config import VPPConfig
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, warn_untested
 from vpp_plugins.files import is_hub_id
 from vpp_plugins.plugins import Backbone, FrozenWeights
 from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP
@@ -97,6 +97,14 @@ def detach_vpp(model: Model) -> Model:
 def is_attached(model: nn.Module) -> bool:
     """Return whether VPP is attached to the model, or to the host inside its wrappers."""
     return isinstance(unwrap(model), AttachedHost)
+
+
+def vpp_of(model: nn.Module) -> VPP:
+    """Return the prompts of an attached model, through all wrappers, PEFT's around the prompts too.
+
+    They are `model.vpp`, which a type checker takes for any module. Raises VPPError where nothing is attached.
+    """
+    return active_vpp(_attached_host(model))
 
 
 @contextlib.contextmanager
@@ -308,6 +316,7 @@ def _bare_host(model: Any, config: Any = None) -> Any:
 
 
 def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
+    warn_untested(stacklevel=4)
     embedding = host.get_input_embeddings()
     paths = () if vpp.global_vpp is None else backbone.vision_encoders
     encoders = [_submodule(host, path, backbone) for path in paths]

@@ -1,4 +1,4 @@
-"""`vpp plugins`: the adapters here, and which models take VPP."""
+"""`vpp plugins`: the adapters here, which attention runs, and which models take VPP."""
 
 from typing import Annotated
 
@@ -12,8 +12,8 @@ def plugins(
 ) -> None:
     """List adapters, generators, or models.
 
-    The installed adapters and the local prompt's generators, and where each comes from; or, with --models,
-    transformers' models.
+    The installed adapters and the local prompt's generators, and where each comes from, and which attention the
+    generators run; or, with --models, transformers' models.
 
     Example: vpp plugins --models
     """
@@ -21,6 +21,7 @@ def plugins(
         _show_models()
         return
     from vpp_plugins.plugins import adapters, broken, generators
+    from vpp_plugins.prompts import attention_report
 
     for name, plugin in sorted(adapters().items()):
         typer.echo(f"{name}\t{plugin.__name__}")
@@ -28,6 +29,8 @@ def plugins(
         typer.echo(f"{name}\ta generator of the local prompt, from {plugin_name}")
     for name, reason in broken().items():
         typer.echo(f"{name}\tleft out: {reason}")
+    for name, reason in attention_report().items():
+        typer.echo(f"{name}\t{reason}")
 
 
 def _show_models() -> None:

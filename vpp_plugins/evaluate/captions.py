@@ -42,7 +42,9 @@ def summarise_captions(answers: Sequence[Answer], *, with_meteor: bool = False) 
 def check_scorers(*, with_meteor: bool) -> None:
     """Raise VPPError where what scores captions is not installed: better said before a model is asked."""
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise VPPError("captions are scored by pycocoevalcap, which is not installed: pip install 'vpp-plugins[eval]'.")
+        raise VPPError(
+            "captions are scored by pycocoevalcap, which is not installed: pip install 'vpp-plugins[captions]'."
+        )
     if with_meteor and shutil.which("java") is None:
         raise VPPError("METEOR runs in Java, and no `java` is on the path: install one, or leave METEOR out.")
 

@@ -1,6 +1,6 @@
 """The two prompts as plain nn.Modules: no transformers, no host."""
 
-from vpp_plugins.prompts.attention import attend, attend_ragged
+from vpp_plugins.prompts.attention import attend, attend_ragged, attention_report
 from vpp_plugins.prompts.axes import draw_axes
 from vpp_plugins.prompts.draw import draw_overlay, draw_prompt
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
@@ -21,6 +21,7 @@ __all__ = [
     "Window",
     "attend",
     "attend_ragged",
+    "attention_report",
     "draw_axes",
     "draw_overlay",
     "draw_prompt",

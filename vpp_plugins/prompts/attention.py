@@ -2,9 +2,12 @@
 
 import functools
 import importlib.util
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,8 @@ from torch import Tensor
 from vpp_plugins.errors import VPPError, nearest
 
 IMPLEMENTATIONS = ("xformers", "sdpa", "math")
+
+_TORCHS = "torch's scaled_dot_product_attention"
 
 # A plain global, not a ContextVar: checkpointed layers are recomputed in autograd's own threads and must choose alike.
 _override: str | None = None
@@ -92,6 +97,14 @@ def attend_ragged(
         dropout,
     )
     return attended.new_zeros(query.shape).index_copy(1, query_rows, attended)
+
+
+def attention_report() -> dict[str, str]:
+    """Return in words which attention runs on CUDA tensors, and which on all others, and why.
+
+    xformers is not imported for it, but its library is loaded where it can be.
+    """
+    return {"attention on CUDA": _on_cuda(), "attention elsewhere": _TORCHS}
 
 
 def ragged_pays(tokens: Tensor) -> bool:
@@ -202,6 +215,36 @@ def _refuse_if_named(chosen: str | None, error: NotImplementedError) -> None:
 @functools.cache
 def _xformers_installed() -> bool:
     return importlib.util.find_spec("xformers") is not None
+
+
+def _on_cuda() -> str:
+    if not _xformers_installed():
+        return f"{_TORCHS}: xformers is not installed (pip install 'vpp-plugins[all]')"
+    fits, why = _xformers_library()
+    own = "its own kernels" if fits else f"torch's flash and memory-efficient kernels alone, as {why}"
+    here = "" if torch.cuda.is_available() else "; there is no CUDA device here"
+    return f"xformers {version('xformers')}, with {own}; {_TORCHS} where it has none, and in compiled graphs{here}"
+
+
+@functools.cache
+def _xformers_library() -> tuple[bool, str]:
+    """Return whether xformers' own library loads beside this torch, or else why not.
+
+    Without it xformers hands on to torch's kernels, by the names that end in "-pt" in `xformers.info`.
+    """
+    spec = importlib.util.find_spec("xformers")
+    assert spec is not None  # it is installed
+    assert spec.submodule_search_locations is not None  # it is a package
+    folder = Path(spec.submodule_search_locations[0])
+    libraries = sorted(folder.glob("_C*"))
+    if not libraries:
+        return False, "it was built without its library"
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        built = json.loads((folder / "cpp_lib.json").read_text(encoding="utf-8"))["version"]["torch"]
+        return False, f"its library, built for torch {built}, does not load beside {torch.__version__} ({error})"
+    return True, ""
 
 
 def _known(implementation: str) -> str:
