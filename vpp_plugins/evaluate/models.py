@@ -74,7 +74,8 @@ def load_grounder(
 def load_pretrained(model: str, processor: str | None = None, **options: Any) -> tuple[Any, Any]:
     """Load an image-text-to-text model and its processor (None: from the same place) from a folder or hub id.
 
-    `options` go to `from_pretrained`. Raises VPPError where it is no such model.
+    `options` go to `from_pretrained`, those of `FOR_BOTH` to the processor's too where it comes from the same place.
+    Raises VPPError where it is no such model.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
