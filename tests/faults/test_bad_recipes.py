@@ -42,6 +42,7 @@ BAD = {
     "data_pixels=[4]": r"data_pixels names the least and the most pixels, but is \[4\]",
     "data_pixels=[9, 4]": "no image has so many",
     "output_dir=\ud800": "cannot be read",
+    "fr" + "\udcff" * 500: "is written key=value",
     "losse" + "\udcc1" * 500 + "=1": "a recipe has no key 'losse",
 }
 

@@ -1,7 +1,9 @@
 """A row that claims an image is never read as one without; what is claimed and not used is counted and named."""
 
+import io
 import json
 import random
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,82 @@ def test_a_mark_without_an_image_is_counted(tmp_path: Path, name: str, claim: di
     images, reading = read(tmp_path, name, ROWS[name] | claim)
     assert images == []
     assert reading.tally.counts == {Issue.IMAGE_UNNAMED: 1}
+
+
+@pytest.mark.parametrize("name", ["vpp-sft", "ms-swift"])
+@pytest.mark.parametrize(
+    "mark",
+    ["<img>a.png</img>", "<|vision_start|><|image_pad|><|vision_end|>", "<ImageHere>", "<IMAGE>", "<image_1>",
+     "<|image_1|>", "<image_placeholder>", "<video>"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["question", "answer", "system"])
+def test_the_marks_of_all_families_claim_an_image(tmp_path: Path, name: str, mark: str, place: str) -> None:
+    """A dialogue in Qwen-VL's layout names its image in the text alone, and was read as one without."""
+    said = {"system": "Help.", "question": "What is it?", "answer": "A cup."}
+    said[place] = f"{mark}\n{said[place]}"
+    if name == "vpp-sft":
+        roles = {"system": "system", "question": "human", "answer": "gpt"}
+        row: dict[str, Any] = {"conversations": [{"from": roles[who], "value": said[who]} for who in said]}
+    else:
+        roles = {"system": "system", "question": "user", "answer": "assistant"}
+        row = {"messages": [{"role": roles[who], "content": said[who]} for who in said]}
+    images, reading = read(tmp_path, name, row)
+    assert images == []
+    assert reading.tally.counts == {Issue.IMAGE_UNNAMED: 1}
+
+
+def test_words_about_marks_are_words(tmp_path: Path) -> None:
+    row = {
+        "conversations": [{"from": "human", "value": "What does HTML's <img> do?"}, {"from": "gpt", "value": "Show."}]
+    }
+    images, reading = read(tmp_path, "vpp-sft", row)
+    assert images == [""]
+    assert not reading.tally.counts
+
+
+BOXED = {"image": "a.png", "width": 40, "height": 30}
+STRAY = {
+    "more placeholders": ({"ask": "Is <bbox> at <bbox>?", "answer": "x", "boxes": [[1, 2, 9, 9]]}, Issue.PLACEHOLDER),
+    "fewer placeholders": ({"ask": "What?", "answer": "x", "boxes": [[1, 2, 9, 9]]}, Issue.BAD_FIELD),
+    "in an expression": ({"locate": "a <bbox> cup", "boxes": [[1, 2, 9, 9]]}, Issue.PLACEHOLDER),
+    "in a description": ({"describe": [[1, 2, 9, 9]], "text": "a <bbox>"}, Issue.PLACEHOLDER),
+}
+
+
+@pytest.mark.parametrize("case", STRAY)
+def test_placeholders_are_as_many_as_boxes(tmp_path: Path, case: str) -> None:
+    """Writing such a turn ended in a RuntimeError, or wrote a box without text, or what nobody can read."""
+    turn, issue = STRAY[case]
+    images, reading = read(tmp_path, "neutral", BOXED | {"turns": [turn, {"ask": "What?", "answer": "That."}]})
+    assert images == ["a.png"]
+    assert reading.tally.counts == {issue: 1}
+
+
+def test_a_placeholder_in_a_dialogue_without_an_image_is_no_box(tmp_path: Path) -> None:
+    row = {"conversations": [{"from": "human", "value": "What is <bbox>?"}, {"from": "gpt", "value": "A word."}]}
+    assert read(tmp_path, "vpp-sft", row)[1].tally.counts[Issue.PLACEHOLDER] == 1
+
+
+@pytest.mark.parametrize("order", ["0.json 1.json 0.png 1.png", "0.png 1.png 0.json 1.json", "a.json A.png"])
+def test_a_shard_whose_images_stand_apart_from_their_rows_is_refused(tmp_path: Path, order: str) -> None:
+    """Its rows were read as text alone."""
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in order.split():
+            data = b'{"turns": [{"ask": "What?", "answer": "That."}]}' if name.endswith("json") else b"x"
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    with pytest.raises(VPPError, match=r"pieces that do not stand together.*tar --sort=name"):
+        list(read_samples(tmp_path / "a.tar", "webdataset", reading=Reading()))
+
+
+def test_a_split_names_what_its_format_cannot_hold(tmp_path: Path) -> None:
+    turns = [{"locate": "a cup", "boxes": [[1, 2, 9, 9]]}, {"ask": "What?", "answer": "That."}]
+    rows = [BOXED | {"image": f"{number}.png", "turns": turns} for number in range(4)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = vpp("data", "split", tmp_path / "in.jsonl", tmp_path / "out", "--from", "neutral", "--to", "eval-jsonl")
+    assert run.code == 0
+    assert "4 x turn that the format cannot hold, left out" in run.printed
 
 
 def test_boxes_without_an_image_are_counted(tmp_path: Path) -> None:
@@ -129,9 +207,6 @@ def test_a_conversion_counts_what_it_wrote(tmp_path: Path, name: str) -> None:
 
 
 def test_a_shard_with_an_image_that_is_not_read_is_counted(tmp_path: Path) -> None:
-    import io
-    import tarfile
-
     def shard(*members: str) -> Reading:
         with tarfile.open(tmp_path / "a.tar", "w") as tar:
             for name, data in [

@@ -13,6 +13,7 @@ from PIL import Image
 from vpp_plugins.data import Issue, convert
 from vpp_plugins.data.formats import Reading, read_samples
 from vpp_plugins.data.record import ImageSizes
+from vpp_plugins.data.same_images import groups_of_images, shared_images
 from vpp_plugins.errors import VPPError
 
 
@@ -71,6 +72,26 @@ def test_two_categories_of_one_id_mean_neither(tmp_path: Path) -> None:
     assert reading.tally.counts[Issue.REPEATED_ID] == 1
 
 
+def test_two_ids_of_one_category_are_one(tmp_path: Path) -> None:
+    """Of merged sets: else one expression is asked twice, with other boxes each time."""
+    images, boxes = [(1, "a.png", 40, 30)], [(1, 1, 1, [1, 2, 3, 4]), (2, 1, 2, [5, 6, 7, 8])]
+    path = coco(tmp_path / "a.json", images, boxes, [(1, "cup"), (2, "cup")])
+    ((turn,),) = [list(sample.located()) for sample in read_samples(path, "coco")]
+    assert turn.boxes == ((1, 2, 4, 6), (5, 6, 12, 14))
+
+
+SPELLED = [("a.png", "./a.png"), ("s/a.png", "s//a.png"), ("s/a.png", r"s\a.png"), ("A.png", "a.png"),
+           ("\u00e9.png", "e\u0301.png")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("one", "other"), SPELLED, ids=ascii)
+def test_two_spellings_of_one_file_stay_on_one_side(tmp_path: Path, one: str, other: str) -> None:
+    """`./a.png` was trained on and `a.png` validated on; where files are at hand their bytes decide."""
+    assert groups_of_images([one, other, "b.png"], {}) == [[one, other], ["b.png"]]
+    assert groups_of_images([one, other], {one: b"1", other: b"2"}) == [[one], [other]]
+    assert shared_images([one, "b.png"], [other, "c.png"], None, None) == [one]
+
+
 def test_refer_never_takes_the_box_of_another_image(tmp_path: Path) -> None:
     """Annotation 1 stands twice in the merged file, and annotation 2 is of another image than its ref says."""
     images = [(1, "a.png", 40, 30), (2, "b.png", 40, 30)]
@@ -84,6 +105,23 @@ def test_refer_never_takes_the_box_of_another_image(tmp_path: Path) -> None:
     samples, reading = found(tmp_path, "refer")
     assert samples == [("b.png", "s3")]
     assert reading.tally.counts == {Issue.REPEATED_ID: 1, Issue.BAD_FIELD: 2}
+
+
+def test_what_has_no_expression_is_counted(tmp_path: Path) -> None:
+    coco(tmp_path / "instances.json", [(1, "a.png", 40, 30)], [(1, 1, 1, [1, 2, 3, 4])], [(1, "cup")])
+    refs = [{"ref_id": 7, "image_id": 1, "ann_id": 1, "sentences": said, "split": "val"} for said in ([], None)]
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs, 2))
+    samples, reading = found(tmp_path, "refer")
+    assert (samples, reading.tally.counts) == ([], {Issue.NO_TURNS: 2})
+
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as writer
+
+    image = {"bytes": png("red"), "path": None}
+    row = {"question_id": "0", "file_name": "0.png", "answer": [], "bbox": [1.0, 2.0, 8.0, 7.0], "image": image}
+    writer.write_table(pa.Table.from_pylist([row, row | {"answer": ["cup"]}]), tmp_path / "val.parquet")
+    samples, reading = found(tmp_path / "val.parquet", "lmms-parquet")
+    assert (samples, reading.tally.counts) == ([("0.png", "cup")], {Issue.NO_TURNS: 1})
 
 
 def shards(folder: Path) -> None:

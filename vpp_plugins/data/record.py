@@ -25,7 +25,7 @@ from vpp_plugins.boxes import (
     inside_image,
 )
 from vpp_plugins.data.json_stream import stream_lines
-from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, RefusedError, Sample, Talk, Tally, Turn
+from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, RefusedError, Sample, Talk, Tally, Turn
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 
@@ -300,6 +300,10 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample:
     for turn in record.turns:
         if isinstance(turn, Locate) and not turn.expression.strip():
             tally.add(Issue.EMPTY_TEXT, record.id)
+        elif (placeholders := _placeholders(turn)) > 0:
+            tally.add(Issue.PLACEHOLDER, record.id)
+        elif placeholders < 0:
+            tally.add(Issue.BAD_FIELD, record.id, f"{-placeholders} boxes without a {BOX} in the text")
         elif not turn.boxes and isinstance(turn, Talk):
             kept.append(turn)
         elif not turn.boxes and isinstance(turn, Describe):
@@ -316,6 +320,17 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample:
     if not kept:
         raise RefusedError(Issue.NO_TURNS)
     return Sample(record.id, record.image, width, height, tuple(kept), record.split, record.category, record.kind)
+
+
+def _placeholders(turn: Turn) -> int:
+    """Return how many placeholders for boxes stand in a turn's text beyond those of its boxes; negative: too few."""
+    match turn:
+        case Locate(expression):
+            return expression.count(BOX)
+        case Describe(_, description):
+            return description.count(BOX)
+        case Talk(question, answer, boxes):
+            return question.count(BOX) + answer.count(BOX) - len(boxes)
 
 
 def fault(numbers: Numbers, per_box: int) -> Issue | None:

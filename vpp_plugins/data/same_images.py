@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from posixpath import normpath
+from unicodedata import normalize
 
 from vpp_plugins.data.record import ImageError, image_path
 from vpp_plugins.files import sha256_of
@@ -16,13 +18,15 @@ def shared_images(
     """Return which of our images are in the other set too.
 
     With both folders given the files' bytes decide; else the names do. COCO's images are known by their number, under
-    whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`.
+    whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`. Names that one file may
+    have on some system are one.
     """
     others = set(theirs)
     numbers = {number for name in others if (number := _coco_number(name))}
     same = {name for name in ours if _coco_number(name) in numbers}
     if our_folder is None or their_folder is None:
-        same |= others.intersection(ours)
+        spellings = set(map(_spelling, others))
+        same |= {name for name in ours if _spelling(name) in spellings}
     else:
         digests = {digest for name in others if (digest := image_digest(their_folder, name))}
         same |= {name for name in ours if image_digest(our_folder, name) in digests}
@@ -30,7 +34,7 @@ def shared_images(
 
 
 def groups_of_images(names: Iterable[str], digests: Mapping[str, bytes]) -> list[list[str]]:
-    """Return the names in groups of one image each, as far as their digests and COCO's numbers tell."""
+    """Return the names in groups of one image each, as far as their digests, or else they, and COCO's numbers tell."""
     above: dict[str | bytes, str | bytes] = {}
 
     def root(one: str | bytes) -> str | bytes:
@@ -40,13 +44,18 @@ def groups_of_images(names: Iterable[str], digests: Mapping[str, bytes]) -> list
 
     names = list(dict.fromkeys(names))
     for name in names:
-        for key in (digests.get(name), _coco_number(name).encode()):
+        for key in (digests.get(name) or _spelling(name).encode(errors="replace"), _coco_number(name).encode()):
             if key:
                 above[root(key)] = root(name)
     groups: dict[str | bytes, list[str]] = {}
     for name in names:
         groups.setdefault(root(name), []).append(name)
     return list(groups.values())
+
+
+def _spelling(name: str) -> str:
+    r"""Return what all names of one file share: `./a.png`, `A.png` on some systems, `\` for `/`, é in two ways."""
+    return normpath(normalize("NFC", name).casefold().replace("\\", "/"))
 
 
 def image_digest(folder: Path, name: str) -> bytes | None:

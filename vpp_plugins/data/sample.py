@@ -124,7 +124,7 @@ class Issue(StrEnum):
     PLACEHOLDER = "text that holds the box placeholder itself"
     IMAGE_REPEATED = "<image> more than once in a dialogue"
     IMAGE_MISSING = "image without an <image> in the dialogue"
-    IMAGE_UNNAMED = "<image> in a dialogue that names no image"
+    IMAGE_UNNAMED = "mark of an image, as <image>, in a dialogue that names none"
     BAD_FIELD = "field missing or of the wrong type"
     BAD_TURNS = "turns that do not alternate"
     EMPTY_TEXT = "empty expression"

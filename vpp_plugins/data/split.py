@@ -11,7 +11,7 @@ from vpp_plugins.data.convert import Conversion, check_target, convert
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.record import ImageSizes, Record, samples
 from vpp_plugins.data.same_images import groups_of_images, image_digest
-from vpp_plugins.data.sample import Sample, Tally
+from vpp_plugins.data.sample import Issue, Sample, Tally
 from vpp_plugins.errors import VPPError
 
 _SUFFIX = {"vpp-sft": ".json", "llava-665k": ".json", "coco": ".json", "webdataset": ""}
@@ -30,7 +30,7 @@ class Split:
     compared: int
 
     tally: Tally
-    """What is faulty in the source."""
+    """What is faulty in the source, and what the format cannot hold."""
 
 
 def split_data(
@@ -70,6 +70,10 @@ def split_data(
         )
         for name in names
     }
+    for side in sides.values():  # what is faulty in the source was counted once for all sides
+        for said in side.tally.examples.get(Issue.NOT_WRITABLE, ()):
+            tally.examples.setdefault(Issue.NOT_WRITABLE, []).append(said)
+        tally.counts.update({Issue.NOT_WRITABLE: count} if (count := side.tally.counts[Issue.NOT_WRITABLE]) else {})
     return Split(sides, files, counts, compared, tally)
 
 

@@ -226,7 +226,7 @@ class Recipe:
         """Return the weights of `losses` by name, those of 0 left out; raises VPPError for a faulty entry."""
         weights = dict(_loss_weight(entry) for entry in self.losses)
         if len(weights) < len(self.losses):
-            raise VPPError(f"losses = {list(self.losses)} names one loss twice.")
+            raise VPPError(f"losses = {_short(list(self.losses))} names one loss twice.")
         off = self.switched_off()
         return {name: weight for name, weight in weights.items() if weight and name not in off}
 
@@ -319,7 +319,7 @@ def _key(change: str) -> str:
     """Return the key that a change is for; raises VPPError where it is none, or for no key."""
     key, equals, _ = change.partition("=")
     if not equals or not key.strip():
-        raise VPPError(f"a change of the recipe is written key=value, but is '{change}'.")
+        raise VPPError(f"a change of the recipe is written key=value, but is {_short(change)}.")
     key = key.strip().partition(".")[0]
     _check_known(key)
     return key
@@ -419,7 +419,7 @@ def _loss_weight(entry: str) -> tuple[str, float]:
     except ValueError:
         value = -1.0
     if not name or not 0 <= value < math.inf:
-        raise VPPError(f"an entry of losses is written name:weight, such as words:0.3, but is {entry!r}.")
+        raise VPPError(f"an entry of losses is written name:weight, such as words:0.3, but is {_short(entry)}.")
     return name, value
 
 
@@ -433,7 +433,8 @@ def _of_parts(ours: Mapping[str, Any]) -> dict[str, Any]:
     frozen = ours.get("freeze", ())
     for part in (*said["lr"], *said["schedule"], *said["unfreeze"], *frozen):
         if part not in PARTS:
-            raise VPPError(f"no part of a model is called '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}.")
+            near = nearest(part[:80], PARTS)
+            raise VPPError(f"no part of a model is called '{part[:80]}'.{near} Known: {', '.join(PARTS)}.")
     if both := [part for part in said["unfreeze"] if part in frozen]:
         raise VPPError(f"freeze and unfreeze both name '{both[0]}': leave it in one of them.")
     return said
@@ -447,7 +448,7 @@ def _rate(part: str, value: Any) -> float:
 
 def _schedule(part: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise VPPError(f"schedule.{part} should be the name of a schedule, but is {value!r}.")
+        raise VPPError(f"schedule.{part} should be the name of a schedule, but is {_short(value)}.")
     return value
 
 

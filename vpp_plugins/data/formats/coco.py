@@ -62,10 +62,10 @@ def read_coco(path: Path, reading: Reading) -> Iterator[Record]:
     names = by_id(categories, "category", reading.tally)
     for image_id, rows in _grouped(path, images, names, reading).items():
         name, size_wh = images[image_id]
-        boxes: dict[int, list[Numbers]] = {}
+        boxes: dict[str, list[Numbers]] = {}  # by name: merged sets have several ids for one
         for at in range(0, len(rows), 5):
-            boxes.setdefault(int(rows[at]), []).append(tuple(rows[at + 1 : at + 5]))
-        turns = tuple(Locate(names[category], tuple(found)) for category, found in boxes.items())
+            boxes.setdefault(names[int(rows[at])], []).append(tuple(rows[at + 1 : at + 5]))
+        turns = tuple(Locate(category, tuple(found)) for category, found in boxes.items())
         yield Record(str(image_id), reading.image_name(name), size_wh, turns, PIXELS_XYWH)
 
 

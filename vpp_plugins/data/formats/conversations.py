@@ -22,6 +22,11 @@ _ASKS = frozenset({"human", "user"})
 _ANSWERS = frozenset({"gpt", "assistant"})
 _REGION = re.compile(r"\[(\d+\.\d+(?:\s*,\s*\d+\.\d+)*)\]")
 """How the reference chose the grounding subset: a bracketed list of decimals, of any length."""
+_MARK = re.compile(
+    r"<(image|video|image_?placeholder|image_?\d+|ImageHere)>|<\|(image|video|vision)[^<>|]*\|>|<img>[^<>]+</img>",
+    re.IGNORECASE,
+)
+"""What stands for an image, or names it, in the text of one family or another."""
 
 
 def read_conversations(path: Path, reading: Reading) -> Iterator[Record]:
@@ -55,7 +60,7 @@ def conversation_record(
     """Return one dialogue as a record; raises RefusedError where it is none."""
     image = image_of(row, reading)
     pairs, marks = paired(row.get("conversations"), sample_id, reading)
-    check_named(image, marks)
+    check_named(image, row.get("conversations"))
     if image:
         turns: list[Turn | None] = [phrases.read(asked, said, sample_id, reading.tally) for asked, said in pairs]
     else:
@@ -88,10 +93,12 @@ def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[
     return pairs, tuple(marks)
 
 
-def check_named(image: str, marks: tuple[int, ...]) -> None:
-    """Raise RefusedError where a dialogue says `<image>` and names none: what it is about is not there."""
-    if not image and any(marks):
-        raise RefusedError(Issue.IMAGE_UNNAMED)
+def check_named(image: str, messages: Any) -> None:
+    """Raise RefusedError where a dialogue holds an image's mark, of any family, and names none: it is not there."""
+    if not image:
+        for _, said in map(names_of, messages if isinstance(messages, list) else ()):
+            if found := _MARK.search(said):
+                raise RefusedError(Issue.IMAGE_UNNAMED, found[0])
 
 
 def without_marks(text: str) -> str:

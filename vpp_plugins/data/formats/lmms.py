@@ -65,6 +65,8 @@ def _records(row: dict[str, Any], row_id: str, reading: Reading) -> Iterator[Rec
     expressions = [row["answer"]] if isinstance(row.get("answer"), str) else row.get("answer")
     if not isinstance(name, str) or numbers is None or not isinstance(data, bytes) or not isinstance(expressions, list):
         raise RefusedError(Issue.BAD_FIELD, "file_name, image, answer or bbox")
+    if not expressions:
+        raise RefusedError(Issue.NO_TURNS)
     name = reading.image_name(_ANNOTATION.sub(r"\1\2", name))
     check_name(name)
     try:

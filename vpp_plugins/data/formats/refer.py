@@ -164,7 +164,10 @@ def _records(
         reading.tally.add(Issue.BAD_FIELD, ref_id, said)
         return
     name, size_wh = images[image]
-    for sentence in sentences if isinstance(sentences, list) else ():
+    if not isinstance(sentences, list) or not sentences:
+        reading.tally.add(Issue.NO_TURNS, ref_id)
+        return
+    for sentence in sentences:
         said = text_of(sentence.get("sent")) if isinstance(sentence, dict) else ""
         sent_id = text_of(sentence.get("sent_id")) if isinstance(sentence, dict) else ""
         yield Record(

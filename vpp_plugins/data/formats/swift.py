@@ -43,7 +43,7 @@ def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record:
     said = "".join(question + answer for question, answer in pairs)
     if None in boxes or (said.count(_REF), said.count(BOX)) != (len(names), len(boxes)):
         raise refused
-    check_named(image, marks)
+    check_named(image, row.get("messages"))
     waiting_names, waiting_boxes = iter(names), iter([box for box in boxes if box is not None])
     turns = [_turn(question, answer, waiting_names, waiting_boxes) for question, answer in pairs]
     unit = RELATIVE if kind == "norm1" else PIXELS

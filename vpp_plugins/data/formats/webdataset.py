@@ -54,11 +54,29 @@ class TarSample:
 def read_webdataset(path: Path, reading: Reading) -> Iterator[Record]:
     """Yield a record per sample; images are written to `reading.images_to` where it is given."""
     for shard in shard_paths(path):
+        alone: set[tuple[str, bool]] = set()
         for packed in tar_samples(shard):
+            _check_together(packed, alone, shard)
             with reading.tally.counting(packed.key):
                 row = _row(packed, reading.largest)
                 with reading.tally.counting(row["id"]):
                     yield _record(packed, row, shard, reading)
+
+
+def _check_together(packed: TarSample, alone: set[tuple[str, bool]], shard: Path) -> None:
+    """Raise VPPError where a sample's image or row stood apart from it earlier in the shard.
+
+    `alone` are the keys of rows (True) and of images (False) that stood without the other; this one is added.
+    """
+    key, has_row = packed.key.casefold(), "json" in packed.members
+    if has_row == bool(packed.image):
+        return
+    if (key, not has_row) in alone:
+        raise VPPError(
+            f"'{shard}' holds '{packed.key}' in pieces that do not stand together, so that its image would be lost: "
+            "sort its members by name, as tar --sort=name does."
+        )
+    alone.add((key, has_row))
 
 
 def _row(packed: TarSample, largest: int) -> dict[str, Any]:
