@@ -179,6 +179,15 @@ def test_draw_returns_a_copy_with_every_box_on_it() -> None:
     assert grounding.image.getcolors() == [(200 * 200, (255, 255, 255))]
 
 
+@pytest.mark.parametrize(("answer", "status"), [("[]", "none"), ("hm", "unparsable")])
+def test_what_is_not_found_is_written_on_the_drawing(answer: str, status: str) -> None:
+    grounding = grounder(answer)(Image.new("RGB", (200, 200), "white"), "cup")
+
+    assert grounding.status == status
+    assert grounding.draw().getpixel((1, 1)) != (255, 255, 255)
+    assert grounding.draw().getpixel((150, 150)) == (255, 255, 255)
+
+
 def hosts() -> dict[str, Callable[[], tuple[Any, Any]]]:
     return {"attached": attached, "bare": lambda: (tiny_llava(), tiny_processor())}
 

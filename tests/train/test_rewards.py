@@ -99,6 +99,13 @@ class TestSeveralBoxes:
     def test_nothing_is_right_where_nothing_is(self) -> None:
         assert rewards("llava").f1(["There is nothing.", answer([BOX]), "a cup"], **columns([], [], [])) == [1, 0, 0]
 
+    def test_true_boxes_that_repeat_one_are_refused(self) -> None:
+        with pytest.raises(VPPError, match=r"the column 'boxes' .* repeats a box"):
+            rewards("llava").f1([answer([BOX])], **columns([BOX, BOX]))
+
+    def test_a_hundred_boxes_earn_next_to_nothing(self) -> None:
+        assert rewards("llava").f1([answer([BOX] * 100)], **columns([BOX])) == [pytest.approx(2 / 101)]
+
     def test_the_threshold_counts(self) -> None:
         half = [100.0, 60.0, 300.0, 125.0]
         assert rewards("llava", threshold=0.5).f1([answer([half])], **columns([BOX])) == [1]
