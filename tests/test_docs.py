@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import vpp_plugins
 from vpp_plugins.plugins import hookspecs
 from vpp_plugins.testing.check import PROMISES
 
@@ -38,6 +39,28 @@ def test_included_files_and_sections_exist(page: Path) -> None:
     for name, section in re.findall(r'--8<-- "([^":]+)(?::(\w+))?"', page.read_text()):
         text = (ROOT / name).read_text()
         assert not section or f"[start:{section}]" in text, f"{name} has no section {section}"
+
+
+EXAMPLES = [
+    pytest.param(page, id=page.name, marks=[pytest.mark.slow] if "load_pocket" in page.read_text() else [])
+    for page in DOCS
+    if page.parent.name == "api" or page.stem == "read-answers"
+]
+
+
+@pytest.mark.parametrize("page", EXAMPLES)
+def test_examples_of_the_reference_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for example in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        exec(compile(example, page.name, "exec"), {})
+
+
+def test_every_public_name_stands_in_the_reference() -> None:
+    door = (ROOT / "docs/api/index.md").read_text()
+    assert [name for name in vpp_plugins.__all__ if f".{name}\n" not in door and f"`{name}`" not in door] == []
+    rooms = [room.name for room in (ROOT / "vpp_plugins").iterdir() if (room / "__init__.py").is_file()]
+    pages = "".join(page.read_text() for page in DOCS if page.parent.name == "api")
+    assert [room for room in rooms if room != "cli" and f"\n::: vpp_plugins.{room}\n" not in pages] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

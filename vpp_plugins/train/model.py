@@ -13,7 +13,7 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate import load_pretrained
-from vpp_plugins.pocket import untrained_pocket
+from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import PARTS, Part, choose_parts, lora_targets, parameter_groups
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
@@ -72,6 +72,7 @@ def empty_host(recipe: Recipe) -> tuple[Any, Any]:
 
     if recipe.model == POCKET:
         return load_host(recipe)
+    register_pocket()  # one that was trained anew lies in a folder like any other
     try:
         config = AutoConfig.from_pretrained(recipe.model)
         processor = AutoProcessor.from_pretrained(recipe.processor or recipe.model)
