@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from tests.data.formats import layouts
+from tests.data.formats import layouts, test_benchmarks
 from vpp_plugins.attach import load_vpp, save_vpp
 from vpp_plugins.boxes import BOX_CODECS, ImageMeta, answer_of, codec
 from vpp_plugins.config import VPPConfig
@@ -76,6 +76,7 @@ SEEDS: Mapping[str, list[bytes]] = {
     "genixer": as_json(layouts.GENIXER),
     "eval-jsonl": as_json(layouts.EVALUATION),
     "gseval": as_json(layouts.GSEVAL),
+    "ref-l4-reviewed": as_json(test_benchmarks.REVIEWED),
     "ms-swift": [as_lines(*layouts.SWIFT)],
     "coco": as_json(layouts.COCO),
     "odvg": [as_lines(*layouts.ODVG)],
@@ -129,6 +130,11 @@ def refer(folder: Path) -> Made:
     return one_of([made / "refs(unc).p", made / "instances.json"], lambda: read_all(made, "refer", folder))
 
 
+def grefcoco(folder: Path) -> Made:
+    made = test_benchmarks.grefcoco_folder(folder / "grefcoco")
+    return one_of([made / "grefs(unc).json", made / "instances.json"], lambda: read_all(made, "grefcoco", folder))
+
+
 def scenes(folder: Path) -> Made:
     made = write_scenes(folder / "scenes", 2, 0, "val", source=Shapes(), size=96, progress=False)
 
@@ -158,10 +164,19 @@ def webdataset(folder: Path) -> Made:
     return read, [file.getvalue()]
 
 
+ROWS = {
+    "ref-l4": test_benchmarks.REF_L4,
+    "ref-adv": test_benchmarks.REF_ADV,
+    "groundingme": test_benchmarks.GROUNDINGME,
+}
+
+
 def table(name: str, suffix: str, folder: Path) -> Made:
     path = folder / f"a.{suffix}"
     if name == "lmms-parquet":
         layouts.lmms_parquet(path)
+    elif name in ROWS:
+        test_benchmarks.parquet(path, ROWS[name])
     else:
         from datasets import Dataset, disable_progress_bars
 
@@ -445,11 +460,12 @@ def ledger(folder: Path) -> Made:
     return read, [whole]
 
 
-TABLES = {"lmms-parquet": ["parquet"], "datasets": ["arrow", "parquet"]}
+TABLES = {"lmms-parquet": ["parquet"], "datasets": ["arrow", "parquet"], **{name: ["parquet"] for name in ROWS}}
 TARGETS: Mapping[str, Callable[[Path], Made]] = {
     **{f"data {name}": partial(data_format, name) for name in SEEDS},
     **{f"data {name} {suffix}": partial(table, name, suffix) for name in TABLES for suffix in TABLES[name]},
     "data refer": refer,
+    "data grefcoco": grefcoco,
     "data scenes": scenes,
     "data webdataset": webdataset,
     **{f"codec {name}": partial(answers, name) for name in BOX_CODECS if BOX_CODECS[name].text is not None},

@@ -116,6 +116,18 @@ def test_placeholders_are_as_many_as_boxes(tmp_path: Path, case: str) -> None:
     assert reading.tally.counts == {issue: 1}
 
 
+def test_words_that_stand_for_an_expression_are_not_written(tmp_path: Path) -> None:
+    """ms-swift's lines with them cannot be read back: they were counted as written."""
+    turns = [{"ask": "a <ref-object>", "answer": "x"}, {"locate": "a <ref-object>", "boxes": [[1, 2, 9, 9]]}]
+    (tmp_path / "in.jsonl").write_text(json.dumps(BOXED | {"turns": turns}))
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    done = convert(tmp_path / "in.jsonl", tmp_path / "out.jsonl", source_format="neutral", target_format="ms-swift",
+                   progress=False)  # fmt: skip
+    (sample,) = read_samples(tmp_path / "out.jsonl", "ms-swift", images=tmp_path)
+    assert (done.turns, done.tally.counts) == (1, {Issue.NOT_WRITABLE: 1})
+    assert [turn.expression for turn in sample.located()] == ["a <ref-object>"]
+
+
 def test_a_placeholder_in_a_dialogue_without_an_image_is_no_box(tmp_path: Path) -> None:
     row = {"conversations": [{"from": "human", "value": "What is <bbox>?"}, {"from": "gpt", "value": "A word."}]}
     assert read(tmp_path, "vpp-sft", row)[1].tally.counts[Issue.PLACEHOLDER] == 1

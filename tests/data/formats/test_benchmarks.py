@@ -170,7 +170,17 @@ def test_ref_adv_writes_its_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("given", "bin_"),
-    [(2, "2-3"), ("3", "2-3"), ([1, 2, 3, 4], "4-6"), ("[1, 2]", "2-3"), (7, "7 or more"), (None, "not"), ("?", "not")],
+    [
+        (2, "2-3"),
+        ("3", "2-3"),
+        ([1, 2, 3, 4], "4-6"),
+        ("[1, 2]", "2-3"),
+        (7, "7 or more"),
+        (None, "not"),
+        ("?", "not"),
+        ("[" * 5000, "not"),
+        ("9" * 5000, "not"),
+    ],
 )
 def test_distractors_are_counted_however_they_are_stored(given: object, bin_: str, tmp_path: Path) -> None:
     (sample,), _ = read(parquet(tmp_path / "a.parquet", {**REF_ADV, "distractors": given}), "ref-adv")

@@ -3,7 +3,6 @@
 Where each layout was read stands in the table of `vpp_plugins.evaluate.benchmarks`. gRefCOCO is in `refer.py`.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from vpp_plugins.data.formats.coco import by_id
 from vpp_plugins.data.formats.lmms import parquet_rows
 from vpp_plugins.data.formats.reading import Reading, positive_size, text_of
-from vpp_plugins.data.json_stream import stream_array
+from vpp_plugins.data.json_stream import json_value, stream_array
 from vpp_plugins.data.record import PIXELS, PIXELS_XYWH, Record, check_name
 from vpp_plugins.data.sample import Issue, Locate, Numbers, RefusedError, numbers_of
 
@@ -155,8 +154,8 @@ def _distractors(value: Any) -> str:
     """Return the bin of a number of distractors, which is stored as one, or as a list, in JSON or not."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = json_value(value.encode(), "distractors")
+        except ValueError:  # VPPError and half characters too
             value = None
     count = len(value) if isinstance(value, list) else value
     if not isinstance(count, int) or count < 2:

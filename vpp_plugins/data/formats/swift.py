@@ -6,6 +6,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,19 @@ from vpp_plugins.data.formats.conversations import check_named, paired
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, text_of
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import PIXELS, RELATIVE, Record
-from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, RefusedError, Sample, Talk, Turn, numbers_of
+from vpp_plugins.data.sample import (
+    BOX,
+    Describe,
+    Issue,
+    Locate,
+    Numbers,
+    RefusedError,
+    Sample,
+    Talk,
+    Tally,
+    Turn,
+    numbers_of,
+)
 
 _REF = "<ref-object>"
 _QUESTION = f"Please provide the bounding box coordinate of the region this sentence describes: {_REF}."
@@ -70,7 +83,26 @@ def _named(text: str, names: Iterable[str]) -> str:
 
 def write_swift(samples: Iterable[Sample], writing: Writing) -> None:
     """Write a line per sample, boxes in pixels; ms-swift renders them for the model that it trains."""
-    writing.write_lines(_row(sample) for sample in writing.whole(samples))
+    kept = (_without_refs(sample, writing.tally) for sample in samples)
+    writing.write_lines(_row(sample) for sample in writing.whole(sample for sample in kept if sample.turns))
+
+
+def _without_refs(sample: Sample, tally: Tally) -> Sample:
+    """Leave out, counted, the turns whose own words hold what stands for an expression: no line of theirs is read."""
+    kept = tuple(turn for turn in sample.turns if not _says_ref(turn))
+    if len(kept) == len(sample.turns):
+        return sample
+    tally.add(Issue.NOT_WRITABLE, sample.id, f"its text holds {_REF}")
+    return replace(sample, turns=kept)
+
+
+def _says_ref(turn: Turn) -> bool:
+    match turn:
+        case Describe(_, description):
+            return _REF in description
+        case Talk(question, answer):
+            return _REF in question + answer
+    return False
 
 
 def _row(sample: Sample) -> dict[str, Any]:
