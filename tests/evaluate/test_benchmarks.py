@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.formats.layouts import BOX, refer_folder, whole
+from tests.data.formats.layouts import BOX, image, lines, refer_folder, whole
 from tests.data.formats.test_benchmarks import (
     GROUNDINGME,
     REF_ADV,
@@ -112,8 +112,21 @@ def test_refcoco_finds_its_files_in_each_publisher_s_folder(tmp_path: Path, monk
     (tmp_path / "b" / "refcoco_val.jsonl").write_text("{}")
     (tmp_path / "b" / "data").mkdir()
     (tmp_path / "b" / "data" / "testA-00000-of-00001.parquet").touch()
-    assert find_benchmark("refcoco", tmp_path / "b", "val").data_format == "eval-jsonl"
+    found = find_benchmark("refcoco", tmp_path / "b", "val")
+    assert (found.data_format, found.images) == ("eval-jsonl", tmp_path / "b" / ".")
     assert find_benchmark("refcoco", tmp_path / "b", "testA").data_format == "lmms-parquet"
+
+
+def test_lines_that_name_images_from_elsewhere_find_them(tmp_path: Path) -> None:
+    """Qwen-VL's lie in data/refcoco, and name data/coco/train2014/..."""
+    line = {"image": "data/coco/train2014/a.jpg", "sent": "cup", "bbox": [1, 2, 30, 40], "width": 640, "height": 480}
+    (tmp_path / "data" / "refcoco").mkdir(parents=True)
+    lines(tmp_path / "data" / "refcoco" / "refcoco_val.jsonl", line)
+    assert find_benchmark("refcoco", tmp_path / "data" / "refcoco", "val").images is None
+    image(tmp_path / line["image"])
+    found = find_benchmark("refcoco", tmp_path / "data" / "refcoco", "val")
+    assert found.images is not None
+    assert (found.images / line["image"]).is_file()
 
 
 def test_grefcoco_from_its_folder_to_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

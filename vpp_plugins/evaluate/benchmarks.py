@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vpp_plugins.data import Issue, Tally
+from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.errors import VPPError, few, nearest
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.files import sha256_of
@@ -123,26 +124,27 @@ def find_benchmark(name: str, folder: str | Path, split: str | None, images: str
             files = sorted(base.glob(layout.read.format(split=part)))
             if files and all((base / file).is_file() for file in layout.beside):
                 path = files[0] if len(files) == 1 else files[0].parent
-                found = Found(
-                    name, part, path, layout.data_format, _images(images, layout, base, root), known.get(part)
-                )
+                place = Path(images) if images is not None else _images(layout, path, base, root)
+                found = Found(name, part, path, layout.data_format, place, known.get(part))
                 found.check_files(one.sha256)
                 return found
     wanted = [file.format(split=part) for layout in one.layouts for file in (layout.read, *layout.beside)]
     raise VPPError(f"'{folder}' does not hold {few(wanted)} of {name}: it comes from {one.source}.")
 
 
-def _images(images: str | None, layout: Layout, base: Path, root: Path) -> Path | None:
-    if images is not None:
-        return Path(images)
-    return next((place for name in layout.images for place in (base / name, root / name) if place.is_dir()), None)
+def _images(layout: Layout, path: Path, base: Path, root: Path) -> Path | None:
+    """Return the first of a layout's folders that is there and, where names are paths, has the first image."""
+    names = (record.image for record in data_format(layout.data_format).records(path, Reading()))
+    name = next(names, "") if layout.data_format == "eval-jsonl" else ""  # the others name no folders
+    places = (place for folder in layout.images for place in (base / folder, root / folder))
+    return next((place for place in places if (place / name).exists()), None)
 
 
 def _refer(name: str, by: str) -> tuple[Layout, ...]:
     """Return the layouts in which the RefCOCO family is found."""
     return (
         Layout("refer", f"refs({by}).p", ("instances.json",), _TRAIN2014),
-        Layout("eval-jsonl", f"{name}_{{split}}.jsonl", (), _TRAIN2014),
+        Layout("eval-jsonl", f"{name}_{{split}}.jsonl", (), (".", "..", "../..", *_TRAIN2014)),
         Layout("lmms-parquet", "{split}-*.parquet"),
     )
 
