@@ -113,3 +113,15 @@ def test_head_gives_the_first_samples(tmp_path: Path) -> None:
     found = list(head(source, "eval-jsonl", 3))
     assert found == list(read_samples(source, "eval-jsonl"))[:3]
     assert found[1].readable() == f"{found[1].id}: 1.png, 640 x 480\n    locate 'thing 1': [64, 96, 320, 384]"
+
+
+@pytest.mark.parametrize("names", [["train"], ["TRAIN"], ["val", "Val"], ["../val"], ["a/b"], [""]])
+def test_two_sides_never_have_one_file(names: list[str], tmp_path: Path) -> None:
+    """A side called train took the place of what was left to train on."""
+    rows = [{"image": f"{number}.png", "turns": [{"ask": "What?", "answer": "That."}]} for number in range(9)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(VPPError, match="need names of their own"):
+        split_data(tmp_path / "in.jsonl", tmp_path / "out", source_format="neutral", shares=dict.fromkeys(names, 0.3))
+    with pytest.raises(VPPError, match="is a file, and the sides go into a folder"):
+        split_data(tmp_path / "in.jsonl", tmp_path / "in.jsonl", source_format="neutral", shares={"val": 0.3})
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

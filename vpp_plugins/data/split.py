@@ -55,6 +55,8 @@ def split_data(
     source, reading = Path(source), reading or Reading()
     target_format = target_format or (source_format if data_format(source_format).write else "neutral")
     _check_shares(shares)
+    if Path(out).exists() and not Path(out).is_dir():
+        raise VPPError(f"'{out}' is a file, and the sides go into a folder: name another.")
     names = ["train", *shares]
     files = {name: Path(out) / f"{name}{_SUFFIX.get(target_format, '.jsonl')}" for name in names}
     for file in files.values():
@@ -99,6 +101,9 @@ def head(
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
+    names = {"train", *map(str.casefold, shares)}
+    if len(names) <= len(shares) or not all(name.isidentifier() for name in names):
+        raise VPPError(f"the sides beside 'train' need names of their own, plain words, but are: {', '.join(shares)}.")
     if not shares or not all(0 < share < 1 for share in shares.values()) or not sum(shares.values()) < 1:
         said = ", ".join(f"{name} {share:g}" for name, share in shares.items()) or "none"
         raise VPPError(
