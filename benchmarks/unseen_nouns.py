@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 
 from vpp_adapters.nanodet import NAMES
 from vpp_plugins.evaluate import image_id, load_evaluation
