@@ -25,7 +25,6 @@ from vpp_plugins.attach.checkpoint import (
     named_on_hub,
     read_into,
     resolve,
-    without_local_configuration,
     write_vpp,
 )
 from vpp_plugins.attach.hooks import HostState, Slot
@@ -35,7 +34,7 @@ from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError, warn_untested
 from vpp_plugins.files import is_hub_id
 from vpp_plugins.plugins import Backbone, FrozenWeights
-from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP
+from vpp_plugins.prompts import VPP, GlobalVPP, LocalVPP, without_local_configuration
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -24,7 +24,7 @@ from vpp_plugins.files import (
     whole_file,
 )
 from vpp_plugins.plugins import build_generator
-from vpp_plugins.prompts import VPP
+from vpp_plugins.prompts import VPP, without_local_configuration
 
 CONFIG_FILE = "vpp_config.json"
 WEIGHTS_FILE = "vpp.safetensors"
@@ -76,18 +76,6 @@ def read_prompts(vpp: VPP, folder: Path, *, check: bool = True) -> tuple[VPPConf
     if check:
         _check_hash(folder)
     return saved, tensors
-
-
-def without_local_configuration(config: VPPConfig) -> VPPConfig:
-    """Put a detector's configuration in place of the folder that holds it: what is saved names no path."""
-    local = config.local_vpp
-    named = None if local is None else local.generator_options.get("config")
-    if local is None or local.generator != "hf_detector" or not isinstance(named, str) or not Path(named).is_dir():
-        return config
-    from vpp_plugins.prompts.generators import configuration_values
-
-    options = {**local.generator_options, "config": configuration_values(named)}
-    return replace(config, local_vpp=replace(local, generator_options=options))
 
 
 def hub_weights(generator: nn.Module, source: str) -> dict[str, str]:

@@ -25,9 +25,10 @@ from vpp_plugins.evaluate.run import (
     processes,
     read_evaluation,
     read_run,
+    versions,
     write_run,
 )
-from vpp_plugins.evaluate.settings import answer_settings, versions
+from vpp_plugins.evaluate.settings import answer_settings
 from vpp_plugins.files import HOLDS, sha256_of, write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec

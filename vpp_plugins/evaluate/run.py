@@ -6,9 +6,11 @@ very same ones and ends with the same answers.
 
 import hashlib
 import json
+import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, runtime_checkable
 from typing import Protocol as Interface
@@ -257,3 +259,9 @@ def _merge(ledger: Ledger, batches: Sequence[Sequence[int]], folder: Path) -> No
     write_run(folder, {**read_run(folder), ANSWERS_SHA256: hashlib.sha256(text.encode()).hexdigest()})
     write_whole(folder / ANSWERS, text)
     ledger.clear()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that compute the answers."""
+    packages = ("vpp-plugins", "torch", "transformers", "tokenizers", "pillow")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

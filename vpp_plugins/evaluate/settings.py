@@ -6,10 +6,8 @@ kept, but what has no part in greedy answers.
 
 import hashlib
 import json
-import platform
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -60,12 +58,6 @@ def answer_settings(grounder: Grounder, generation: Mapping[str, Any]) -> dict[s
     }
     values: dict[str, dict[str, Any]] = json.loads(json.dumps(found, default=str))
     return values
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that compute the answers."""
-    packages = ("vpp-plugins", "torch", "transformers", "tokenizers", "pillow")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
 
 
 def _generation(host: Any, asked: Mapping[str, Any]) -> dict[str, Any]:

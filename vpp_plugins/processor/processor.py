@@ -28,6 +28,8 @@ from vpp_plugins.processor.checks import (
 from vpp_plugins.processor.tile_boxes import check_whole, tile_boxes
 from vpp_plugins.prompts import TOKEN
 
+_PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+
 
 class VPPProcessor:
     """Called like the host's processor; adds `<|vpp|>` after every image of the text, and `vpp_pixel_values`.
@@ -62,6 +64,7 @@ class VPPProcessor:
         for copied in every_vpp(host):
             match_normalisation(copied, self.image_processor)
         self._units = None if vpp.global_vpp is None else pixel_units(self.image_processor, {})
+        self._pixel_settings = self._settings_of_pixels({})
         if self._tokens_per_image:
             marker = image_marker(self.processor, self._state.backbone.image_token)
             check_marker(self.processor, marker)
@@ -184,13 +187,20 @@ class VPPProcessor:
             views["vpp_pixel_values"] = letterboxes(images, self._image_size)
         asked = self.processor, [(image.height, image.width) for image in images], self._state.backbone
         settings = self._image_settings(options)
-        if self._units is not None:
+        if self._units is not None and self._settings_of_pixels(settings) != self._pixel_settings:
             check_units(self.image_processor, settings, self._units)
         if self._tiled:
             views["vpp_tile_boxes"] = tile_boxes(*asked, **settings)
         elif self._state.backbone.frame == "square" and not self._state.backbone.tiled and self.image_processor:
             check_whole(*asked, **settings)
         return views
+
+    def _settings_of_pixels(self, options: dict[str, Any]) -> list[str]:
+        """Return what brings a call's pixels to their units; as text, so that arrays compare."""
+        if self.image_processor is None:
+            return []
+        values = {**vars(self.image_processor), **options}
+        return [str(values.get(name)) for name in _PIXEL_SETTINGS]
 
     def _image_settings(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call that concern images, those in `images_kwargs` among them."""

@@ -6,7 +6,7 @@ from vpp_plugins.prompts.draw import draw_overlay, draw_prompt
 from vpp_plugins.prompts.global_vpp import CLIP_MEAN, CLIP_STD, RGB, GlobalVPP, Overlay
 from vpp_plugins.prompts.local_vpp import LocalVPP
 from vpp_plugins.prompts.resample import Window, outside_graphs
-from vpp_plugins.prompts.vpp import TOKEN, VPP, Prompts
+from vpp_plugins.prompts.vpp import TOKEN, VPP, Prompts, without_local_configuration
 
 __all__ = [
     "CLIP_MEAN",
@@ -26,4 +26,5 @@ __all__ = [
     "draw_overlay",
     "draw_prompt",
     "outside_graphs",
+    "without_local_configuration",
 ]

@@ -1,6 +1,8 @@
 """Both prompts of one host in one module: what `model.vpp` is."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -128,3 +130,15 @@ def _span(inside: Bool[Tensor, "images length"]) -> tuple[Float[Tensor, " images
     first, after = inside.int().argmax(1), inside.flip(1).int().argmax(1)
     content = length - first - after
     return -first / content, (length - first) / content
+
+
+def without_local_configuration(config: VPPConfig) -> VPPConfig:
+    """Put a detector's configuration in place of the folder that holds it: what is saved names no path."""
+    local = config.local_vpp
+    named = None if local is None else local.generator_options.get("config")
+    if local is None or local.generator != "hf_detector" or not isinstance(named, str) or not Path(named).is_dir():
+        return config
+    from vpp_plugins.prompts.generators import configuration_values
+
+    options = {**local.generator_options, "config": configuration_values(named)}
+    return replace(config, local_vpp=replace(local, generator_options=options))

@@ -12,8 +12,8 @@ from PIL import Image
 from vpp_plugins.boxes import answer_of
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate.models import fingerprint_of_model
-from vpp_plugins.evaluate.run import Asker
-from vpp_plugins.evaluate.settings import answer_settings, differences, versions
+from vpp_plugins.evaluate.run import Asker, versions
+from vpp_plugins.evaluate.settings import answer_settings, differences
 from vpp_plugins.files import write_whole
 from vpp_plugins.ground import Grounder
 
