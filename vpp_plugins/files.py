@@ -382,10 +382,20 @@ def check_tensors(
     `source` begins the message, and `advice`, a sentence, comes before its last.
     """
     shapes = ({name: tuple(value.shape) for name, value in state.items()} for state in (found, expected))
-    endless = [name for name, value in sorted(found.items()) if not value.isfinite().all()]
-    problems = [*misfits(*shapes), *_counted("NaN or infinite", endless)]
+    kinds = [
+        f"{name} {str(value.dtype).removeprefix('torch.')}"
+        for name, value in sorted(found.items())
+        if name in expected and _kind(value) != _kind(expected[name])
+    ]
+    endless = [name for name, value in sorted(found.items()) if value.itemsize > 1 and not value.isfinite().all()]
+    problems = [*misfits(*shapes), *_counted("of another type", kinds), *_counted("NaN or infinite", endless)]
     if problems:
         raise VPPError(f"{source} does not fit: {'; '.join(problems)}. {advice and f'{advice} '}Nothing was loaded.")
+
+
+def _kind(value: "torch.Tensor") -> str:
+    """Return what may be loaded as one another: floats of 16 bits or more, and of other types each for itself."""
+    return "float" if value.is_floating_point() and value.itemsize > 1 else str(value.dtype)
 
 
 def misfits(found: Mapping[str, Shape], expected: Mapping[str, Shape]) -> list[str]:

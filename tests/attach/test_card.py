@@ -13,6 +13,8 @@ from tests.prompts.generators.test_hf_detector import config_of
 from tests.tiny import TOY_LOCAL, attached, image, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import VPPError, attach_vpp, load_vpp, save_vpp
 from vpp_plugins.attach import put_scores
+from vpp_plugins.attach.card import scores
+from vpp_plugins.files import sealed
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -115,3 +117,36 @@ def test_a_card_of_ones_own_stays(tmp_path: Path) -> None:
 def test_no_evaluation(tmp_path: Path) -> None:
     with pytest.raises(VPPError, match=r"holds no scores of boxes .*: give a folder of `vpp eval run`"):
         save_vpp(named("owner/tiny"), tmp_path, evaluations=[tmp_path / "none"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": 3},
+        {"figures": []},
+        {"figures": {"rows": 1, "acc_50": {"mean": "x"}, "mean_iou": 1}},
+        {"prompts": 3},
+        {"data": None},
+        {"holds": "what was asked"},
+    ],
+)
+def test_results_that_mean_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "eval", "owner/model")
+    values = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").write_text(json.dumps(values | changes))
+    with pytest.raises(VPPError, match="holds no scores of boxes"):
+        scores([folder])
+    (folder / "results.json").write_text("[" * 100_000)
+    with pytest.raises(VPPError, match="holds no scores of boxes"):
+        scores([folder])
+
+
+def test_results_that_were_changed(tmp_path: Path) -> None:
+    """One digit of a sealed file was shown as the score."""
+    folder = evaluation(tmp_path / "eval", "owner/model")
+    path = folder / "results.json"
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()), "results")))
+    scores([folder])
+    path.write_text(path.read_text().replace("0.", "0.9", 1))
+    with pytest.raises(VPPError, match="its values were changed since they were written"):
+        scores([folder])

@@ -61,7 +61,7 @@ class TestEvaluation:
     def test_goes_on_where_it_was(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same command in its folder, with the same libraries, finds it finished and asks nothing."""
         versions = json.loads((EVALUATION / "run.json").read_text())["versions"]
-        monkeypatch.setattr(benchmark, "_versions", lambda: versions)
+        monkeypatch.setattr(benchmark, "versions", lambda: versions)
         folder = tmp_path / "evaluation"
         shutil.copytree(EVALUATION, folder)
         rows = rows_of_scenes(load_real_photos())[:6]

@@ -1,5 +1,6 @@
 """What is written beside the host is read again: transformers' own Trainer and its kin, and PEFT's files."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from tests.families import FAMILIES
 from tests.tiny import FULL, TEXTS, image, tiny_llava, tiny_processor, toy_config
 from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp
-from vpp_plugins.attach import active_vpp, unwrap
+from vpp_plugins.attach import active_vpp, attach_control, unwrap
 from vpp_plugins.train import train as vpp_train
 from vpp_plugins.train.evaluation import TrainingEvaluation
 
@@ -186,7 +187,99 @@ class TestRefusals:
             trainer_for(lora_before, tmp_path).train(resume_from_checkpoint=str(folder))
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def change(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(bytes(content))
+
+
+def rename(path: Path) -> None:
+    save_file({f"other.{name}": value for name, value in load_file(path).items()}, path)
+
+
+def lengthen(path: Path) -> None:
+    save_file({name: torch.cat([value, value]) for name, value in load_file(path).items()}, path)
+
+
+def narrow(path: Path) -> None:
+    save_file({name: value[:, :5].contiguous() for name, value in load_file(path).items()}, path)
+
+
+def unname(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def spoil(path: Path) -> None:
+    save_file({name: value * torch.nan for name, value in load_file(path).items()}, path)
+
+
+def test_damaged_rows_of_the_placeholder(tmp_path: Path) -> None:
+    """Lost or flipped they were passed over, and otherwise an error of Python or of safetensors."""
+    trainer_for(grown, tmp_path, steps=2).train()
+    folder, path = tmp_path / "checkpoint-2", tmp_path / "checkpoint-2/vpp_rows.safetensors"
+    whole, trainer = path.read_bytes(), trainer_for(grown, tmp_path)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for damage in (Path.unlink, cut, change, rename, lengthen, narrow, unname, spoil):
+        damage(path)
+        with pytest.raises(VPPError, match=r"vpp_rows\.safetensors'"):
+            trainer._load_from_checkpoint(str(folder))
+        assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+        path.write_bytes(whole)
+    trainer._load_from_checkpoint(str(folder))
+
+
+def moved(model: nn.Module, seed: int) -> nn.Module:
+    """Prompts as training leaves them."""
+    torch.manual_seed(seed)
+    vpp = unwrap(model).vpp
+    for parameter in vpp.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    vpp.trained = True
+    return model
+
+
 class TestPeft:
+    def test_transformers_own_way_to_an_adapter(self, tmp_path: Path) -> None:
+        """`model.load_adapter` is not PEFT's, and left the prompts beside the adapter where they were."""
+        model: Any = moved(plain(), 1)
+        model.add_adapter(LoraConfig(**LORA, exclude_modules=r"vpp\..*"))
+        model.save_pretrained(tmp_path)
+        again: Any = plain()
+        again.load_adapter(str(tmp_path))
+
+        assert equal(model.vpp, again.vpp)
+        assert again.vpp.trained
+
+    def test_a_second_adapter_does_not_change_the_prompts_of_the_first(self, tmp_path: Path) -> None:
+        for name, seed in (("one", 1), ("same", 1), ("two", 2)):
+            moved(lora_before(), seed).save_pretrained(tmp_path / name)
+        host = plain()
+        model = PeftModel.from_pretrained(host, tmp_path / "one")
+        model.load_adapter(tmp_path / "same", adapter_name="same")
+        kept = {name: value.clone() for name, value in host.vpp.state_dict().items()}
+        with pytest.raises(VPPError, match=r"other prompts than those of the adapters that the model has"):
+            model.load_adapter(tmp_path / "two", adapter_name="two")
+        other: Any = plain()
+        other.load_adapter(str(tmp_path / "one"), adapter_name="one")
+        with pytest.raises(VPPError, match=r"other prompts than those of the adapters that the model has"):
+            other.load_adapter(str(tmp_path / "two"), adapter_name="two")
+
+        for vpp in (host.vpp, other.vpp):
+            assert all(torch.equal(value, kept[name]) for name, value in vpp.state_dict().items())
+
+    def test_a_named_adapter_has_its_prompts_in_its_own_folder(self, tmp_path: Path) -> None:
+        model = get_peft_model(tiny_llava(), LoraConfig(**LORA), adapter_name="mine")
+        moved(attach_vpp(model, toy_config()), 1).save_pretrained(tmp_path)
+        host = plain()
+        PeftModel.from_pretrained(host, tmp_path / "mine", adapter_name="mine")
+
+        assert equal(unwrap(model).vpp, host.vpp)
+        assert host.vpp.trained
+
     def test_prompts_beside_an_adapter_are_saved_and_loaded(self, tmp_path: Path) -> None:
         """Attached after get_peft_model, they train, and no modules_to_save names them."""
         model = lora_before()
@@ -208,6 +301,25 @@ class TestPeft:
 
         assert all(torch.equal(value, before[name]) for name, value in host.vpp.state_dict().items())
         assert not host.vpp.trained
+
+
+def test_a_control_is_not_saved_beside_the_prompts_of_another(tmp_path: Path) -> None:
+    """Loading would have put them on it."""
+    plain().save_pretrained(tmp_path)
+    with pytest.raises(VPPError, match=r"a control without prompts, and .* holds those of another"):
+        attach_control(tiny_llava()).save_pretrained(tmp_path)
+
+
+def test_accelerate_saves_and_loads_all_of_it(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    accelerator, model = Accelerator(cpu=True), moved(plain(), 1)
+    prepared, kept = accelerator.prepare(model), copy.deepcopy(model)
+    accelerator.save_state(str(tmp_path))
+    moved(model, 2)
+    accelerator.load_state(str(tmp_path))
+
+    assert equal(unwrap(prepared), kept)
 
 
 def test_ones_own_loading_is_left_alone(tmp_path: Path) -> None:

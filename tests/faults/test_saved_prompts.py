@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from tests.families import FAMILIES, attached_family
-from tests.tiny import attached, tiny_config, tiny_llava, toy_config
-from vpp_plugins import GlobalVPPConfig, LocalVPPConfig, VPPConfig, VPPError, attach_vpp, load_vpp, save_vpp
+from tests.tiny import attached, tiny_config, tiny_llava, tiny_processor, toy_config
+from vpp_plugins import (
+    GlobalVPPConfig,
+    LocalVPPConfig,
+    VPPConfig,
+    VPPError,
+    VPPProcessor,
+    attach_vpp,
+    load_vpp,
+    save_vpp,
+)
 from vpp_plugins.attach import is_attached
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -158,6 +169,40 @@ class TestSizes:
         except VPPError:
             return
         assert model.vpp.trained
+
+
+OTHER_TYPES = {"int32": 1, "uint8": 1, "bool": 1, "complex64": 1, "float8_e4m3fn": 1, "float64": 0, "bfloat16": 0}
+
+
+@pytest.mark.filterwarnings("ignore:.*has no SHA-256 of its weights:UserWarning")
+@pytest.mark.parametrize("dtype", list(OTHER_TYPES))
+def test_numbers_that_are_no_floats_are_not_cast(dtype: str, tmp_path: Path) -> None:
+    """Whole numbers, truths and the real parts of complex numbers became prompts; fewer bits were an error of torch."""
+    save_vpp(attached()[0], tmp_path)
+    tensors = load_file(tmp_path / "vpp.safetensors")
+    save_file({name: value.to(getattr(torch, dtype)) for name, value in tensors.items()}, tmp_path / "vpp.safetensors")
+    change(tmp_path, lambda values: values.pop("weights_sha256"))
+    if not OTHER_TYPES[dtype]:
+        attach_vpp(tiny_llava(), tmp_path)
+        return
+    with pytest.raises(VPPError, match=f"of another type: .* {dtype}.*Nothing was loaded"):
+        attach_vpp(tiny_llava(), tmp_path)
+
+
+def test_prompts_of_pixels_that_the_processor_does_not_make(tmp_path: Path) -> None:
+    """Loaded after the processor was made, they were laid over pixels of another mean."""
+    other = tiny_processor()
+    other.image_processor.image_mean = other.image_processor.image_std = [0.5] * 3
+    model = attach_vpp(tiny_llava(), toy_config())
+    VPPProcessor(other, model)
+    save_vpp(model, tmp_path)
+    target, _ = attached()
+    before = {name: value.clone() for name, value in target.vpp.state_dict().items()}
+
+    with pytest.raises(VPPError, match=r"were trained on pixels of mean \(0\.5, 0\.5, 0\.5\).* Nothing was loaded"):
+        load_vpp(target, tmp_path)
+    assert all(value.equal(before[name]) for name, value in target.vpp.state_dict().items())
+    load_vpp(model, tmp_path)
 
 
 ATTACHING = """

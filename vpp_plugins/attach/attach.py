@@ -162,7 +162,23 @@ def load_vpp(model: nn.Module, source: str | os.PathLike[str]) -> None:
 
     Not only the weights must fit: prompts saved with another setting (alpha, border, ...) would act differently.
     """
-    read_into(active_vpp(_attached_host(model)), resolve(source))
+    host, folder = _attached_host(model), resolve(source)
+    _check_units(host._vpp_state.pixel_units, folder)
+    read_into(active_vpp(host), folder)
+
+
+def _check_units(units: Sequence[float] | None, folder: Path) -> None:
+    """Raise VPPError for prompts of pixels in other units than those that the model's VPPProcessor makes."""
+    prompt = VPPConfig.load(folder / CONFIG_FILE).global_vpp
+    if units is None or prompt is None or prompt.image_mean is None or prompt.image_std is None:
+        return
+    saved = *prompt.image_mean, *prompt.image_std
+    if any(abs(ours - theirs) > 1e-6 for ours, theirs in zip(units[1:], saved, strict=True)):
+        raise VPPError(
+            f"the prompts in '{folder}' were trained on pixels of mean {saved[:3]} and std {saved[3:]}, but the "
+            f"model's VPPProcessor makes {tuple(units[1:4])} and {tuple(units[4:])}. Nothing was loaded: attach anew, "
+            "with the processor that they were trained with."
+        )
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, named_on_hub
 from vpp_plugins.config import VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import is_hub_id, write_whole
+from vpp_plugins.files import is_hub_id, unsealed, write_whole
 
 CARD = "README.md"
 LIBRARY = "vpp-plugins"
@@ -98,19 +99,21 @@ def scores(evaluations: Sequence[Path]) -> str:
     lines = ["| | asked about | answers | Acc@0.5, % | mean IoU, % |", "|---|---|---|---|---|"]
     for folder in evaluations:
         try:
-            told = json.loads((folder / "results.json").read_bytes())
-            figures = [told["figures"][key] for key in ("acc_50", "mean_iou")]
-            count = told["figures"]["rows"]
-        except (OSError, ValueError, KeyError) as error:
+            lines.append(_line(unsealed(json.loads((folder / "results.json").read_bytes()), "results")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise VPPError(
                 f"'{folder}' holds no scores of boxes ({error!r}): give a folder of `vpp eval run`."
             ) from None
-        told["model"] = told["model"] if is_hub_id(told["model"]) else " ".join(map(_last, told["model"].split()))
-        off = ", prompts off" if told.get("prompts", {}).get("disabled") else ""
-        shuffled = f", {told['control']}" if told.get("control") else ""
-        shown = [f"{100 * one['mean']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})" for one in figures]
-        lines.append(f"| {told['model']}{off}{shuffled} | {_last(told['data'])} | {count} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n\nIn brackets 95 % intervals."
+
+
+def _line(told: dict[str, Any]) -> str:
+    figures = [told["figures"][key] for key in ("acc_50", "mean_iou")]
+    model = told["model"] if is_hub_id(told["model"]) else " ".join(map(_last, told["model"].split()))
+    off = ", prompts off" if told.get("prompts", {}).get("disabled") else ""
+    shuffled = f", {told['control']}" if told.get("control") else ""
+    shown = [f"{100 * one['mean']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})" for one in figures]
+    return f"| {model}{off}{shuffled} | {_last(told['data'])} | {told['figures']['rows']} | {' | '.join(shown)} |"
 
 
 def _last(word: str) -> str:

@@ -91,6 +91,8 @@ class HostState:
     disabled: int = 0
     """How many `vpp_disabled` blocks are open."""
     attached: bool = True
+    pixel_units: tuple[float, ...] | None = None
+    """What its VPPProcessor makes of 8-bit pixels, see `pixel_units`, where a global prompt is laid over them."""
     warned: set[type[Warning]] = field(default_factory=set)
     """What has been warned of."""
     lock: AbstractContextManager[Any] = field(default_factory=threading.RLock)

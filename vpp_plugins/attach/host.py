@@ -6,13 +6,14 @@ import os
 import types
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vpp_plugins.attach import hooks, trainer_compat, vocabulary
-from vpp_plugins.attach.checkpoint import write_vpp
+from vpp_plugins.attach.checkpoint import CONFIG_FILE, read_into, write_vpp
 from vpp_plugins.attach.hooks import HostState
 from vpp_plugins.attach.peft_compat import keep_prompts_whole
 from vpp_plugins.attach.validation import (
@@ -150,6 +151,11 @@ class AttachedHost:
         **kwargs: Any,
     ) -> None:
         """Save the bare host as it was, and the prompts beside it in their own files."""
+        if active_vpp(self).is_empty and Path(save_directory, CONFIG_FILE).is_file():
+            raise VPPError(
+                f"this model is a control without prompts, and '{save_directory}' holds those of another, which would "
+                "be loaded with it: give another folder."
+            )
         if push_to_hub:
             raise VPPError(
                 "save_pretrained(push_to_hub=True) would upload the host before its prompts are written: call "
@@ -169,6 +175,14 @@ class AttachedHost:
             whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
             write_vpp(vpp, save_directory, prompts if whole else None)
             trainer_compat.keep_rows(self)
+
+    def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
+        """Put on an adapter as transformers does, and load the prompts that stand beside it."""
+        folder = trainer_compat.prompts_beside(self, args[0] if args else kwargs.get("peft_model_id"))
+        info = super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+        if folder is not None:
+            read_into(active_vpp(self), folder)
+        return info
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the host's own; while PEFT saves an adapter, write the prompts that train beside it."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from vpp_plugins.attach import vocabulary
 from vpp_plugins.attach.checkpoint import WEIGHTS_FILE, adopt, read_prompts, write_vpp
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import check_tensors, read_safetensors, sha256_of_tensors
 from vpp_plugins.prompts import VPP
 
 Frames = Mapping[tuple[str, str], Callable[[Mapping[str, Any]], Any]]
@@ -27,9 +28,11 @@ LOADING: Frames = {
     ("transformers.trainer", "_load_best_model"): lambda names: names["self"].state.best_model_checkpoint,
 }
 SAVING: Frames = {
-    ("peft.peft_model", "save_pretrained"): lambda names: names["save_directory"] if names["is_main_process"] else None,
+    ("peft.peft_model", "save_pretrained"): lambda names: _adapter_folder(names) if names["is_main_process"] else None,
     ("transformers.trainer", "_save"): lambda names: names["output_dir"],
 }
+SHA256 = "sha256"
+"""In the header of the placeholder's rows, their own."""
 OURS = "vpp_plugins.train.trainer"
 """It reads and writes the prompts itself."""
 
@@ -66,11 +69,25 @@ def complete(host: Any, state: dict[str, Tensor], prefix: str) -> None:
     if not prefix:
         _rename(host, state, folder)
         _widen(host, state, folder)
+    adapters = len(host.__dict__.get("peft_config", {})) if all(library == "peft" for library, _ in loading) else 1
     for path, vpp in host.vpp.named_modules(remove_duplicate=False):
         if isinstance(vpp, VPP):
             saved, tensors = read_prompts(vpp, folder)
+            _refuse_second(vpp, tensors, folder, adapters)
             state |= {f"{ours}{path}{'.' if path else ''}{name}": value for name, value in tensors.items()}
             adopt(vpp, saved)
+
+
+def prompts_beside(host: Any, adapter: Any) -> Path | None:
+    """Return the folder of an adapter that transformers is about to put on a host, where prompts stand beside it.
+
+    Raises VPPError where they do not fit, or are others than those of the adapters that the host has.
+    """
+    folder = Path(str(adapter))
+    if not (folder / WEIGHTS_FILE).is_file() or not isinstance(host.vpp, VPP):  # modules_to_save wraps them
+        return None
+    _refuse_second(host.vpp, read_prompts(host.vpp, folder)[1], folder, len(host.__dict__.get("peft_config", {})) + 1)
+    return folder
 
 
 def keep(host: Any) -> None:
@@ -88,7 +105,7 @@ def keep_rows(host: Any) -> None:
 
     added = vocabulary.added_rows(host)
     if added and (saving := folders(SAVING)):
-        save_file(added, saving[-1][1] / vocabulary.ROWS_FILE)
+        save_file(added, saving[-1][1] / vocabulary.ROWS_FILE, metadata={SHA256: sha256_of_tensors(added)})
 
 
 def _stack() -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -125,14 +142,47 @@ def _place(value: Tensor) -> tuple[Any, ...]:
 
 def _widen(host: Any, state: dict[str, Tensor], folder: Path) -> None:
     """Add the placeholder's rows to the vocabulary's tables, which are saved without them."""
-    rows = host._vpp_state.host_rows
-    if rows is None:
-        return
-    if (folder / vocabulary.ROWS_FILE).is_file():
-        from safetensors.torch import load_file
+    rows, grown = host._vpp_state.host_rows, vocabulary.rows_of(host)
+    shapes = {name: value.shape for name, value in state.items() if value.ndim}
+    own = {name: value for name, value in host.state_dict().items() if name in shapes}
+    short = [name for name, value in own.items() if (shapes[name][0], len(value)) == (rows, grown)]
+    if short:
+        vocabulary.put_rows(host, _saved_rows(host, folder))
+        own = host.state_dict()
+        state |= {name: torch.cat([state[name], own[name][rows:].to(state[name])]) for name in short}
 
-        vocabulary.put_rows(host, load_file(folder / vocabulary.ROWS_FILE))
-    grown = vocabulary.rows_of(host)
-    for name, value in host.state_dict().items():
-        if name in state and len(value.shape) and (len(state[name]), len(value)) == (rows, grown):
-            state[name] = torch.cat([state[name], value[rows:].to(state[name])])
+
+def _saved_rows(host: Any, folder: Path) -> dict[str, Tensor]:
+    """Return what `keep_rows` wrote; raises VPPError where it is lost, damaged, or another host's."""
+    path = folder / vocabulary.ROWS_FILE
+    if not path.is_file():
+        raise VPPError(
+            f"the checkpoint '{folder}' has lost '{path.name}', what training made of the placeholder's rows: take "
+            "another copy, or go on from another checkpoint."
+        )
+    from safetensors import safe_open
+
+    rows = read_safetensors([path])
+    check_tensors(rows, vocabulary.added_rows(host), f"'{path}'")
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get(SHA256) != sha256_of_tensors(rows):
+            raise VPPError(f"'{path}' was changed since it was saved: take another copy, or another checkpoint.")
+    return rows
+
+
+def _adapter_folder(names: Mapping[str, Any]) -> Path:
+    """Return where PEFT saves one of its adapters: all but the first have folders of their own."""
+    name = names.get("adapter_name", "default")
+    return Path(names["save_directory"], "" if name == "default" else name)
+
+
+def _refuse_second(vpp: VPP, tensors: Mapping[str, Tensor], folder: Path, adapters: int) -> None:
+    """Raise VPPError for prompts of one of several adapters, which share what the model has."""
+    own = {name: value.cpu() for name, value in vpp.state_dict().items()}
+    same = all(torch.equal(value.to(own[name]), own[name]) for name, value in tensors.items())
+    if adapters > 1 and vpp.trained and not same:
+        raise VPPError(
+            f"the adapter in '{folder}' comes with other prompts than those of the adapters that the model has, and "
+            "would give them to all: train prompts of their own by modules_to_save=['vpp'], or load it into a model of "
+            "its own."
+        )

@@ -154,7 +154,7 @@ def _check_processor(image_processor: Any) -> None:
     if not any(kind.__name__.startswith("Qwen2VLImageProcessor") for kind in type(image_processor).__mro__):
         raise VPPError(
             "this box format counts pixels of the image as Qwen's image processor resizes it, which a "
-            f"{type(image_processor).__name__} does not: choose another box_format."
+            f"{type(image_processor).__name__} does not: choose another box format (--box-format)."
         )
 
 

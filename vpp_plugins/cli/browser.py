@@ -19,9 +19,9 @@ def app(
         Path | None, typer.Option(help="Write the app as a folder for a hosting service instead of serving it.")
     ] = None,
 ) -> None:
-    """Ask about your own images in the browser, with and without VPP.
+    """Ask about your own images in the browser.
 
-    The pocket model answers beside its twin; any other model answers with its prompts on and off.
+    Answers with VPP stand beside those without: the pocket model answers beside its twin; any other model answers with its prompts on and off.
 
     Your model: vpp app --model Qwen/Qwen2.5-VL-7B-Instruct --vpp out/run/final
 

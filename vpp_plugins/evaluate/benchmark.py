@@ -29,7 +29,7 @@ from vpp_plugins.evaluate.run import (
     write_run,
 )
 from vpp_plugins.evaluate.settings import answer_settings
-from vpp_plugins.files import HOLDS, sha256_of, write_whole
+from vpp_plugins.files import sealed, sha256_of, write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
 
@@ -205,16 +205,16 @@ def _write_results(
     folder: Path, rules: Protocol, answers: Sequence[Answer], rows: Sequence[Row] | None, *, with_meteor: bool
 ) -> dict[str, Any]:
     settings = read_run(folder)
-    told = {HOLDS: "results", **settings}
     shown = rows_at_hand(settings) if rows is None else rows
     if rules.task == "caption":
-        results = {**told, "figures": summarise_captions(answers, with_meteor=with_meteor)}
+        results = {**settings, "figures": summarise_captions(answers, with_meteor=with_meteor)}
         write_caption_report(settings, results["figures"], answers, folder / REPORT, shown)
     else:
         evaluation = load_evaluation(folder)
         figures = summarise(evaluation.judged, rules)
-        results = {**told, "figures": figures, "notes": _notes(settings, rules, rows) + odd_sets(figures)}
+        results = {**settings, "figures": figures, "notes": _notes(settings, rules, rows) + odd_sets(figures)}
         write_report(evaluation, folder / REPORT, shown)
+    results = sealed(results, "results")
     write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return results
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,9 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
     """Load an image-text-to-text model and its processor (None: from the same place) from a folder or hub id.
 
     `options` go to `from_pretrained`, those of `FOR_BOTH` to the processor's too where it comes from the same place.
-    Raises VPPError where it is no such model.
+    Raises VPPError where it is no such model, and where weights are missing.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from vpp_plugins.pocket import register_pocket
@@ -87,13 +89,29 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
         raise _not_loaded(model, "there is no such folder")
     below = _host_of_run(Path(model))
     try:
-        host = AutoModelForImageTextToText.from_pretrained(below or model, **options)
+        told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(below or model, **told)
+        host, found = loaded
+        _check_loaded(below or model, host, found)
         if below is not None:
             _put_on(host, model)
         both = {name: value for name, value in options.items() if name in FOR_BOTH and processor is None}
         return host, AutoProcessor.from_pretrained(processor or model, **both)
-    except (OSError, ValueError) as error:
-        raise _not_loaded(below or model, str(error).strip().splitlines()[0]) from None
+    except VPPError:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, SafetensorError) as error:
+        raise _not_loaded(below or model, (str(error).strip() or repr(error)).splitlines()[0]) from None
+
+
+def _check_loaded(model: str, host: nn.Module, found: Mapping[str, Any]) -> None:
+    """Raise VPPError where weights of a host were not in its files, or of other shapes: they start at random then."""
+    weights = {name for name, _ in host.named_parameters()}
+    missing = sorted(weights & {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+    if missing:
+        raise VPPError(
+            f"the files of '{model}' lack {len(missing)} weights of a {type(host).__name__}, or hold them in other "
+            f"shapes, so that these would be random: {few(missing)}. Take a whole copy of the model."
+        )
 
 
 def _not_loaded(model: str, reason: str) -> VPPError:

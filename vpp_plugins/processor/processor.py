@@ -63,7 +63,9 @@ class VPPProcessor:
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         for copied in every_vpp(host):
             match_normalisation(copied, self.image_processor)
-        self._units = None if vpp.global_vpp is None else pixel_units(self.image_processor, {})
+        self._units = None
+        if vpp.global_vpp is not None:
+            self._units = self._state.pixel_units = pixel_units(self.image_processor, {})
         self._pixel_settings = self._settings_of_pixels({})
         if self._tokens_per_image:
             marker = image_marker(self.processor, self._state.backbone.image_token)
@@ -187,8 +189,9 @@ class VPPProcessor:
             views["vpp_pixel_values"] = letterboxes(images, self._image_size)
         asked = self.processor, [(image.height, image.width) for image in images], self._state.backbone
         settings = self._image_settings(options)
-        if self._units is not None and self._settings_of_pixels(settings) != self._pixel_settings:
-            check_units(self.image_processor, settings, self._units)
+        known = self._state.pixel_units
+        if known is not None and (known != self._units or self._settings_of_pixels(settings) != self._pixel_settings):
+            check_units(self.image_processor, settings, known)
         if self._tiled:
             views["vpp_tile_boxes"] = tile_boxes(*asked, **settings)
         elif self._state.backbone.frame == "square" and not self._state.backbone.tiled and self.image_processor:
