@@ -64,7 +64,7 @@ def named_extras(extra: str = "") -> Iterator[None]:
 
 
 TESTED = {"peft": "0.21", "torch": "2.15", "transformers": "5.24", "trl": "1.16"}
-"""The newest releases with which the tests pass: `make test-newest`."""
+"""The newest releases with which the quick tests were run."""
 
 
 @functools.cache

@@ -48,7 +48,8 @@ def test_labels_without_braces_are_read_in_linear_time() -> None:
 
 @pytest.mark.parametrize("name", ["iou", "giou", "f1", "format"])
 def test_they_are_rewarded_in_linear_time(name: str) -> None:
-    truth = {"boxes": [[(1, 2, 30, 40)] if name in ("iou", "giou") else [(1, 2, 30, 40)] * 10], "size_hw": [(480, 640)]}
+    boxes = [(1, 2, 30 + more, 40) for more in range(1 if name in ("iou", "giou") else 10)]
+    truth = {"boxes": [boxes], "size_hw": [(480, 640)]}
     reward = getattr(rewards("internvl"), name)
     began = time.process_time()
     assert 0 <= reward([ANSWERS["internvl"] * MANY], **truth)[0] <= 1

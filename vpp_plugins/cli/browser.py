@@ -21,7 +21,8 @@ def app(
 ) -> None:
     """Ask about your own images in the browser.
 
-    Answers with VPP stand beside those without: the pocket model answers beside its twin; any other model answers with its prompts on and off.
+    The pocket model answers beside its twin, trained without VPP; any other model
+    answers with its prompts on and off.
 
     Your model: vpp app --model Qwen/Qwen2.5-VL-7B-Instruct --vpp out/run/final
 

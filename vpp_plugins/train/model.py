@@ -15,8 +15,8 @@ from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate import load_pretrained
 from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
-from vpp_plugins.train.groups import PARTS, Part, choose_parts, lora_targets, parameter_groups
-from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
+from vpp_plugins.train.groups import Part, choose_parts, lora_targets, parameter_groups
+from vpp_plugins.train.recipe import NO_PROMPTS, PARTS, Recipe
 
 POCKET = "pocket"
 """The recipe's `model` for the pocket model, which begins at random, its prompts attached."""

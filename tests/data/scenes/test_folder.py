@@ -108,7 +108,8 @@ def test_the_bar_shows_the_scenes_on_a_terminal(
     pytest.importorskip("rich")
     write(tmp_path / "few", count=2)
     assert capfd.readouterr().out == ""
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
     write(tmp_path / "again", count=2)
     assert "Scenes" in capfd.readouterr().out
 
