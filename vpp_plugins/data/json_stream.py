@@ -225,7 +225,8 @@ def progress_bar(
     if shown:
         with named_extras():
             from rich import console, progress
-    if not shown or not console.Console().is_terminal:
+        terminal = console.Console()  # not rich's shared one, which may be older than what it writes to
+    if not shown or not terminal.is_terminal:
         yield lambda count: None
         return
 
@@ -233,6 +234,6 @@ def progress_bar(
     kinds: list[Any] = [progress.SpinnerColumn(), counted, progress.TimeElapsedColumn()]
     if total is not None:
         kinds = [progress.BarColumn(), counted, progress.TimeRemainingColumn()]
-    with progress.Progress(progress.TextColumn("{task.description}"), *kinds, transient=True) as bar:
+    with progress.Progress(progress.TextColumn("{task.description}"), *kinds, transient=True, console=terminal) as bar:
         task = bar.add_task(title, total=total, completed=done)
         yield lambda count: bar.advance(task, count)
