@@ -14,12 +14,13 @@ from vpp_plugins.boxes import Box, box_iou, frame_rectangle
 from vpp_plugins.data.scenes import load_real_photos
 from vpp_plugins.evaluate.attention import attend
 from vpp_plugins.evaluate.demo import draw_axes
-from vpp_plugins.images import draw_boxes
+from vpp_plugins.images import draw_boxes, shrink
 from vpp_plugins.pocket import load_pocket
+from vpp_plugins.report import COLOURS, TRUTH
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
-TRUTH, WITH, WITHOUT = "#2e9e4f", "#4363d8", "#f58231"
+WITH, WITHOUT, *_ = COLOURS
 OPENING = "world_animals_polar_bear"
 EACH = 6
 """Right and wrong answers of the gallery."""
@@ -130,9 +131,7 @@ def strip(panels: Sequence[tuple[Image.Image, str]], height: int = 360, gap: int
 
 
 def save(image: Image.Image, name: str, side: int) -> None:
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    small.save(IMAGES / name, quality=82)
+    shrink(image, side).save(IMAGES / name, quality=82)
 
 
 if __name__ == "__main__":

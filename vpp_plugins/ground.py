@@ -24,7 +24,7 @@ from vpp_plugins.attach import (
     refuse_dropped_prompts,
     unwrap,
 )
-from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of, opens_thought
+from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of, opens_thought, worst_status
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import ImageSource, draw_boxes, load_images
 from vpp_plugins.processor import VPPProcessor, check_pair, check_processor, image_marker
@@ -57,8 +57,7 @@ class Grounding:
     @property
     def status(self) -> BoxStatus:
         """The worst of the boxes' statuses: ok, clipped, inverted, unparsable or none."""
-        order = list(BoxStatus)
-        return max(self.statuses, key=order.index)
+        return worst_status(self.statuses)
 
     def draw(self) -> Image.Image:
         """Return a copy of the image with every box and the expression on it; without a box, with the status."""
@@ -171,11 +170,17 @@ class Grounder:
             raise VPPError(f"{len(images)} images came with {len(questions)} questions: give one question per image.")
         if not questions:
             return []
-        loaded, texts = load_images(images), [self._prompt(question) for question in questions]
+        return self._ask(load_images(images), questions, **generation)
+
+    def _ask(
+        self, images: Sequence[Image.Image], questions: Sequence[str], **generation: Any
+    ) -> list[tuple[str, ImageMeta]]:
+        """Answer as `ask` does; the images are as `load_images` returned them."""
+        texts = [self._prompt(question) for question in questions]
         preparing = prepared_once(self.processor.image_processor, self._backbone)
         with _left_padding(self.processor.tokenizer), preparing:
-            inputs = self.processor(images=[[image] for image in loaded], text=texts, return_tensors="pt", padding=True)
-        metas = metas_of(loaded, self.codec, self.processor.image_processor, inputs)
+            inputs = self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", padding=True)
+        metas = metas_of(images, self.codec, self.processor.image_processor, inputs)
         inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
         settings = self.generation(**generation)
         if unwrap(self.model).generation_config.stop_strings:
@@ -205,7 +210,7 @@ class Grounder:
         return metas_of(load_images(images), self.codec, self.processor.image_processor)
 
     def _ground(self, images: list[Image.Image], expressions: list[str]) -> list[Grounding]:
-        answers = self.ask(images, [self.codec.prompt(expression) for expression in expressions])
+        answers = self._ask(images, [self.codec.prompt(expression) for expression in expressions])
         return [
             self._read(image, expression, *answer)
             for image, expression, answer in zip(images, expressions, answers, strict=True)

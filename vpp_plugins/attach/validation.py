@@ -20,7 +20,7 @@ ENCODED = (
 """transformers' names, beside `mm_encoder_outputs`, for images that are encoded already."""
 
 CACHES = ("cache", "past_key_values", "cache_params")
-"""transformers' names for what a host has seen before: the first since 5.24, the others before, and and still taken."""
+"""transformers' names for what a host has seen before: the first since 5.24, the others before, and still taken."""
 
 
 def has_features(call: dict[str, Any]) -> bool:

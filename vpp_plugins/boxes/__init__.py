@@ -21,6 +21,7 @@ from vpp_plugins.boxes.frames import (
     inside_image,
     padded_square,
     shown_box,
+    worst_status,
 )
 from vpp_plugins.boxes.metas import ShownSizes, check_shown, metas_of
 from vpp_plugins.boxes.scales import Binned, Rounded, Scale
@@ -59,4 +60,5 @@ __all__ = [
     "opens_thought",
     "padded_square",
     "shown_box",
+    "worst_status",
 ]

@@ -76,6 +76,11 @@ class BoxStatus(StrEnum):
     """The answer says that there is nothing, or is an empty list; no box is returned."""
 
 
+def worst_status(statuses: Iterable[BoxStatus]) -> BoxStatus:
+    """Return the status that says most against an answer: the last of theirs in the order of `BoxStatus`."""
+    return max(statuses, key=list(BoxStatus).index)
+
+
 class BoxFault(StrEnum):
     """Why a box marks no place in its image; the values complete the sentence "the box ..."."""
 

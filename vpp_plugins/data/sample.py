@@ -182,6 +182,12 @@ class Tally:
             said = said.encode(errors="replace").decode()  # JSON can hold half a character, which cannot be printed
             self.examples.setdefault(issue, []).append(said)
 
+    def take(self, other: "Tally", issue: Issue) -> None:
+        """Count what another tally has of one issue too, with its examples."""
+        if other.counts[issue]:
+            self.counts[issue] += other.counts[issue]
+            self.examples.setdefault(issue, []).extend(other.examples[issue])
+
     @contextmanager
     def counting(self, sample_id: str) -> Iterator[None]:
         """Count what the block refuses of a sample, and go on behind it."""

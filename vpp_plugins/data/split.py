@@ -73,9 +73,7 @@ def split_data(
         for name in names
     }
     for side in sides.values():  # what is faulty in the source was counted once for all sides
-        for said in side.tally.examples.get(Issue.NOT_WRITABLE, ()):
-            tally.examples.setdefault(Issue.NOT_WRITABLE, []).append(said)
-        tally.counts.update({Issue.NOT_WRITABLE: count} if (count := side.tally.counts[Issue.NOT_WRITABLE]) else {})
+        tally.take(side.tally, Issue.NOT_WRITABLE)
     return Split(sides, files, counts, compared, tally)
 
 

@@ -20,7 +20,7 @@ from vpp_plugins.evaluate.demo import box_text, draw_axes, draw_inside
 from vpp_plugins.evaluate.models import load_grounder
 from vpp_plugins.files import whole_folder
 from vpp_plugins.ground import Grounder, Grounding
-from vpp_plugins.images import draw_boxes, load_image
+from vpp_plugins.images import draw_boxes, load_image, shrink
 from vpp_plugins.report import COLOURS
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def answer_app(asked: SideBySide, source: str | Path | None, expression: str, *,
     drawn = draw_boxes(image, [box for box, _ in found], colours=[colour for _, colour in found] or COLOURS)
     words = [f"- **{name}**: {box_text(one)} ({one.status}), from `{one.text}`" for name, one in answers.items()]
     seen = _inside(asked.grounder, image, next(iter(answers.values()))) if inside else []
-    return AppAnswer(_small(drawn), words, [(_small(one), caption) for one, caption in seen])
+    return AppAnswer(shrink(drawn, SIDE), words, [(shrink(one, SIDE), caption) for one, caption in seen])
 
 
 def _inside(grounder: Grounder, image: Image.Image, answer: Grounding) -> list[tuple[Image.Image, str]]:
@@ -121,12 +121,6 @@ def _inside(grounder: Grounder, image: Image.Image, answer: Grounding) -> list[t
     seen = draw_inside(attend(grounder, image, answer.expression), answer.boxes)
     axes = draw_axes(grounder, image)
     return seen if axes is None else [*seen, (axes.laid, f"The axes, six times as strong; weight {axes.weight:.2f}.")]
-
-
-def _small(image: Image.Image) -> Image.Image:
-    shown = image.copy()
-    shown.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    return shown
 
 
 def build_app(asked: SideBySide, *, inside: bool = True) -> "Blocks":

@@ -76,19 +76,19 @@ def load_rows(
     from vpp_plugins.data.formats import Reading, read_samples
     from vpp_plugins.data.formats import data_format as known_format
 
-    inside = known_format(data_format).writes_images
-    if inside and images is None:
+    layout = known_format(data_format)
+    if layout.writes_images and images is None:
         raise VPPError(f"'{data}' holds its images inside: name a folder to write them to (--images).")
     root = (path if path.is_dir() else path.parent) if images is None else Path(images)
-    if inside:
+    if layout.writes_images:
         root.mkdir(parents=True, exist_ok=True)
-    several = data_format in ("refer", "grefcoco", "ref-l4") or path.is_dir()  # all others hold one split a file
+    several = layout.mixes_splits or path.is_dir()
     reading = Reading(
         split=split.rpartition("/")[2] if split is not None and several else "",
         family=family,
         boxes=boxes,
         pixels=pixels,
-        images_to=root if inside else None,
+        images_to=root if layout.writes_images else None,
         tally=tally or Tally(),
     )
     samples = read_samples(path, data_format, images=root, reading=reading)

@@ -20,6 +20,7 @@ from vpp_plugins.boxes import (
     answer_of,
     box_fault,
     frame_rectangle,
+    worst_status,
 )
 
 _QWEN = re.compile(r"\((.*?)\),\((.*?)\)")
@@ -61,7 +62,7 @@ def all_by_codec(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
     """Read every box as the family's codec does; the status is the worst of theirs."""
     decoded = codec.decode(answer, meta)
     box, *others = decoded.boxes_xyxy_px or (None,)
-    return ParsedBox(box, max(decoded.statuses, key=list(BoxStatus).index), tuple(others))
+    return ParsedBox(box, worst_status(decoded.statuses), tuple(others))
 
 
 def like_vpp_llava(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:

@@ -210,6 +210,9 @@ def _by(
     judged: Sequence[Judged], key: Callable[[Judged], str], protocol: Protocol | None = None
 ) -> dict[str, dict[str, float]]:
     """Return count and figures per named group, with a protocol the mean accuracy; rows without a name are left out."""
+    groups: dict[str, list[Judged]] = {}
+    for one in judged:
+        groups.setdefault(key(one), []).append(one)
     return {
         name: {
             "rows": len(group),
@@ -217,8 +220,8 @@ def _by(
             "mean_iou": fmean(one.iou for one in group),
             **({} if protocol is None else {"macc": fmean(_reached(group, protocol))}),
         }
-        for name in sorted({key(one) for one in judged} - {""})
-        if (group := [one for one in judged if key(one) == name])
+        for name, group in sorted(groups.items())
+        if name
     }
 
 

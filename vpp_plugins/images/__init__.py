@@ -1,6 +1,6 @@
 """Images: loaded upright, letterboxed, drawn on."""
 
-from vpp_plugins.images.draw import draw_boxes
+from vpp_plugins.images.draw import draw_boxes, shrink
 from vpp_plugins.images.load import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -30,4 +30,5 @@ __all__ = [
     "load_image",
     "load_images",
     "normalise",
+    "shrink",
 ]

@@ -10,6 +10,13 @@ from vpp_plugins.errors import VPPError
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
 
+def shrink(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy whose longer side has at most `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return small
+
+
 def draw_boxes(
     image: Image.Image,
     boxes: Sequence[Box],

@@ -1,14 +1,10 @@
-"""What a host's processor says of itself: whether it can be this host's, what marks an image, what its pixels are."""
+"""What a host's processor says of itself: whether it can be this host's, and what marks an image."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from vpp_plugins.attach import vocabulary
 from vpp_plugins.errors import VPPError, named_extras
-from vpp_plugins.prompts import RGB, TOKEN
+from vpp_plugins.prompts import TOKEN
 
 IMAGES_FIRST = frozenset(
     "BlipProcessor Blip2Processor Florence2Processor FuyuProcessor GitProcessor IdeficsProcessor InstructBlipProcessor "
@@ -58,63 +54,6 @@ def check_pair(processor: Any, host: Any) -> None:
             f"{tokenizer.convert_ids_to_tokens(expected)!r} to its tokenizer, and no image token; load the processor "
             "of the model's own checkpoint."
         )
-
-
-def match_normalisation(vpp: Any, image_processor: Any) -> None:
-    """Bring an untrained global prompt to the units of this processor's pixels; it shows the same colours then.
-
-    Raises VPPError for a trained one: it would act differently from what it learned.
-    """
-    prompt = vpp.global_vpp
-    if prompt is None:
-        return
-    mean, std = normalisation(image_processor)
-    if np.allclose([*mean, *std], [*prompt.image_mean, *prompt.image_std], atol=1e-6):
-        return
-    if vpp.trained:
-        raise VPPError(
-            f"this processor normalises pixels with mean {mean} and std {std}, but the global prompt was trained with "
-            f"{prompt.image_mean} and {prompt.image_std}: use the processor that it was trained with."
-        )
-    prompt.renormalise_(mean, std)
-    vpp.config = replace(vpp.config, global_vpp=replace(vpp.config.global_vpp, image_mean=mean, image_std=std))
-
-
-def check_units(image_processor: Any, options: Mapping[str, Any], known: Sequence[float]) -> None:
-    """Raise VPPError where a call with these options makes pixels in other units than the global prompt's.
-
-    `known` are the `pixel_units` of the settings to which the prompt was brought.
-    """
-    units = pixel_units(image_processor, options)
-    if not np.allclose(units, known, atol=1e-6):
-        raise VPPError(
-            f"this call normalises pixels by mean {units[1:4]} and std {units[4:]}, times {units[0]:g}, but the global "
-            f"prompt counts in mean {tuple(known[1:4])} and std {tuple(known[4:])}, times {known[0]:g}: leave "
-            "do_normalize, do_rescale, rescale_factor, image_mean and image_std as the processor had them, or make a "
-            "new VPPProcessor."
-        )
-
-
-def pixel_units(image_processor: Any, options: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return by what a call with these options multiplies 8-bit pixels, and what `normalisation` says of it."""
-    given = {name: value for name, value in options.items() if value is not None}
-    values = {**vars(image_processor), **given}
-    factor = float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0
-    mean, std = normalisation(image_processor, **given)
-    return factor, *mean, *std
-
-
-def normalisation(image_processor: Any, **options: Any) -> tuple[RGB, RGB]:
-    """Return mean and standard deviation of the pixels that an image processor makes, one for each colour.
-
-    `options` are those of a call.
-    """
-    if not options.get("do_normalize", image_processor.do_normalize):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (options.get(name, vars(image_processor)[name]) for name in ("image_mean", "image_std"))
-    if isinstance(mean, float):  # Fuyu has one for all
-        return (mean, mean, mean), (std, std, std)
-    return tuple(mean), tuple(std)
 
 
 def image_marker(processor: Any, image_token: str | None) -> str:

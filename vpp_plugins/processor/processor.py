@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
@@ -20,15 +20,10 @@ from vpp_plugins.processor.checks import (
     check_marker,
     check_pair,
     check_processor,
-    check_units,
     image_marker,
-    match_normalisation,
-    pixel_units,
 )
 from vpp_plugins.processor.tile_boxes import check_whole, tile_boxes
-from vpp_plugins.prompts import TOKEN
-
-_PIXEL_SETTINGS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+from vpp_plugins.prompts import RGB, TOKEN
 
 
 class VPPProcessor:
@@ -63,10 +58,8 @@ class VPPProcessor:
         self._image_size = 0 if vpp.config.local_vpp is None else vpp.config.local_vpp.image_size
         for copied in every_vpp(host):
             match_normalisation(copied, self.image_processor)
-        self._units = None
         if vpp.global_vpp is not None:
-            self._units = self._state.pixel_units = pixel_units(self.image_processor, {})
-        self._pixel_settings = self._settings_of_pixels({})
+            self._state.pixel_units = pixel_units(self.image_processor, {})
         if self._tokens_per_image:
             marker = image_marker(self.processor, self._state.backbone.image_token)
             check_marker(self.processor, marker)
@@ -189,21 +182,13 @@ class VPPProcessor:
             views["vpp_pixel_values"] = letterboxes(images, self._image_size)
         asked = self.processor, [(image.height, image.width) for image in images], self._state.backbone
         settings = self._image_settings(options)
-        known = self._state.pixel_units
-        if known is not None and (known != self._units or self._settings_of_pixels(settings) != self._pixel_settings):
-            check_units(self.image_processor, settings, known)
+        if self._state.pixel_units is not None:
+            check_units(self.image_processor, settings, self._state.pixel_units)
         if self._tiled:
             views["vpp_tile_boxes"] = tile_boxes(*asked, **settings)
         elif self._state.backbone.frame == "square" and not self._state.backbone.tiled and self.image_processor:
             check_whole(*asked, **settings)
         return views
-
-    def _settings_of_pixels(self, options: dict[str, Any]) -> list[str]:
-        """Return what brings a call's pixels to their units; as text, so that arrays compare."""
-        if self.image_processor is None:
-            return []
-        values = {**vars(self.image_processor), **options}
-        return [str(values.get(name)) for name in _PIXEL_SETTINGS]
 
     def _image_settings(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call that concern images, those in `images_kwargs` among them."""
@@ -351,3 +336,60 @@ def _spread(texts: int, sizes: Sequence[int] | None, images: int) -> list[int]:
     if len(counts) != texts or sum(counts) != images:
         raise VPPError(f"{images} images came for {texts} texts: give each text a list of its own images.")
     return counts
+
+
+def match_normalisation(vpp: Any, image_processor: Any) -> None:
+    """Bring an untrained global prompt to the units of this processor's pixels; it shows the same colours then.
+
+    Raises VPPError for a trained one: it would act differently from what it learned.
+    """
+    prompt = vpp.global_vpp
+    if prompt is None:
+        return
+    mean, std = normalisation(image_processor)
+    if np.allclose([*mean, *std], [*prompt.image_mean, *prompt.image_std], atol=1e-6):
+        return
+    if vpp.trained:
+        raise VPPError(
+            f"this processor normalises pixels with mean {mean} and std {std}, but the global prompt was trained with "
+            f"{prompt.image_mean} and {prompt.image_std}: use the processor that it was trained with."
+        )
+    prompt.renormalise_(mean, std)
+    vpp.config = replace(vpp.config, global_vpp=replace(vpp.config.global_vpp, image_mean=mean, image_std=std))
+
+
+def check_units(image_processor: Any, options: Mapping[str, Any], known: Sequence[float]) -> None:
+    """Raise VPPError where a call with these options makes pixels in other units than the global prompt's.
+
+    `known` are the `pixel_units` of the settings to which the prompt was brought.
+    """
+    units = pixel_units(image_processor, options)
+    if not np.allclose(units, known, atol=1e-6):
+        raise VPPError(
+            f"this call normalises pixels by mean {units[1:4]} and std {units[4:]}, times {units[0]:g}, but the global "
+            f"prompt counts in mean {tuple(known[1:4])} and std {tuple(known[4:])}, times {known[0]:g}: leave "
+            "do_normalize, do_rescale, rescale_factor, image_mean and image_std as the processor had them, or make a "
+            "new VPPProcessor."
+        )
+
+
+def pixel_units(image_processor: Any, options: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return by what a call with these options multiplies 8-bit pixels, and what `normalisation` says of it."""
+    given = {name: value for name, value in options.items() if value is not None}
+    values = {**vars(image_processor), **given}
+    factor = float(values.get("rescale_factor", 1 / 255)) if values.get("do_rescale", True) else 1.0
+    mean, std = normalisation(image_processor, **given)
+    return factor, *mean, *std
+
+
+def normalisation(image_processor: Any, **options: Any) -> tuple[RGB, RGB]:
+    """Return mean and standard deviation of the pixels that an image processor makes, one for each colour.
+
+    `options` are those of a call.
+    """
+    if not options.get("do_normalize", image_processor.do_normalize):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean, std = (options.get(name, vars(image_processor)[name]) for name in ("image_mean", "image_std"))
+    if isinstance(mean, float):  # Fuyu has one for all
+        return (mean, mean, mean), (std, std, std)
+    return tuple(mean), tuple(std)

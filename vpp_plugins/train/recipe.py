@@ -184,11 +184,16 @@ class Recipe:
         values: dict[str, Any] = {}
         for path in paths:
             _merge(values, read_toml(Path(path), "recipe", "examples/recipes"))
-        changes = sorted(changes, key=lambda change: _key(change) not in own_types())  # those of transformers last
+        ours: list[str] = []
+        theirs: list[str] = []
         for change in changes:
-            if _key(change) not in own_types():
-                cls._of_own_keys(values)  # refused before their types are asked for
-            _merge(values, _parsed(change))
+            (ours if _key(change) in own_types() else theirs).append(change)
+        for change in ours:
+            _merge(values, _parsed(change, own_types()))
+        if theirs:
+            cls._of_own_keys(values)  # refused before the types of transformers' keys are asked for
+        for change in theirs:
+            _merge(values, _parsed(change, key_types()))
         return cls.from_dict(values)
 
     @classmethod
@@ -331,12 +336,12 @@ def _check_known(key: str) -> None:
         raise VPPError(f"a recipe has no key '{key[:80]}'.{near} `vpp train --help` lists them.")
 
 
-def _parsed(change: str) -> dict[str, Any]:
-    """Read `key=value`; the value is TOML, or else text, which needs no quotes here."""
+def _parsed(change: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Read `key=value` of known kinds; the value is TOML, or else text, which needs no quotes here."""
     key, _, text = change.partition("=")
     key = key.strip()
     as_text = f"{key} = {json.dumps(text.strip())}"
-    kind = (own_types() if _key(change) in own_types() else key_types()).get(key)
+    kind = kinds.get(key)
     try:
         values = _toml(f"{key} = {text}")
         if kind is not None and not fits(values[key], kind) and fits("", kind):  # output_dir=2026 is a name

@@ -55,6 +55,8 @@ class Format:
     """Whether a sample's image is read from where its record says, not from a folder."""
     writes_images: bool = False
     """Whether the images lie in the rows and are written to a folder (`Reading.images_to`)."""
+    mixes_splits: bool = False
+    """Whether a file holds the rows of several splits, each with its name."""
 
     @property
     def says_unit(self) -> bool:
@@ -75,13 +77,13 @@ FORMATS: Mapping[str, Format] = {
     "cb-grd-like-reference": Format("CB-GRD, cut as the reference does", "xyxy pixels in text", read_grounding_cut),
     "cb-ref": Format("ChatterBox CB-REF", "xyxy pixels in text", read_referring),
     "genixer": Format("Genixer lines", "xyxy pixels", GENIXER.read, GENIXER.write),
-    "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer),
+    "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer, mixes_splits=True),
     "eval-jsonl": Format("lines of Qwen, InternVL and VPP", "xyxy pixels", EVALUATION.read, EVALUATION.write),
     "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms, writes_images=True),
     "gseval": Format("GroundingSuite-Eval.jsonl", "xyxy pixels", GSEVAL.read, GSEVAL.write),
-    "ref-l4": Format("Ref-L4's parquet files", "xywh pixels", read_ref_l4),
+    "ref-l4": Format("Ref-L4's parquet files", "xywh pixels", read_ref_l4, mixes_splits=True),
     "ref-l4-reviewed": Format("RefCOCO as Ref-L4 reviewed it", "xywh pixels", read_reviewed),
-    "grefcoco": Format("grefs(unc).json beside instances.json", "xywh pixels", read_grefcoco),
+    "grefcoco": Format("grefs(unc).json beside instances.json", "xywh pixels", read_grefcoco, mixes_splits=True),
     "ref-adv": Format("Ref-Adv-s, parquet", "xyxy pixels", read_ref_adv, writes_images=True),
     "groundingme": Format("GroundingME, parquet", "xyxy pixels", read_groundingme, writes_images=True),
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
