@@ -1,6 +1,6 @@
 # Plain `make` lists the targets. The first one that needs the library installs it into .venv, once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench docs fix setup
+.PHONY: help demo test test-all tutorial check bench docs fix setup
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -27,6 +27,9 @@ test: .venv/.ready ## the tests, about 6 minutes on 2 cores (one file: make test
 # Fuzzing alone takes 50 minutes of it, a minute for each reader; VPP_FUZZ_SECONDS=5 make test-all is sooner done.
 test-all: .venv/.ready ## every test, the slow ones too, and the GPU ones where there is one
 	@$(PYTEST) $(ARGS)
+
+tutorial: .venv/.ready ## run every command of docs/tutorial.md; ARGS=--write brings the page up to date
+	@$(BIN)/python -m examples.tutorial.run $(ARGS)
 
 check: .venv/.ready ## lint, format, types, and which room imports which
 	@$(BIN)/ruff check

@@ -1,0 +1,83 @@
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from examples.tutorial import run as tutorial
+from vpp_plugins.cli import app
+
+PAGE = tutorial.PAGE.read_text()
+BLOCKS = [found.groups() for found in tutorial.BLOCK.finditer(PAGE)]
+COMMANDS = [line[2:] for kind, text, _ in BLOCKS if kind == "console" for line in text.splitlines() if line[:2] == "$ "]
+
+
+def test_every_block_shows_what_it_printed() -> None:
+    assert len(COMMANDS) >= 15
+    for kind, text, printed in BLOCKS:
+        assert printed if kind == "python" else [line for line in text.splitlines() if line[:2] != "$ "], text
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("vpp ")])
+def test_every_option_on_the_page_is_one_of_the_command(command: str) -> None:
+    words = shlex.split(command.partition(" || ")[0])[1:]
+    found, context = typer.main.get_command(app), None
+    while isinstance(found, click.Group) and words and words[0] in found.commands:
+        found, words = found.commands[words[0]], words[1:]
+    if isinstance(found, click.Group):  # `vpp eval` alone is `vpp eval run`
+        found = found.commands["run"]
+    context = found.make_context(command, words)
+    assert context.params
+
+
+def test_its_files_and_images_are_those_of_the_repository() -> None:
+    shown = tutorial.FILE.findall(PAGE)
+    assert [name for _, name in shown] == ["examples/tutorial/recipe.toml"]
+    assert (tutorial.ROOT / shown[0][1]).read_text() in PAGE
+    images = tutorial.SHOWN.findall(PAGE)
+    assert len(images) == 3
+    assert all((tutorial.PAGE.parent / image).is_file() for _, image in images)
+
+
+def test_the_notebook_is_the_page() -> None:
+    assert json.loads(tutorial.NOTEBOOK.read_text()) == tutorial.notebook(PAGE)
+
+
+def test_the_page_begins_with_two_planted_faults_that_the_doctor_finds() -> None:
+    assert "inverted boxes: 1 of" in PAGE
+    assert "unreadable images: 1 of" in PAGE
+
+
+class TestRunning:
+    PAGE = (
+        "Words.\n\n```console\n$ echo new; printf '1%%|\\r' >&2\nold\n$ cat made\n```\n"
+        "\n```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
+    )
+
+    def test_a_page_comes_back_with_what_its_blocks_print_now(self, tmp_path: Path) -> None:
+        (tmp_path / "made").write_text(f"in {tmp_path}\n")
+
+        ran = tutorial.run_page(self.PAGE, tmp_path)
+
+        expected = (
+            self.PAGE.replace("old\n", "new\n").replace("$ cat made\n", "$ cat made\nin .\n").replace("3\n", "2\n")
+        )
+        assert ran == expected
+
+    def test_a_command_that_fails_ends_it(self, tmp_path: Path) -> None:
+        with pytest.raises(SystemExit, match="exit code 1"):
+            tutorial.run_page(self.PAGE, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_every_command_of_the_page_runs() -> None:
+    words = [sys.executable, "-m", "examples.tutorial.run"]
+    ran = subprocess.run(words, cwd=tutorial.ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr
+    assert re.search(r"<Grounding 'the dog'", ran.stdout)
