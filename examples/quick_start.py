@@ -2,10 +2,8 @@
 
 Runs offline on a CPU, with the pocket model that ships with the library:
 
-    python examples/quick_start.py [IMAGE EXPRESSION]
+    python examples/quick_start.py
 """
-
-import sys
 
 import torch
 
@@ -13,9 +11,8 @@ from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attac
 from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.pocket import load_pocket
 
-image, expression = sys.argv[1:3] if len(sys.argv) > 2 else (FOLDER / "farm_animals_dog.jpg", "the dog")
-
 # --8<-- [start:ground]
+image, expression = FOLDER / "farm_animals_dog.jpg", "the dog"  # or a path of yours
 model, processor = load_pocket()  # a small LLaVA with trained prompts, and its VPPProcessor
 grounding = Grounder(model, processor)(image, expression)
 print(grounding.boxes, grounding.status, grounding.text)

@@ -9,6 +9,7 @@ import jaxtyping
 import pytest
 
 import vpp_plugins
+from docs import include
 from vpp_plugins.plugins import hookspecs
 from vpp_plugins.testing.check import PROMISES
 
@@ -37,10 +38,26 @@ def test_the_navigation_names_every_page_once() -> None:
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_included_files_and_sections_exist(page: Path) -> None:
-    for name, section in re.findall(r'--8<-- "([^":]+)(?::(\w+))?"', page.read_text()):
-        text = (ROOT / name).read_text()
-        assert not section or f"[start:{section}]" in text, f"{name} has no section {section}"
+def test_code_on_a_page_is_that_of_its_file(page: Path) -> None:
+    text = page.read_text()
+    assert include.brought_up_to_date(text) == text, "run python docs/include.py"
+    assert text.count("<!-- from ") == text.count("<!-- end -->") == len(include.INCLUDED.findall(text))
+
+
+def test_an_included_section_has_the_imports_that_it_needs() -> None:
+    page = "<!-- from examples/families/llava.py:load+attach -->\nold\n<!-- end -->\n"
+    shown = include.brought_up_to_date(page)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", shown, re.MULTILINE | re.DOTALL)
+    *imports, code = code.split("\n\n")
+    assert imports == [
+        "from transformers import AutoModelForImageTextToText, AutoProcessor",
+        "from vpp_plugins import VPPProcessor, attach_vpp",
+    ]
+    assert code.startswith("# checkpoint")
+    assert "tiny_host" not in code
+    assert include.brought_up_to_date(shown) == shown
+    with pytest.raises(ValueError, match="no section none"):
+        include.brought_up_to_date(page.replace("load+attach", "none"))
 
 
 EXAMPLES = [
@@ -59,6 +76,19 @@ def test_examples_of_the_reference_run(page: Path, tmp_path: Path, monkeypatch: 
     names: dict[str, Any] = {}
     for example in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
         exec(compile(example, page.name, "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the attached VPP is untrained")
+def test_the_first_code_of_the_readme_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    code = re.search(r"^```\w+\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert code is not None
+    exec(compile(code[1], "README.md", "exec"), names)
+    assert names["grounding"].boxes
+    assert (tmp_path / "boxed.png").is_file()
+    assert not vpp_plugins.is_attached(names["host"])
 
 
 def test_every_public_name_stands_in_the_reference() -> None:

@@ -19,12 +19,15 @@ from vpp_plugins.images import load_image
 checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
 image = load_image(image)
 
-# --8<-- [start:attach]
 if checkpoint is None:
     model, processor = tiny_host("internvl")
 else:
+    # --8<-- [start:load]
+    # checkpoint: a folder or hub id, such as "OpenGVLab/InternVL3-8B-hf"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", device_map="auto")
     processor = AutoProcessor.from_pretrained(checkpoint)
+    # --8<-- [end:load]
+# --8<-- [start:attach]
 attach_vpp(model)  # InternVL's defaults: axes in steps of 100, from 0 to 1000
 processor = VPPProcessor(processor, model)
 # --8<-- [end:attach]

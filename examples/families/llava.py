@@ -18,12 +18,15 @@ from vpp_plugins.images import load_image
 checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
 image = load_image(image)
 
-# --8<-- [start:attach]
 if checkpoint is None:
     model, processor = tiny_host("llava")
 else:
+    # --8<-- [start:load]
+    # checkpoint: a folder or hub id, such as "llava-hf/llava-1.5-7b-hf"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", device_map="auto")
     processor = AutoProcessor.from_pretrained(checkpoint)
+    # --8<-- [end:load]
+# --8<-- [start:attach]
 attach_vpp(model)  # LLaVA's defaults: axes in steps of 0.1, a DETR of 100 queries, both untrained
 processor = VPPProcessor(processor, model)  # logs that images are padded to a square from here on
 # --8<-- [end:attach]

@@ -20,12 +20,15 @@ from vpp_plugins.train import lora_targets
 checkpoint, image, expression = sys.argv[1:4] if len(sys.argv) > 3 else (None, FOLDER / "farm_animals_dog.jpg", "dog")
 image = load_image(image)
 
-# --8<-- [start:attach]
 if checkpoint is None:
     model, processor = tiny_host("qwen3_vl")  # or "qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"
 else:
+    # --8<-- [start:load]
+    # checkpoint: a folder or hub id, such as "Qwen/Qwen2.5-VL-7B-Instruct"
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="auto", device_map="auto")
     processor = AutoProcessor.from_pretrained(checkpoint)
+    # --8<-- [end:load]
+# --8<-- [start:attach]
 attach_vpp(model)  # Qwen's defaults: axes in steps of 100, from 0 to 1000
 processor = VPPProcessor(processor, model)
 grounder = Grounder(model, processor, max_new_tokens=24)  # knows the generation's prompt and box text

@@ -4,7 +4,7 @@
 and the same as a notebook.
 
 Lines of a `console` block that begin with `$ ` are commands; a `text` block after a `python` block has its output; a
-comment `<!-- FILE -->` before an image or a `toml` block names the file that it shows.
+comment `<!-- FILE -->` before an image names the file that it shows.
 """
 
 import argparse
@@ -25,7 +25,6 @@ PAGE, NOTEBOOK = ROOT / "docs/tutorial.md", Path(__file__).with_name("tutorial.i
 WIDTH = 110
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 SHOWN = re.compile(r"<!-- (\S+) -->\n!\[[^]]*]\((\S+)\)")
-FILE = re.compile(r"(<!-- (\S+\.toml) -->\n)```toml\n.*?^```\n", re.MULTILINE | re.DOTALL)
 _PROGRESS = re.compile(r"[\u2801-\u28ff]|━{5,} .*\d|\d+%\||^\[transformers]|^\s*$")
 """Lines of bars and spinners, of transformers' own remarks, and empty ones: not shown."""
 
@@ -41,7 +40,6 @@ def main() -> None:
             for file, shown in SHOWN.findall(page):
                 save_image(Path(folder, file), PAGE.parent / shown)
     if write:
-        ran = FILE.sub(lambda found: f"{found[1]}```toml\n{(ROOT / found[2]).read_text()}```\n", ran)
         PAGE.write_text(ran)
         NOTEBOOK.write_text(json.dumps(notebook(ran), indent=1, ensure_ascii=False) + "\n")
 

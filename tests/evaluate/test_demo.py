@@ -157,7 +157,7 @@ def test_a_line_per_image_comes_as_it_is_answered_and_the_accuracies_at_the_end(
 def test_a_sentence_says_whether_the_prompts_help(answers: tuple[str, str], meaning: str) -> None:
     run = result(VPP=answers[0], twin=answers[1])
 
-    against, _ = demo_sentences(run)
+    against, *_ = demo_sentences(run)
 
     right = [answer == "truth" for answer in answers]
     hits = [len(run.rows) * one for one in right]
@@ -166,14 +166,34 @@ def test_a_sentence_says_whether_the_prompts_help(answers: tuple[str, str], mean
     assert f"{points} points (95 % interval over the images: {points} to {points}). {meaning}" in against
 
 
-def test_a_sentence_says_whether_it_reads() -> None:
-    (knows,), (guesses,) = (demo_sentences(result(VPP=answer)) for answer in ("truth", "no idea"))
+def test_a_sentence_for_each_set_says_whether_it_reads() -> None:
+    (_, *knows), (control, *guesses) = (demo_sentences(result(VPP=answer)) for answer in ("truth", "no idea"))
 
-    assert knows.endswith(" It reads what it is asked for.")
-    assert guesses.startswith(
-        "Asked for what is in other images, VPP hits 0: what it is asked for is worth +0.0 points"
-    )
-    assert guesses.endswith("0 lies within: these images do not show that it reads what it is asked for.")
+    assert control == "Asked for what is in other images, VPP hits 0 of them."
+    for said in (knows, guesses):
+        assert [one.split()[1] for one in said] == ["photographs", "scenes"]
+    assert all(one.endswith(" It reads what it is asked for.") for one in knows)
+    for one in guesses:
+        assert " is worth +0.0 points" in one
+        assert one.endswith("0 lies within: these do not show that it reads what it is asked for.")
+
+
+def test_photographs_and_scenes_are_judged_apart() -> None:
+    knows, photographs = Stub(), [row.image.tobytes() for row in choose_rows(None)[0] if row.kind == "photo"]
+    knows.truth = {(image, text): box for (image, text), box in knows.truth.items() if image in photographs}
+
+    *_, on_photographs, on_scenes = demo_sentences(run_demo({"VPP": knows}, None))
+
+    assert on_photographs.endswith("It reads what it is asked for.")
+    assert on_scenes.endswith("0 lies within: these do not show that it reads what it is asked for.")
+
+
+def test_a_miss_never_reads_as_a_hit() -> None:
+    """A crab at IoU 0.4997 was drawn in red as 0.50."""
+    run = result()
+    line = answer_line(run.rows[0], {"VPP": replace(run.answers["VPP"][0], iou=0.4997)})
+
+    assert "[red]0.49[/]" in line
 
 
 def test_what_people_wrote_is_no_markup() -> None:

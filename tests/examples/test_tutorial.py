@@ -35,10 +35,7 @@ def test_every_option_on_the_page_is_one_of_the_command(command: str) -> None:
     assert context.params
 
 
-def test_its_files_and_images_are_those_of_the_repository() -> None:
-    shown = tutorial.FILE.findall(PAGE)
-    assert [name for _, name in shown] == ["examples/tutorial/recipe.toml"]
-    assert (tutorial.ROOT / shown[0][1]).read_text() in PAGE
+def test_its_images_are_in_the_repository() -> None:
     images = tutorial.SHOWN.findall(PAGE)
     assert len(images) == 3
     assert all((tutorial.PAGE.parent / image).is_file() for _, image in images)

@@ -128,10 +128,20 @@ def test_none_means_itself_where_it_is_a_value(tmp_path: Path) -> None:
     assert load(tmp_path, "", "data_family=none").data_family == "none"  # a name that the run then refuses
 
 
+@pytest.mark.parametrize("name", ["vpp-only.toml", "examples/recipes/vpp-only.toml"])
+def test_a_recipe_that_ships_is_found_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Recipe.load(name, "ablations/alpha-0.9.toml").global_vpp == {"alpha": 0.9}
+    (tmp_path / "vpp-only.toml").write_text('model = "mine"\ndata = "d"\noutput_dir = "o"\n')
+    assert (Recipe.load(name).model == "mine") == (name == "vpp-only.toml")
+
+
 def test_what_a_recipe_must_say(tmp_path: Path) -> None:
     with pytest.raises(VPPError, match="names no data"):
         Recipe.from_dict({"model": "m", "output_dir": "o"})
-    with pytest.raises(VPPError, match="there is no recipe"):
+    with pytest.raises(VPPError, match=r"no recipe '.*none\.toml'\. With the library come .*, pocket\.toml, "):
         Recipe.load(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("model = \n")
     with pytest.raises(VPPError, match="not valid TOML"):

@@ -60,4 +60,4 @@ class Progress:
         for done, item in enumerate(items, start=1):
             yield item
             if done * 10 // len(items) > (done - 1) * 10 // len(items):  # at every tenth
-                self.say(f"  {done} of {len(items)} done")
+                self.say(f"  {100 * done // len(items)} % done")

@@ -25,7 +25,7 @@ def train(
 ) -> None:
     """Train prompts as a recipe says.
 
-    With or without their host; examples/recipes holds recipes to begin with.
+    With or without their host. The recipes of examples/recipes are found by their names from any folder.
 
     A recipe is flat TOML. Ours: model, processor, chat_template, family, dtype, attn_implementation, load_in_4bit;
     vpp, global_vpp.alpha (and all its settings; global_vpp = false leaves it out), local_vpp.num_queries (likewise);
@@ -45,7 +45,7 @@ def train(
 
     Example: vpp train examples/recipes/llava-1.5-lora.toml --set max_steps=100 --set output_dir=out/try
 
-    On a CPU: vpp train examples/recipes/pocket.toml
+    On a CPU: vpp train pocket.toml
 
     --dry-run tries the recipe on your own data in little, on a CPU and without a network.
     """

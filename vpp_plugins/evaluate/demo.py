@@ -14,7 +14,7 @@ from vpp_plugins.data.scenes import Assets, SceneGenerator, Shapes, fetch_assets
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.attention import Attention, attend
 from vpp_plugins.evaluate.controls import shuffled
-from vpp_plugins.evaluate.metrics import Interval, Scores, paired, score, share_interval
+from vpp_plugins.evaluate.metrics import Interval, Scores, iou_text, paired, score, share_interval
 from vpp_plugins.evaluate.rows import Row, image_id, rows_of_scenes
 from vpp_plugins.ground import Grounder, Grounding
 from vpp_plugins.prompts import draw_overlay, draw_prompt
@@ -53,8 +53,8 @@ class DemoResult:
     """The same images and boxes with the expressions shuffled."""
     gaps: dict[str, Interval]
     """By each other model: the share of boxes that the first one hits, IoU at least 0.5, minus the other's."""
-    reading: Interval
-    """The share that the first model hits, minus that which it hits of the control."""
+    reading: dict[str, Interval]
+    """By set: the share that the first model hits, minus that which it hits of the control."""
 
 
 def _untracked(items: Sequence[Any], what: str) -> Iterable[Any]:
@@ -102,8 +102,20 @@ def run_demo(
     first, *others = answers
     hits = _hits(answers[first])
     gaps = {name: paired(_hits(answers[name]), hits, images).difference for name in others}
-    reading = paired(_hits(controls[first]), hits, images).difference
+    guessed = _hits(controls[first])
+    reading = {
+        name: paired([guessed[i] for i in among], [hits[i] for i in among], [images[i] for i in among]).difference
+        for name, among in _sets(rows).items()
+    }
     return DemoResult(rows, shown, answers, scores, control_scores, gaps, reading)
+
+
+def _sets(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Return the indices of the rows of each set, photographs first."""
+    sets: dict[str, list[int]] = {"photographs": [], "scenes": []}
+    for index, row in enumerate(rows):
+        sets["photographs" if row.kind == "photo" else "scenes"].append(index)
+    return sets
 
 
 def _hits(answers: Sequence[TimedGrounding]) -> list[float]:
@@ -130,7 +142,7 @@ def answer_line(row: Row, answers: Mapping[str, TimedGrounding]) -> str:
 
 
 def _coloured(iou: float) -> str:
-    return f"[{'green' if iou >= 0.5 else 'red'}]{iou:.2f}[/]"
+    return f"[{'green' if iou >= 0.5 else 'red'}]{iou_text(iou)}[/]"
 
 
 def demo_summary(result: DemoResult) -> list[str]:
@@ -152,11 +164,10 @@ def demo_sentences(result: DemoResult) -> list[str]:
         for other, gap in result.gaps.items()
     ]
     control = round(result.controls[name].acc_50 * len(result.rows))
-    reads = "It reads" if result.reading.low > 0 else "0 lies within: these images do not show that it reads"
-    said.append(
-        f"Asked for what is in other images, {name} hits {control}: what it is asked for is worth "
-        f"{_points(result.reading)}. {reads} what it is asked for."
-    )
+    said.append(f"Asked for what is in other images, {name} hits {control} of them.")
+    for images, gap in result.reading.items():
+        reads = "It reads" if gap.low > 0 else "0 lies within: these do not show that it reads"
+        said.append(f"On {images} what it is asked for is worth {_points(gap)}. {reads} what it is asked for.")
     return said
 
 
@@ -182,9 +193,10 @@ def write_demo_page(result: DemoResult, grounder: Grounder, folder: Path, track:
     Beside each image stands what the first model, which `grounder` asks, attends to: see `Attention`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    photographs = _sets(result.rows)["photographs"]
     cards: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for index in track(result.shown, "Drawing what is attended to"):
-        cards[_is_photograph(result.rows[index])].append(_card(result, index, grounder))
+        cards[index in photographs].append(_card(result, index, grounder))
     return write_page(
         folder / "index.html",
         "demo",
@@ -197,16 +209,11 @@ def write_demo_page(result: DemoResult, grounder: Grounder, folder: Path, track:
     )
 
 
-def _is_photograph(row: Row) -> bool:
-    return row.kind == "photo"
-
-
 def _score_row(result: DemoResult, name: str) -> list[Any]:
     """Return a model's row of the table: Acc@0.5 of all, photographs and scenes, and all else of all."""
     scores, hits = result.scores[name], _hits(result.answers[name])
     accuracies = []
-    for wanted in ((True, False), (True,), (False,)):
-        rows = [index for index, row in enumerate(result.rows) if _is_photograph(row) in wanted]
+    for rows in (range(len(result.rows)), *_sets(result.rows).values()):
         share = share_interval([hits[index] for index in rows], [_key(result.rows[index]) for index in rows])
         accuracies.append((f"{share.mean:.3f}", f"{share.low:.2f} to {share.high:.2f}"))
     control = f"{result.controls[name].acc_50:.3f}"
@@ -253,7 +260,10 @@ def _card(result: DemoResult, index: int, grounder: Grounder) -> dict[str, Any]:
     return {
         "image": image_url(image, *zip((row.box, TRUTH), *found, strict=True)),
         "expression": row.expression,
-        "answers": [{"model": name, "text": one.grounding.text, "iou": one.iou} for name, one in answers.items()],
+        "answers": [
+            {"model": name, "text": one.grounding.text, "iou": iou_text(one.iou), "hit": one.iou >= 0.5}
+            for name, one in answers.items()
+        ],
         "inside": [(image_url(drawn), what) for drawn, what in inside],
     }
 

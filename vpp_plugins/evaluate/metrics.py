@@ -54,6 +54,11 @@ def score(predicted: Sequence[Box | None], truth: Sequence[Box]) -> Scores:
     )
 
 
+def iou_text(iou: float) -> str:
+    """Return an IoU, 0 to 1, with two decimals and rounded down: 0.497 is a miss at 0.5, so it reads 0.49."""
+    return f"{math.floor(100 * iou + 1e-9) / 100:.2f}"
+
+
 def single_precision_iou(a: Box, b: Box) -> float:
     """Return IoU in single precision and in the order of torchvision's `box_iou`, as the published scripts compute it.
 

@@ -11,7 +11,7 @@ from typing import Any
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, count_repeats
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate.answers import Answer
-from vpp_plugins.evaluate.metrics import interval, share_interval
+from vpp_plugins.evaluate.metrics import interval, iou_text, share_interval
 from vpp_plugins.evaluate.protocol import Protocol, protocol
 from vpp_plugins.evaluate.readers import UNPARSABLE, ParsedBox
 from vpp_plugins.evaluate.rows import Row, image_id
@@ -304,7 +304,7 @@ def answer_card(images: Mapping[str, Row], *answers: Judged) -> dict[str, Any]:
     return {
         "image": image_of(images, answer, found),
         "caption": answer.expression,
-        "lines": [f"{one.answer.text[:200] or one.answer.error} (IoU {one.iou:.2f})" for one in answers],
+        "lines": [f"{one.answer.text[:200] or one.answer.error} (IoU {iou_text(one.iou)})" for one in answers],
     }
 
 

@@ -16,7 +16,7 @@ from vpp_plugins.evaluate import load_pretrained
 from vpp_plugins.pocket import register_pocket, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import Part, choose_parts, lora_targets, parameter_groups
-from vpp_plugins.train.recipe import NO_PROMPTS, PARTS, Recipe
+from vpp_plugins.train.recipe import NO_PROMPTS, PARTS, Recipe, shipped
 
 POCKET = "pocket"
 """The recipe's `model` for the pocket model, which begins at random, its prompts attached."""
@@ -109,7 +109,7 @@ def attach(host: nn.Module, processor: Any, recipe: Recipe) -> tuple[Any, VPPPro
     wrapped = processor if isinstance(processor, VPPProcessor) else VPPProcessor(processor, host)
     if recipe.chat_template is not None:
         try:
-            wrapped.chat_template = Path(recipe.chat_template).read_text(encoding="utf-8")
+            wrapped.chat_template = shipped(Path(recipe.chat_template), "recipes").read_text(encoding="utf-8")
         except OSError as error:
             raise VPPError(f"the chat template '{recipe.chat_template}' cannot be read ({error.strerror}).") from None
     return host, wrapped

@@ -76,7 +76,7 @@ class Recipe:
     processor: str | None = None
     """Folder or hub id of the host's processor; None takes the model's."""
     chat_template: str | None = None
-    """File with a Jinja chat template to train with instead of the processor's own."""
+    """File with a Jinja chat template to train with instead of the processor's own; `vicuna_v1.jinja` ships."""
     dtype: str = "auto"
     """Weights of the host as loaded; what is trained becomes float32 where bf16 or fp16 is on."""
     attn_implementation: str | None = None
@@ -183,7 +183,7 @@ class Recipe:
         """Read TOML files, each changing what those before say, then `key=value` changes."""
         values: dict[str, Any] = {}
         for path in paths:
-            _merge(values, read_toml(Path(path), "recipe", "examples/recipes"))
+            _merge(values, read_toml(Path(path), "recipe", "recipes"))
         ours: list[str] = []
         theirs: list[str] = []
         for change in changes:
@@ -290,12 +290,27 @@ def key_names() -> Collection[str]:
     return {*theirs, *own_types(), *OLD_LOSSES}
 
 
-def read_toml(path: Path, what: str, examples: str) -> dict[str, Any]:
-    """Read a file; `what` it is and the folder of `examples` stand in what VPPError says where it cannot be."""
+def shipped(path: Path, kind: str) -> Path:
+    """Return a path as it is where something is there, else that of the file of this name which ships, if one does."""
+    inside = path.relative_to(f"examples/{kind}") if path.is_relative_to(f"examples/{kind}") else path
+    ours = _shipped_folder(kind) / inside
+    return ours if ours.is_file() and not path.exists() else path
+
+
+def _shipped_folder(kind: str) -> Path:
+    """Return the folder of recipes or studies: of a clone's `examples/`, and beside this file where it is installed."""
+    installed = Path(__file__).with_name(kind)
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "examples" / kind
+
+
+def read_toml(path: Path, what: str, kind: str) -> dict[str, Any]:
+    """Read a file, or the one of this name that ships; `what` it is stands in what VPPError says where it cannot be."""
+    path = shipped(path, kind)
     try:
         return _toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise VPPError(f"there is no {what} '{path}': {examples} holds some to begin with.") from None
+        names = ", ".join(sorted(one.name for one in _shipped_folder(kind).glob("*.toml")))
+        raise VPPError(f"there is no {what} '{path}'. With the library come {names}.") from None
     except OSError as error:
         raise VPPError(f"the {what} '{path}' cannot be read ({error.strerror}).") from None
     except ValueError as error:

@@ -289,6 +289,11 @@ class TestUndecided:
         found = eval_rows(tmp_path, healthy_rows()[:1], images)
         assert not found.verdicts[0].decided
         assert found.healthy
+        assert "So the boxes are read as the file says, xyxy in pixels." in found.notes
+
+    def test_where_it_is_asked_for_or_decided_nothing_is_said_to_be_read(self, tmp_path: Path, images: Path) -> None:
+        asked, decided = (dialogues(tmp_path, healthy_dialogues()[:count], images) for count in (2, 60))
+        assert not any("are read as" in note for note in (*asked.notes, *decided.notes))
 
 
 def test_without_sizes_it_says_that_it_could_not_judge(tmp_path: Path) -> None:

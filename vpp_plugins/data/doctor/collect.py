@@ -254,11 +254,13 @@ class Collector:
         found.append(Finding(Fault.BAD_ROW, sum(self._read.counts[issue] for issue in bad), 0, f"{meaning}.", examples))
         return found
 
-    def notes(self, verdicts: Mapping[BoxColumns, FrameVerdict | None]) -> list[str]:
-        """Return what was found that is no fault, and what could not be judged."""
+    def notes(self, verdicts: Mapping[BoxColumns, FrameVerdict | None], undecided: str) -> list[str]:
+        """Return what was found that is no fault, and what could not be judged; `undecided` is what must be stated."""
         notes = [f"{count:,} x {issue}." for issue, count in self._read.counts.items() if issue in CHOSEN | KEPT]
         if any(len(columns) and verdict is None for columns, verdict in verdicts.items()):
             notes.append("Frame and unit of the boxes could not be judged: no image's size is known.")
+        open_ = [one for one in verdicts.values() if one is not None and not one.decided and not undecided]
+        notes += [f"So the boxes are read as the file says, {one.declared}." for one in open_]
         return notes
 
     def _size(self, record: Record) -> tuple[int, int] | None:

@@ -86,7 +86,7 @@ def examine(
     verdicts = {columns: columns.judged() for columns in collector.columns.values()}
     asks = not boxes and not data_format(format_name).says_unit
     frames, undecided = _frames(verdicts, collector.ids, asks=asks)
-    found, notes, left_out = collector.findings() + frames, collector.notes(verdicts), set[str]()
+    found, notes, left_out = collector.findings() + frames, collector.notes(verdicts, undecided), set[str]()
     if folder is not None:
         checked = check_images(folder, collector.images, decode=decode, progress=progress)
         found += checked.findings(len(collector.images))

@@ -72,7 +72,7 @@ class Study:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read the file; raises VPPError for what is no study. Whether its arms are fair says `check_arms`."""
-        values = read_toml(Path(path), "study", "examples/studies")
+        values = read_toml(Path(path), "study", "studies")
         kinds = {f.name: f.type for f in fields(cls)} | {"sets": Mapping, "contrasts": tuple[tuple[str, ...], ...]}
         for key, value in values.items():
             if key not in kinds:

@@ -1,0 +1,59 @@
+"""Bring the code on the pages up to date: `python docs/include.py`. It is that of files which run.
+
+What stands on a page between these two marks is a file, or sections of it with the imports that they need:
+
+    <!-- from examples/families/llava.py:load+attach -->
+    <!-- end -->
+"""
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+INCLUDED = re.compile(r"(<!-- from ([^\s:]+)(?::([\w+]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(brought_up_to_date(page.read_text()))
+
+
+def brought_up_to_date(page: str) -> str:
+    """Return a page's text with what it includes as the files have it now."""
+    return INCLUDED.sub(lambda found: f"{found[1]}{_shown(ROOT / found[2], found[3])}{found[4]}", page)
+
+
+def _shown(path: Path, sections: str | None) -> str:
+    text = path.read_text()
+    if path.suffix == ".md":
+        return text
+    if sections is not None:
+        text = _with_imports(text, "".join(_section(text, name) for name in sections.split("+")))
+    return f"```{'python' if path.suffix == '.py' else path.suffix[1:]}\n{text}```\n"
+
+
+def _section(text: str, name: str) -> str:
+    found = re.search(rf"\[start:{name}]\n(.*?)^ *# --8<-- \[end:{name}]", text, re.DOTALL | re.MULTILINE)
+    if found is None:
+        raise ValueError(f"there is no section {name}")
+    return textwrap.dedent(found[1])
+
+
+def _with_imports(text: str, code: str) -> str:
+    """Return a part of a file's code after those of its imports that the part needs, in the file's groups."""
+    named = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    groups, end = [""], 0
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            groups += [""] * (node.lineno > end + 1)
+            end = node.end_lineno or 0
+            node.names = [alias for alias in node.names if (alias.asname or alias.name.partition(".")[0]) in named]
+            groups[-1] += f"{ast.unparse(node)}\n" if node.names else ""
+    return "\n".join(filter(None, [*groups, code]))
+
+
+if __name__ == "__main__":
+    main()
