@@ -40,8 +40,8 @@ check: .venv/.ready ## lint, format, types, and which room imports which
 bench: .venv/.ready ## measure again what the docs claim
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-docs: .venv/.ready ## build the pages into site/; they open from the disk, without a network
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+docs: .venv/.ready ## build the pages into site/; they open, and are searched, from the disk
+	@$(BIN)/zensical build --clean --strict
 
 fix: .venv/.ready ## format, and fix what the linter can
 	@$(BIN)/ruff format
