@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.files import write_whole
+from vpp_plugins.files import unique_keys, write_whole
 
 Part = TypeVar("Part")
 AxisStyle = Literal["edge-0.1", "edge-0.05", "cross", "padding"]
@@ -194,7 +194,7 @@ class VPPConfig:
     def load(cls, path: str | Path) -> Self:
         """Read JSON; raises VPPError where the file is missing, no JSON, or has an unknown key."""
         try:
-            values = json.loads(Path(path).read_text())
+            values = json.loads(Path(path).read_text(), object_pairs_hook=unique_keys)
         except FileNotFoundError:
             name, folder = Path(path).name, Path(path).parent
             raise VPPError(f"no '{name}' in '{folder}': give a folder that save_vpp wrote.") from None

@@ -183,6 +183,18 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object's pairs as a dictionary; raises ValueError where a key stands twice, as JSON allows.
+
+    It is an `object_pairs_hook` of `json`, which would take the last without a word.
+    """
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return values
+
+
 def write_manifest(folder: Path) -> None:
     """Write the names, sizes and SHA-256 of all files of a folder beside them; it is to be the last one written."""
     files = {

@@ -89,6 +89,12 @@ def test_the_marks_of_all_families_claim_an_image(tmp_path: Path, name: str, mar
     assert reading.tally.counts == {Issue.IMAGE_UNNAMED: 1}
 
 
+@pytest.mark.parametrize("turn", [{"ask": ASKED, "answer": ANSWERED}, {"ask": "What?", "answer": "<|image_pad|>"}])
+def test_a_neutral_dialogue_claims_an_image_too(tmp_path: Path, turn: dict[str, str]) -> None:
+    """It was read as text, and trained on with the mark of an image that is not there."""
+    assert read(tmp_path, "neutral", {"turns": [turn]})[1].tally.counts == {Issue.IMAGE_UNNAMED: 1}
+
+
 def test_words_about_marks_are_words(tmp_path: Path) -> None:
     row = {
         "conversations": [{"from": "human", "value": "What does HTML's <img> do?"}, {"from": "gpt", "value": "Show."}]

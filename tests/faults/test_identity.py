@@ -137,6 +137,30 @@ def shards(folder: Path) -> None:
                     tar.addfile(member, io.BytesIO(data))
 
 
+def members(path: Path, *names: str) -> list[tuple[str, str]]:
+    """Read a shard whose every row is a cup in the image beside it."""
+    row = json.dumps({"turns": [{"locate": "cup", "boxes": [[1, 2, 9, 9]]}]}).encode()
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            data = row if name.casefold().endswith("json") else png("red")
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    samples, reading = found(path, "webdataset")
+    assert reading.tally.counts == ({Issue.REPEATED_ID: 1} if "twice" in path.name else {})
+    return samples
+
+
+@pytest.mark.parametrize("twice", ["1.json 1.json 1.png", "1.json 1.png 1.json", "1.png 1.JSON 1.json",
+                                   "1.json 1.png 1.png", "1.json 1.png 1.json 1.png"])  # fmt: skip
+def test_two_rows_or_two_images_of_one_key_mean_neither(tmp_path: Path, twice: str) -> None:
+    """The first row lost its image to the second, and was read as text alone."""
+    around = ("0.json", "0.png"), ("2.json", "2.png")
+    samples = members(tmp_path / "twice.tar", *around[0], *twice.split(), *around[1])
+    assert samples == [("0.png", "cup"), ("2.png", "cup")]
+    assert len(members(tmp_path / "once.tar", *around[0], "1.json", "1.png", *around[1])) == 3
+
+
 def parquet(path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet as writer

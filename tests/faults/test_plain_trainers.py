@@ -1,6 +1,5 @@
 """What is written beside the host is read again: transformers' own Trainer and its kin, and PEFT's files."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.tiny import FULL, TEXTS, image, tiny_llava, tiny_processor, toy_confi
 from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp
 from vpp_plugins.attach import active_vpp, attach_control, unwrap
+from vpp_plugins.evaluate.models import BASE, load_pretrained
 from vpp_plugins.train import train as vpp_train
 from vpp_plugins.train.evaluation import TrainingEvaluation
 
@@ -293,6 +293,42 @@ class TestPeft:
         assert equal(unwrap(model).vpp, unwrap(again).vpp)
         assert unwrap(again).vpp.trained
 
+    @pytest.mark.parametrize("beside", [True, False])
+    @pytest.mark.parametrize("way", ["from_pretrained", "PEFT's load_adapter", "load_adapter", "load_pretrained"])
+    def test_an_adapter_that_lacks_weights(self, way: str, beside: bool, tmp_path: Path) -> None:
+        """They would stay as they began: at nothing, or at random. PEFT warned at most, and transformers in its log."""
+        (moved(lora_before(), 1) if beside else get_peft_model(tiny_llava(), LoraConfig(**LORA))).save_pretrained(
+            tmp_path / "lora"
+        )
+        tiny_llava().save_pretrained(tmp_path / "host")
+        tiny_processor().save_pretrained(tmp_path / "host")
+        path, config = tmp_path / "lora/adapter_model.safetensors", tmp_path / "lora/adapter_config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), BASE: str(tmp_path / "host")}))
+        whole = load_file(path)
+
+        def load() -> None:
+            folder, host = str(tmp_path / "lora"), plain()
+            if way == "load_pretrained":
+                load_pretrained(folder, str(tmp_path / "host"))
+            elif way == "load_adapter":
+                host.load_adapter(folder)  # type: ignore[operator]
+            else:
+                model = PeftModel.from_pretrained(host, folder)
+                if way == "PEFT's load_adapter":
+                    model.load_adapter(folder, adapter_name="other")
+
+        load()
+        damages = {
+            "lacking": dict(list(whole.items())[1:]),
+            "renamed": {name.replace("lora_A", "lora_C"): value for name, value in whole.items()},
+        }
+        if way in ("load_adapter", "load_pretrained"):
+            damages["too many"] = {**whole, next(iter(whole)).replace("layers.0", "layers.9"): torch.zeros(4, 4)}
+        for tensors in damages.values():
+            save_file(tensors, path, metadata={"format": "pt"})
+            with pytest.raises(VPPError, match=r"the adapter in '.*lora' does not fit .*weights are"):
+                load()
+
     def test_an_adapter_alone_brings_none(self, tmp_path: Path) -> None:
         get_peft_model(tiny_llava(), LoraConfig(**LORA)).save_pretrained(tmp_path)
         host = attach_vpp(tiny_llava(), toy_config())
@@ -311,15 +347,36 @@ def test_a_control_is_not_saved_beside_the_prompts_of_another(tmp_path: Path) ->
 
 
 def test_accelerate_saves_and_loads_all_of_it(tmp_path: Path) -> None:
+    """Trained weights were called untrained where they came by load_state_dict, which says nothing of them."""
     from accelerate import Accelerator
 
-    accelerator, model = Accelerator(cpu=True), moved(plain(), 1)
-    prepared, kept = accelerator.prepare(model), copy.deepcopy(model)
-    accelerator.save_state(str(tmp_path))
-    moved(model, 2)
-    accelerator.load_state(str(tmp_path))
+    for model, trained in ((moved(plain(), 1), True), (plain(), False)):
+        accelerator = Accelerator(cpu=True)
+        accelerator.prepare(model)
+        accelerator.save_state(str(tmp_path / str(trained)))
+        again = plain()
+        other = Accelerator(cpu=True)
+        prepared = other.prepare(again)
+        other.load_state(str(tmp_path / str(trained)))
 
-    assert equal(unwrap(prepared), kept)
+        assert equal(unwrap(prepared), model)
+        assert again.vpp.trained is trained
+
+
+@pytest.mark.parametrize("lacking", ["a prompt", "the prompts", "a shape"])
+def test_parts_of_prompts_are_not_taken_for_trained_ones(lacking: str) -> None:
+    """A detector that is trained on its own, say."""
+    tensors, model = moved(plain(), 1).state_dict(), plain()
+    names = [name for name in tensors if name.startswith("vpp.")]
+    for name in names[: {"a prompt": 1, "the prompts": len(names), "a shape": 0}[lacking]]:
+        del tensors[name]
+    if lacking == "a shape":
+        tensors[names[0]] = tensors[names[0]][..., :1]
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            model.load_state_dict(tensors)
+    else:
+        model.load_state_dict(tensors, strict=False)
+    assert not model.vpp.trained
 
 
 def test_ones_own_loading_is_left_alone(tmp_path: Path) -> None:

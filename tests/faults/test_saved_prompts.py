@@ -95,6 +95,17 @@ class TestFamilies:
             attach_vpp(FAMILIES["llava"].model(), folder)
 
 
+@pytest.mark.parametrize("key", ["alpha", "seed", "trained_on", "num_queries"])
+def test_a_key_that_stands_twice(key: str, tmp_path: Path) -> None:
+    """A line that was copied to be edited: the last won without a word, wherever it stood."""
+    save_vpp(attached()[0], tmp_path)
+    path = tmp_path / "vpp_config.json"
+    path.write_text(path.read_text().replace(f'"{key}":', f'"{key}": 1, "{key}":'))
+
+    with pytest.raises(VPPError, match=f"vpp_config.json' is not valid JSON .the key '{key}' stands twice"):
+        attach_vpp(tiny_llava(), tmp_path)
+
+
 HUGE = {
     "num_queries": ("local_vpp", "num_queries", 10**9),
     "projector_size": ("local_vpp", "projector_size", 10**6),

@@ -17,7 +17,7 @@ from vpp_plugins.attach.card import CARD, put_scores, write_card
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, resolve, write_vpp
 from vpp_plugins.attach.deduplicate import encoded_once, prepared_once
 from vpp_plugins.attach.host import active_vpp, every_vpp, onloaded
-from vpp_plugins.attach.peft_compat import refuse_dropped_prompts
+from vpp_plugins.attach.peft_compat import check_found, refuse_dropped_prompts
 from vpp_plugins.attach.vocabulary import NeverTokens, rows_of
 from vpp_plugins.attach.windows import PER_SIDE, to_windows
 
@@ -30,6 +30,7 @@ __all__ = [
     "active_vpp",
     "attach_control",
     "attach_vpp",
+    "check_found",
     "detach_vpp",
     "encoded_once",
     "every_vpp",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vpp_plugins.attach import hooks, trainer_compat, vocabulary
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, read_into, write_vpp
 from vpp_plugins.attach.hooks import HostState
-from vpp_plugins.attach.peft_compat import keep_prompts_whole
+from vpp_plugins.attach.peft_compat import check_found, keep_prompts_whole
 from vpp_plugins.attach.validation import (
     check_call,
     check_embeddings,
@@ -180,6 +180,8 @@ class AttachedHost:
         """Put on an adapter as transformers does, and load the prompts that stand beside it."""
         folder = trainer_compat.prompts_beside(self, args[0] if args else kwargs.get("peft_model_id"))
         info = super().load_adapter(*args, **kwargs)  # type: ignore[misc]
+        place, name = (*args, *[None] * 2)[:2]
+        check_found(info, place or kwargs.get("peft_model_id", ""), name or kwargs.get("adapter_name") or "default")
         if folder is not None:
             read_into(active_vpp(self), folder)
         return info

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vpp_plugins.attach import vocabulary
 from vpp_plugins.attach.checkpoint import WEIGHTS_FILE, adopt, read_prompts, write_vpp
+from vpp_plugins.attach.peft_compat import check_whole
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import check_tensors, read_safetensors, sha256_of_tensors
 from vpp_plugins.prompts import VPP
@@ -55,6 +56,7 @@ def complete(host: Any, state: dict[str, Tensor], prefix: str) -> None:
     checkpoint holds no prompts, and where they or the host do not fit.
     """
     loading = folders(LOADING)
+    _check_lora(host, state, prefix)
     ours = f"{prefix}vpp."
     if not loading or any(name.startswith(ours) for name in state):
         return
@@ -106,6 +108,16 @@ def keep_rows(host: Any) -> None:
     added = vocabulary.added_rows(host)
     if added and (saving := folders(SAVING)):
         save_file(added, saving[-1][1] / vocabulary.ROWS_FILE, metadata={SHA256: sha256_of_tensors(added)})
+
+
+def _check_lora(host: Any, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise VPPError where the file from which PEFT loads low-rank layers lacks some: PEFT warns of it at most."""
+    for module, function, names in _stack():
+        if (module, function) == ("peft.peft_model", "load_adapter"):
+            adapter = names["adapter_name"]
+            low_rank = host.peft_config[adapter].peft_type == "LORA"
+            own = [name for name in host.state_dict() if ".lora_" in name and adapter in name.split(".")]
+            check_whole(names["model_id"], [name for name in own if low_rank and prefix + name not in state])
 
 
 def _stack() -> Iterator[tuple[str, str, Mapping[str, Any]]]:

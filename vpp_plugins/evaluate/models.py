@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vpp_plugins.attach import CONFIG_FILE, attach_vpp
+from vpp_plugins.attach import CONFIG_FILE, attach_vpp, check_found
 from vpp_plugins.errors import VPPError, few, named_extras
 from vpp_plugins.evaluate.run import processes
 from vpp_plugins.files import check_weights_listed, is_hub_id
@@ -121,13 +121,15 @@ def _not_loaded(model: str, reason: str) -> VPPError:
 
 
 def _host_of_run(folder: Path) -> str | None:
-    """Return where the host of a run's LoRA lies, if that is not on the hub: the run says so, what is shared does not.
+    """Return the host of a folder's LoRA; one that is not on the hub is named by the run, not by what is shared.
 
-    Raises VPPError for LoRA that lies somewhere else.
+    None where the folder holds no LoRA. Raises VPPError for LoRA that lies somewhere else.
     """
-    if not (folder / ADAPTER).is_file() or json.loads((folder / ADAPTER).read_bytes()).get(BASE):
+    if not (folder / ADAPTER).is_file():
         return None
     try:
+        if named := json.loads((folder / ADAPTER).read_bytes()).get(BASE):
+            return str(named)
         return str(json.loads((folder.parent / "run.json").read_bytes())["host"])
     except (OSError, ValueError, KeyError):
         raise VPPError(
@@ -139,7 +141,7 @@ def _host_of_run(folder: Path) -> str | None:
 def _put_on(host: Any, folder: str) -> None:
     """Load a folder's LoRA into its host."""
     check_weights_listed(Path(folder))
-    host.load_adapter(folder)
+    check_found(host.load_adapter(folder), folder)
 
 
 def fingerprint_of_model(model: nn.Module) -> str:

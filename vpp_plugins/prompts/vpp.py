@@ -75,6 +75,14 @@ class VPP(nn.Module):
         """Placeholder tokens that every image gets; 0 without a local prompt."""
         return 0 if self.local_vpp is None else self.local_vpp.num_queries
 
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
+        """Take whole prompts that differ from these for trained ones: what accelerate loads does not say so itself."""
+        own = self.state_dict()
+        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        if given.keys() == own.keys() and all(value.shape == own[name].shape for name, value in given.items()):
+            self.trained = self.trained or any(_differ(value, own[name]) for name, value in given.items())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def bind_token(self, token_id: int) -> None:
         """Say which id of the tokenizer is the placeholder `<|vpp|>`."""
         self.token_id = token_id
@@ -116,6 +124,10 @@ class VPP(nn.Module):
                 "style='padding' and resample='nearest' need axes on the padded square, but this family has them on "
                 "the image, letterboxed for the detector: set local_vpp.overlay to False, or choose another style."
             )
+
+
+def _differ(given: Tensor, own: Tensor) -> bool:
+    return not (given.is_meta or own.is_meta) and not torch.equal(given.to(own), own)
 
 
 def _content_windows(content: Bool[Tensor, "images height width"]) -> Float[Tensor, "images 4"]:

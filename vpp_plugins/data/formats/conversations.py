@@ -60,7 +60,7 @@ def conversation_record(
     """Return one dialogue as a record; raises RefusedError where it is none."""
     image = image_of(row, reading)
     pairs, marks = paired(row.get("conversations"), sample_id, reading)
-    check_named(image, row.get("conversations"))
+    check_named(image, texts_of(row.get("conversations")))
     if image:
         turns: list[Turn | None] = [phrases.read(asked, said, sample_id, reading.tally) for asked, said in pairs]
     else:
@@ -93,10 +93,15 @@ def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[
     return pairs, tuple(marks)
 
 
-def check_named(image: str, messages: Any) -> None:
+def texts_of(messages: Any) -> Iterator[str]:
+    """Yield what is said in a dialogue, by whomever."""
+    return (said for _, said in map(names_of, messages if isinstance(messages, list) else ()))
+
+
+def check_named(image: str, texts: Iterable[str]) -> None:
     """Raise RefusedError where a dialogue holds an image's mark, of any family, and names none: it is not there."""
     if not image:
-        for _, said in map(names_of, messages if isinstance(messages, list) else ()):
+        for said in texts:
             if found := _MARK.search(said):
                 raise RefusedError(Issue.IMAGE_UNNAMED, found[0])
 

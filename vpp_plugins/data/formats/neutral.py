@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vpp_plugins.data.formats.conversations import check_named
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, turn_of
+from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, Talk, turn_of
 
 
 def read_neutral(path: Path, reading: Reading) -> Iterator[Record]:
@@ -27,6 +28,7 @@ def neutral_record(row: dict[str, Any], sample_id: str, reading: Reading) -> Rec
     turns = [turn_of(entry) for entry in row["turns"]]
     if None in turns:
         raise RefusedError(Issue.BAD_FIELD, "a turn")
+    check_named(image, (said for turn in turns if isinstance(turn, Talk) for said in (turn.question, turn.answer)))
     if reading.split and split != reading.split:
         raise RefusedError(Issue.OTHER_SPLIT)
     return Record(

@@ -12,7 +12,7 @@ from typing import Any
 
 from vpp_plugins.boxes import NOTHING
 from vpp_plugins.data.dialogue import describes, located_in
-from vpp_plugins.data.formats.conversations import check_named, paired
+from vpp_plugins.data.formats.conversations import check_named, paired, texts_of
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, text_of
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import PIXELS, RELATIVE, Record
@@ -56,7 +56,7 @@ def _record(row: dict[str, Any], sample_id: str, reading: Reading) -> Record:
     said = "".join(question + answer for question, answer in pairs)
     if None in boxes or (said.count(_REF), said.count(BOX)) != (len(names), len(boxes)):
         raise refused
-    check_named(image, row.get("messages"))
+    check_named(image, texts_of(row.get("messages")))
     waiting_names, waiting_boxes = iter(names), iter([box for box in boxes if box is not None])
     turns = [_turn(question, answer, waiting_names, waiting_boxes) for question, answer in pairs]
     unit = RELATIVE if kind == "norm1" else PIXELS

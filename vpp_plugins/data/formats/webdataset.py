@@ -38,6 +38,8 @@ class TarSample:
     file: io.BufferedIOBase
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By their extensions, in lower case: where in `file` the bytes begin, and how many they are."""
+    repeated: str = ""
+    """An extension that came twice: which of the two is meant, nobody knows."""
 
     def read(self, extension: str) -> bytes:
         """Return a member's bytes."""
@@ -81,6 +83,8 @@ def _check_together(packed: TarSample, alone: set[tuple[str, bool]], shard: Path
 
 def _row(packed: TarSample, largest: int) -> dict[str, Any]:
     """Return one sample's row with its id; an image has the name that the row gives it, or else its member's."""
+    if packed.repeated:
+        raise RefusedError(Issue.REPEATED_ID, f"two members {packed.key}.{packed.repeated}")
     if "json" not in packed.members:
         raise RefusedError(Issue.BAD_FIELD, "no .json beside it")
     if packed.members["json"][1] > largest:
@@ -154,10 +158,12 @@ def _walk(file: io.BufferedIOBase, name: str) -> Iterator[TarSample]:
                 key, extension = _parts(member.name)
                 if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not key:
                     continue
-                if current is None or current.key != key or extension in current.members:
+                if current is None or current.key != key:
                     if current is not None:
                         yield current
                     current = TarSample(key, file)
+                if extension in current.members:
+                    current.repeated = extension
                 current.members[extension] = (member.offset_data, member.size)
             file.seek(tar.offset)
     except (
