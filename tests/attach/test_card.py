@@ -52,12 +52,14 @@ def test_its_lines_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_says_what_it_is_and_how_well_it_does_beside_its_control(tmp_path: Path) -> None:
     ours = evaluation(tmp_path / "a", "/home/me/final")
     control = evaluation(tmp_path / "b", "/home/me/final", prompts={"disabled": True})
-    save_vpp(named("owner/tiny"), tmp_path / "prompts", evaluations=[ours, control])
+    twin = evaluation(tmp_path / "c", "/home/me/out/final", prompts={})
+    save_vpp(named("owner/tiny"), tmp_path / "prompts", evaluations=[ours, control, twin])
 
     card = ModelCard.load(tmp_path / "prompts/README.md")
     assert (card.data.base_model, card.data.library_name) == ("owner/tiny", "vpp-plugins")
     assert "| final | val.jsonl | 40 | 25.0 (20.0 to 30.0) | 25.0 (20.0 to 30.0) |" in card.text
     assert "| final, prompts off | val.jsonl | 40 |" in card.text
+    assert "| final, without prompts | val.jsonl | 40 |" in card.text
     assert all(f"## {heading}" in card.text for heading in ("How to load it", "The prompts", "Licence", "Versions"))
     assert "/home" not in card.content
 

@@ -110,7 +110,8 @@ def scores(evaluations: Sequence[Path]) -> str:
 def _line(told: dict[str, Any]) -> str:
     figures = [told["figures"][key] for key in ("acc_50", "mean_iou")]
     model = told["model"] if is_hub_id(told["model"]) else " ".join(map(_last, told["model"].split()))
-    off = ", prompts off" if told.get("prompts", {}).get("disabled") else ""
+    prompts = told.get("prompts")  # results of 0.1.0 do not say
+    off = ", without prompts" if prompts == {} else ", prompts off" if (prompts or {}).get("disabled") else ""
     shuffled = f", {told['control']}" if told.get("control") else ""
     shown = [f"{100 * one['mean']:.1f} ({100 * one['low']:.1f} to {100 * one['high']:.1f})" for one in figures]
     return f"| {model}{off}{shuffled} | {_last(told['data'])} | {told['figures']['rows']} | {' | '.join(shown)} |"
