@@ -1,6 +1,6 @@
 # Plain `make` lists the targets. The first one that needs the library installs it into .venv, once.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all tutorial check bench docs fix setup
+.PHONY: help demo test test-all test-newest tutorial check bench docs fix setup
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -13,10 +13,13 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 # --dist worksteal gives each worker a half in the order of the files, so that what a file's tests share is mostly built
 # once; who is done first takes of the other's rest.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+# The newest releases of everything have an environment of their own, and so have the kits that want other versions.
+NEWEST := .venv-newest/bin/python
+NEWEST_PYTHON ?= $(lastword python3 $(shell command -v python3.13) $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python))
 
 help:
 	@echo "Targets (each sets .venv up first when it has to):"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.ready ## ground real images on this machine, and show them
 	@$(BIN)/vpp demo
@@ -25,8 +28,22 @@ test: .venv/.ready ## the tests, about 6 minutes on 2 cores (one file: make test
 	@$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
 # Fuzzing alone takes 50 minutes of it, a minute for each reader; VPP_FUZZ_SECONDS=5 make test-all is sooner done.
-test-all: .venv/.ready ## every test, the slow ones too, and the GPU ones where there is one
+test-all: .venv/.ready .venv-kits/.tried ## every test, the slow ones too, and the GPU ones where there is one
 	@$(PYTEST) $(ARGS)
+
+test-newest: .venv-kits/.tried ## the quick tests and the peers' on the newest releases of everything (Python 3.13; 7 GB)
+	@[ -x $(NEWEST) ] || $(NEWEST_PYTHON) -m venv .venv-newest
+	@echo "Bringing .venv-newest ($$($(NEWEST) --version)) to the newest releases that pip finds."
+	@$(NEWEST) -m pip install -q --disable-pip-version-check --only-binary :all: hatchling editables
+	@$(NEWEST) -m pip install -q --disable-pip-version-check --only-binary :all: --no-build-isolation --upgrade \
+		--upgrade-strategy eager -e '.[all,dev]'
+	@echo "What differs from constraints.txt:"
+	@$(NEWEST) -m pip freeze --disable-pip-version-check | awk -F == ' \
+		NR == FNR { pinned[tolower($$1)] = $$2; next } \
+		tolower($$1) in pinned && pinned[tolower($$1)] != $$2 { \
+			printf "  %-24s %s, pinned %s\n", $$1, $$2, pinned[tolower($$1)] }' constraints.txt -
+	@$(NEWEST) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(ARGS)
+	@$(NEWEST) -m pytest tests/ecosystem/peers
 
 tutorial: .venv/.ready ## run every command of docs/tutorial.md; ARGS=--write brings the page up to date
 	@$(BIN)/python -m examples.tutorial.run $(ARGS)
@@ -78,6 +95,18 @@ setup: .venv/.ready ## only install
 		echo "All that pip said is in .venv/pip.log. Run make again once the cause is gone; finished downloads are kept."; \
 		exit 1; \
 	fi
+
+# Kits may ask for older versions than ours, and be built from source. What they share with .venv is found there; one that
+# cannot be installed has its tests skipped, with pip's reason.
+.venv-kits/.tried: .venv/.ready
+	@echo "Setting up .venv-kits with lmms-eval and supervision, whose own commands the slow tests run."
+	@$(BIN)/python -m venv .venv-kits
+	@for folder in .venv-kits/lib/python3.*/site-packages; do \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' >$$folder/zz_project.pth; done
+	@for kit in lmms-eval supervision; do \
+		.venv-kits/bin/python -m pip install -q --disable-pip-version-check $$kit >>.venv-kits/pip.log 2>&1 || \
+			echo "  $$kit cannot be installed: $$(grep -m 1 ^ERROR .venv-kits/pip.log)"; done
+	@touch $@
 
 # One line for each large file and each 20 small ones, with the sum so far; pip writes sizes in kB, MB or GB.
 define SHOW_PIP

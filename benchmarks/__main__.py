@@ -24,6 +24,7 @@ BENCHMARKS = {
     "encodings": "benchmarks.encodings:measure",
     "attention": "benchmarks.attention:measure",
     "local-prompt": "benchmarks.local_prompt:rows",
+    "runtimes": "benchmarks.runtimes:measure",
     "evaluation": "benchmarks.evaluation:measure",
     "preprocessing": "benchmarks.preprocessing:measure",
     "cold-start": "benchmarks.cold_start:measure",

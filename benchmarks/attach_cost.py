@@ -74,12 +74,14 @@ class DecodingStep:
         self.model = model
         with torch.no_grad():
             past = model(input_ids=torch.full((batch, self.PAST), 7), use_cache=True)
-        self.cache = past.past_key_values
+        # transformers calls it `cache` since 5.24.
+        self.past = {name: past[name] for name in ("cache", "past_key_values") if name in past}
         self.ids = torch.full((batch, 1), 7)
 
     def __call__(self) -> None:
-        self.model(input_ids=self.ids, past_key_values=self.cache, use_cache=True)
-        self.cache.crop(-1)
+        self.model(input_ids=self.ids, use_cache=True, **self.past)
+        for cache in self.past.values():
+            cache.crop(-1)
 
 
 def _less(longer: list[float], shorter: list[float]) -> list[float]:

@@ -18,6 +18,7 @@ from benchmarks import (
     host_time,
     local_prompt,
     preprocessing,
+    runtimes,
     training,
     unseen_nouns,
 )
@@ -199,6 +200,15 @@ def test_each_image_of_a_prompt_costs_a_forward_of_the_detector_and_its_tokens()
         tokens = 2 * weights * curves.QUERIES * images / 1e9
         assert gflop["prompt", images] - gflop["batch", images] > tokens
         assert gflop["prompt", images] - gflop["batch", images] < 1.1 * tokens
+
+
+@pytest.mark.slow
+def test_other_runtimes_give_the_same_queries_and_are_timed() -> None:
+    onnx, openvino = runtimes.rows_of("toy", build_detr(num_queries=4, **TINY_DETR).eval(), 64, rounds=1)
+
+    assert onnx.value is not None
+    assert onnx.value > 0
+    assert openvino.value is not None or openvino.note == "pip install openvino"
 
 
 def test_preprocessing_makes_the_reference_s_pixels() -> None:

@@ -72,23 +72,20 @@ class ToyMLLM(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Any = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Put the pictures' features where their tokens stand, and run the Llama."""
+        """Put the pictures' features where their tokens stand, and run the Llama, which gets its cache by `kwargs`."""
         embedded = self.get_input_embeddings()(input_ids)
         seen = input_ids == self.config.image_token_id
         if pixel_values is not None and seen.any():  # not in later steps of generate
             embedded = embedded.masked_scatter(seen[..., None], self.bridge(self.eye(pixel_values)).to(embedded))
-        outputs = self.language_model(
-            inputs_embeds=embedded, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs
-        )
-        logits = self.head(outputs.last_hidden_state)
+        outputs = dict(self.language_model(inputs_embeds=embedded, attention_mask=attention_mask, **kwargs))
+        logits = self.head(outputs.pop("last_hidden_state"))
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **outputs)
 
 
 class ToyProcessor(ProcessorMixin):

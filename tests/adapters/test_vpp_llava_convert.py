@@ -243,7 +243,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda source: (source / "model.safetensors").unlink(), "no weights in"),
     "a shard missing": (lose_a_shard, "1 of 3 shards are missing"),
     "a shard truncated": (truncate, "pytorch_model-00003-of-00003.bin' is truncated"),
-    "an object pickled": (pickle_an_object, r"holds something else than tensors \(pathlib\.\w+\)"),
+    "an object pickled": (pickle_an_object, r"holds something else than tensors \(pathlib[.\w]*\.PosixPath\)"),
     "a shape": (
         replace_tensor(NORM, lambda norm: norm[:-1]),
         r"1 of another shape: .*norm.weight \(31,\) instead of \(32,\)",

@@ -54,3 +54,10 @@ def test_a_benchmark_is_asked_under_its_own_protocol(
     results = json.loads((out / "results.json").read_text())
     assert (results["protocol"], results["split"], results["rows"]) == ("grefcoco", "grefcoco/testA", 3)
     assert "N-acc" in shown
+    (time,) = [line for line in shown.splitlines() if line.startswith("Time: ")]
+    assert all(f"{part} " in time for part in ("data", "vision encoder", "prompts", "language model", "writing"))
+    page = (out / "report.html").read_text()
+    assert time in page
+    again = vpp("eval", "--data", "grefcoco", "--folder", str(folder), "--split", "testA", "--out", str(out))[1]
+    assert time in again.splitlines()
+    assert (out / "report.html").read_text() == page

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.families import FAMILIES, attached_family
 from tests.train.runs import SIZE, recipe, run_llava, samples, toy_prompts, write_data
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, load_vpp
+from vpp_plugins.attach import Stopwatch
 from vpp_plugins.attach.host import active_vpp
 from vpp_plugins.data.sample import Locate, Sample, Talk
 from vpp_plugins.train import checkpoints
@@ -43,6 +44,21 @@ def test_leaves_weights_that_load_a_record_and_a_page(data: Path, tmp_path: Path
     assert about["recipe"]["max_steps"] == 4
     page = (tmp_path / "run/report.html").read_text()
     assert all(word in page for word in ("Loss", "vpp.global", about["data_sha256"], about["versions"]["torch"]))
+
+
+def test_a_stopwatch_tells_where_the_time_goes_and_changes_nothing(data: Path, tmp_path: Path) -> None:
+    watch, weights = Stopwatch(), []
+    for run, timed in (("plain", None), ("timed", watch)):
+        model, processor = attached_family("llava")
+        settings = recipe(data, tmp_path / run, lora_scope="llm")
+        weights.append(
+            load_file(train(settings, model=model, processor=processor, watch=timed).folder / "vpp.safetensors")
+        )
+
+    parts = {"data", "vision encoder", "prompts", "language model", "gradients", "optimizer", "writing"}
+    assert {*watch.seconds} == parts
+    assert watch.sentence() in (tmp_path / "timed/report.html").read_text()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_logs_every_groups_rate_and_the_speed(data: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from vpp_plugins.attach.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_into, 
 from vpp_plugins.attach.deduplicate import encoded_once, prepared_once
 from vpp_plugins.attach.host import active_vpp, every_vpp, onloaded
 from vpp_plugins.attach.peft_compat import check_found, refuse_dropped_prompts
+from vpp_plugins.attach.stopwatch import Stopwatch
 from vpp_plugins.attach.vocabulary import NeverTokens, rows_of
 from vpp_plugins.attach.windows import PER_SIDE, to_windows
 
@@ -27,6 +28,7 @@ __all__ = [
     "PER_SIDE",
     "WEIGHTS_FILE",
     "NeverTokens",
+    "Stopwatch",
     "active_vpp",
     "attach_control",
     "attach_vpp",

@@ -81,12 +81,10 @@ def run(
         task=rules.task,
         tally=tally,
     )[:limit]
-    if shuffled:
-        rows = shuffled_rows(rows)
     grounder = load_grounder(model, vpp=vpp, box_format=box_format, dtype=dtype)
     results = measure(
         grounder,
-        rows,
+        shuffled_rows(rows) if shuffled else rows,
         rules,
         out,
         model=model if vpp is None else f"{model} with {vpp}",
@@ -97,6 +95,7 @@ def run(
         control="shuffled" if shuffled else None,
         disable_vpp=disable_vpp,
         with_meteor=meteor,
+        timed=True,
     )
     if "figures" in results:
         _show(results, out)
@@ -186,12 +185,8 @@ def protocols() -> None:
 
 def _show(results: dict[str, Any], out: Path) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    from vpp_plugins.evaluate import FIGURES, interval_text
-
-    figures = results["figures"]
-    console = Console()
+    figures, console = results["figures"], Console()
     if "cider" in figures:
         meteor = f", METEOR {figures['meteor']:.3f}" if "meteor" in figures else ""
         console.print(
@@ -199,8 +194,19 @@ def _show(results: dict[str, Any], out: Path) -> None:
             f"{figures['unreadable']} unreadable",
             highlight=False,
         )
-        console.print(f"The page: {out / 'report.html'}", highlight=False, soft_wrap=True)
-        return
+    else:
+        _show_boxes(console, results)
+    for line in (results.get("time", ""), f"The page: {out / 'report.html'}"):
+        if line:
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def _show_boxes(console: Any, results: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from vpp_plugins.evaluate import FIGURES, interval_text
+
+    figures = results["figures"]
     table = Table(title=f"{results['model']} on {results['data']}, protocol {results['protocol']}")
     for column in ("", "%", "95 % interval"):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -212,4 +218,3 @@ def _show(results: dict[str, Any], out: Path) -> None:
     console.print(f"{figures['rows']} answers: {statuses}", highlight=False)
     for note in results.get("notes", []):
         console.print(f"Note: {note}", highlight=False)
-    console.print(f"The page: {out / 'report.html'}", highlight=False, soft_wrap=True)

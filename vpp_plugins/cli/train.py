@@ -59,7 +59,10 @@ def train(
         for sentence in dry_run(recipe).sentences:
             typer.echo(sentence)
         return
+    from vpp_plugins.attach import Stopwatch
     from vpp_plugins.train import train as run
 
-    trained = run(recipe)
+    watch = Stopwatch()
+    trained = run(recipe, watch=watch)
     typer.echo(f"{trained.steps} steps; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")
+    typer.echo(watch.sentence())

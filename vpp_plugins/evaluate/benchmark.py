@@ -1,12 +1,13 @@
 """An evaluation from names to pages: data, model and protocol in, answers, figures and a report out."""
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.attach import active_vpp, is_attached, unwrap, vpp_disabled
+from vpp_plugins.attach import Stopwatch, active_vpp, is_attached, unwrap, vpp_disabled
 from vpp_plugins.data import Issue, PixelBudget, Tally
 from vpp_plugins.data.scenes import load_real_photos, load_scenes
 from vpp_plugins.errors import VPPError, named_extras
@@ -33,7 +34,7 @@ from vpp_plugins.files import sealed, sha256_of, write_whole
 from vpp_plugins.ground import Grounder
 from vpp_plugins.plugins import box_codec
 
-RESULTS, REPORT = "results.json", "report.html"
+RESULTS, REPORT, TIME = "results.json", "report.html", "time.txt"
 
 
 def load_rows(
@@ -122,14 +123,15 @@ def measure(
     control: str | None = None,
     disable_vpp: bool = False,
     with_meteor: bool = False,
+    timed: bool = False,
 ) -> dict[str, Any]:
     """Evaluate, and write `answers.jsonl`, `results.json` and `report.html` into `out`; returns the results.
 
     `model` and `data` are what the pages call them; `split` is a name such as "refcoco/testA", whose published number
     of rows the protocol knows; `tally` says what `load_rows` left out; `control` names what was done to the rows, such
-    as "shuffled"; `disable_vpp` asks the same weights with their prompts off; captions get METEOR `with_meteor`. Killed
-    at any point, the same call continues, and its results are the same. Raises VPPError for `disable_vpp` where there
-    are no prompts.
+    as "shuffled"; `disable_vpp` asks the same weights with their prompts off; captions get METEOR `with_meteor`;
+    `timed` has the page, and what is returned, say where the time went. Killed at any point, the same call continues,
+    and its results are the same. Raises VPPError for `disable_vpp` where there are no prompts.
     """
     _check_scorers(rules, with_meteor=with_meteor)
     if rules.task == "caption":
@@ -140,13 +142,23 @@ def measure(
         about["control"] = control
     if isinstance(asker, Grounder):  # a model that was trained on is another one, under whatever name
         about["model_sha256"] = fingerprint_of_model(asker.model)
-    with _prompts_off(asker) if disable_vpp else nullcontext():
+    watch = Stopwatch() if timed else None
+    counted = nullcontext() if watch is None else _counted(asker, watch)
+    with _prompts_off(asker) if disable_vpp else nullcontext(), counted:
         if isinstance(asker, Grounder):
             about |= answer_settings(asker, generation_of(rules))
-        answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about)
+        answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about, watch=watch)
     if not processes().is_main_process:
         return read_run(out)
+    if watch is not None and "writing" in watch.seconds:  # a finished evaluation asks nothing
+        write_whole(Path(out) / TIME, watch.sentence() + "\n")
     return _write_results(Path(out), rules, answers, rows, with_meteor=with_meteor)
+
+
+@contextmanager
+def _counted(asker: Asker, watch: Stopwatch) -> Iterator[None]:
+    with watch.parts_of(asker.model) if isinstance(asker, Grounder) else nullcontext(), watch.part("data"):
+        yield
 
 
 def _prompts_off(asker: Asker) -> AbstractContextManager[None]:
@@ -205,18 +217,25 @@ def _write_results(
     folder: Path, rules: Protocol, answers: Sequence[Answer], rows: Sequence[Row] | None, *, with_meteor: bool
 ) -> dict[str, Any]:
     settings = read_run(folder)
+    time = _time_of(folder)
+    told = settings | time  # not in the file of results, which is the same every time
     shown = rows_at_hand(settings) if rows is None else rows
     if rules.task == "caption":
         results = {**settings, "figures": summarise_captions(answers, with_meteor=with_meteor)}
-        write_caption_report(settings, results["figures"], answers, folder / REPORT, shown)
+        write_caption_report(told, results["figures"], answers, folder / REPORT, shown)
     else:
-        evaluation = load_evaluation(folder)
+        evaluation = replace(load_evaluation(folder), settings=told)
         figures = summarise(evaluation.judged, rules)
         results = {**settings, "figures": figures, "notes": _notes(settings, rules, rows) + odd_sets(figures)}
         write_report(evaluation, folder / REPORT, shown)
     results = sealed(results, "results")
     write_whole(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    return results
+    return results | time
+
+
+def _time_of(folder: Path) -> dict[str, str]:
+    path = folder / TIME
+    return {"time": path.read_text(errors="replace").strip()} if path.is_file() else {}
 
 
 def _notes(settings: dict[str, Any], rules: Protocol, rows: Sequence[Row] | None) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Protocol as Interface
 
 from PIL import Image
 
+from vpp_plugins.attach import Stopwatch
 from vpp_plugins.boxes import BoxCodec, ImageMeta, check_shown
 from vpp_plugins.data import progress_bar
 from vpp_plugins.errors import VPPError
@@ -57,13 +58,14 @@ def evaluate(
     *,
     batch_size: int = 8,
     about: Mapping[str, Any] | None = None,
+    watch: Stopwatch | None = None,
 ) -> list[Answer]:
     """Ask every row, write the raw answers to `out/answers.jsonl`, and return them in the order of the rows.
 
     `about` describes model and data; it is kept in `out/run.json`, and a folder is only continued by the same
-    evaluation. Under `accelerate launch` or torchrun the batches are shared among the processes. An image that cannot
-    be read becomes an answer with an `error`. Raises VPPError for a folder of another evaluation, and for one that
-    another is writing.
+    evaluation; on `watch` is counted what writing takes. Under `accelerate launch` or torchrun the batches are shared
+    among the processes. An image that cannot be read becomes an answer with an `error`. Raises VPPError for a folder of
+    another evaluation, and for one that another is writing.
     """
     check_rows(rows)
     protocol.check_family(asker.codec)
@@ -74,12 +76,18 @@ def evaluate(
         if state.is_main_process:
             _open(folder, _settings(rows, protocol, asker, batches, batch_size, about or {}))
         state.wait_for_everyone()
-        _ask_all(asker, rows, protocol, batches, folder, state)
+        _ask_all(asker, rows, protocol, batches, folder, state, watch)
     return read_evaluation(folder)[1]
 
 
 def _ask_all(
-    asker: Asker, rows: Sequence[Row], protocol: Protocol, batches: Sequence[Sequence[int]], folder: Path, state: Any
+    asker: Asker,
+    rows: Sequence[Row],
+    protocol: Protocol,
+    batches: Sequence[Sequence[int]],
+    folder: Path,
+    state: Any,
+    watch: Stopwatch | None,
 ) -> None:
     """Ask what is left, share it among the processes, and write the answers."""
     ledger = Ledger(folder, state.process_index)
@@ -95,7 +103,8 @@ def _ask_all(
     left = [number for number in range(len(batches)) if number not in done]
     mine = left[state.process_index :: state.num_processes]
     finished = sum(map(len, done.values()))
-    with progress_bar("Asking", shown=state.is_main_process, total=len(rows), done=finished) as advance:
+    timed = nullcontext() if watch is None else watch.calls_of(ledger, {"append": "writing"})
+    with timed, progress_bar("Asking", shown=state.is_main_process, total=len(rows), done=finished) as advance:
         for number in mine:
             ledger.append(number, _ask(asker, [rows[row] for row in batches[number]], protocol))
             advance(len(batches[number]) * state.num_processes)

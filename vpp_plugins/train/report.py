@@ -19,9 +19,13 @@ Points = list[tuple[float, float]]
 
 
 def write_training_page(
-    path: Path, about: Mapping[str, Any], history: Sequence[Mapping[str, Any]], skipped: Sequence[str] = ()
+    path: Path,
+    about: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    skipped: Sequence[str] = (),
+    time: str = "",
 ) -> Path:
-    """Write the page of a run from what `run.json` holds, and from Trainer's log."""
+    """Write the page of a run from what `run.json` holds, and from Trainer's log; `time` says where it went."""
     steps = max((int(entry["step"]) for entry in history if "step" in entry), default=0)
     curves = [(title, lines) for title, names in CURVES if (lines := _lines(history, names))]
     tables = (("Recipe", "recipe"), ("Faults of the data", "faults"), ("Versions", "versions"))
@@ -29,7 +33,7 @@ def write_training_page(
         path,
         "training",
         title=str(about["recipe"].get("output_dir", "A run")),
-        summary=f"{about['samples']:,} samples, {steps:,} steps. Data SHA-256 {about['data_sha256']}.",
+        summary=f"{about['samples']:,} samples, {steps:,} steps. Data SHA-256 {about['data_sha256']}. {time}",
         curves=[(title, curve(lines, x="step")) for title, lines in curves],
         skipped=skipped,
         tables=[

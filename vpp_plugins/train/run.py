@@ -2,8 +2,8 @@
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import align_special_tokens
 
-from vpp_plugins.attach import host_state, unwrap
+from vpp_plugins.attach import Stopwatch, host_state, unwrap
 from vpp_plugins.data import TrainingData
 from vpp_plugins.data.formats import data_format
 from vpp_plugins.errors import VPPError
@@ -51,6 +51,15 @@ from vpp_plugins.train.trainer import VPPTrainer
 from vpp_plugins.train.unfreezing import Unfreezing
 
 RUN = "run.json"
+TIMED = {
+    "get_batch_samples": "data",
+    "training_step": "gradients",
+    "compute_loss": "language model",  # PEFT calls its host's forward, not the host
+    "evaluate": "evaluation",
+    "_save_checkpoint": "writing",
+    "write_weights": "writing",
+}
+"""The trainer's methods whose time is told apart from that of the optimizer, and as what."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,12 @@ class Trained:
     """Samples that could not be used, and why."""
 
 
-def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Trained:
+def train(recipe: Recipe, *, model: Any = None, processor: Any = None, watch: Stopwatch | None = None) -> Trained:
     """Train what the recipe says, and return where it is.
 
     `model` and `processor` are loaded by the recipe's names, unless they are given: a host or an attached model, and
-    the host's processor or a VPPProcessor. Launched by torchrun or accelerate, the processes share the work.
+    the host's processor or a VPPProcessor. Launched by torchrun or accelerate, the processes share the work. On `watch`
+    is counted where the time goes, which the page then says.
 
     Killed at any moment, the same recipe with `resume_from_checkpoint="auto"` goes on from the last checkpoint, and on
     a machine that computes deterministically ends with the same weights to the bit. Raises VPPError before anything is
@@ -84,10 +94,10 @@ def train(recipe: Recipe, *, model: Any = None, processor: Any = None) -> Traine
     check_writable(Path(recipe.output_dir))
     held = only_one(Path(recipe.output_dir), "training run", advice="choose another output_dir")
     with held if arguments.should_save else nullcontext():
-        return _train(recipe, arguments, model, processor)
+        return _train(recipe, arguments, model, processor, watch)
 
 
-def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Trained:
+def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any, watch: Stopwatch | None) -> Trained:
     asked, first = recipe.trainer.get("resume_from_checkpoint"), arguments.local_process_index == 0
     resume = open_run(recipe.output_dir, asked, prompts=recipe.vpp != NO_PROMPTS, verify=first)
     with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
@@ -107,14 +117,22 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any) -> Traine
         _record(recipe, data, unwrap(model).config.name_or_path, resumed=resume is not None)
         show(data, collator, groups, off=recipe.switched_off())
     trainer.accelerator.wait_for_everyone()
-    try:
-        _run(trainer, resume)
-    finally:
-        for loss in trainer.losses:
-            loss.remove()
-        if kept is not None:
-            kept.remove()
-    return _finished(trainer, Path(recipe.output_dir))
+    with nullcontext() if watch is None else _timed(trainer, model, watch):
+        try:
+            _run(trainer, resume)
+        finally:
+            for loss in trainer.losses:
+                loss.remove()
+            if kept is not None:
+                kept.remove()
+        trainer.write_weights(Path(recipe.output_dir) / FINAL)
+    return _finished(trainer, Path(recipe.output_dir), watch)
+
+
+@contextmanager
+def _timed(trainer: VPPTrainer, model: Any, watch: Stopwatch) -> Iterator[None]:
+    with watch.parts_of(model), watch.calls_of(trainer, TIMED), watch.part("optimizer"):
+        yield
 
 
 def training_arguments(recipe: Recipe) -> Any:
@@ -269,12 +287,12 @@ def _run(trainer: VPPTrainer, resume: Path | None) -> None:
         trainer.state.global_step, trainer.state.log_history = state["global_step"], state["log_history"]
 
 
-def _finished(trainer: VPPTrainer, run: Path) -> Trained:
-    """Write the final weights and the page of the run."""
+def _finished(trainer: VPPTrainer, run: Path, watch: Stopwatch | None) -> Trained:
+    """Write the page of the run."""
     skipped, history = tuple(trainer.skipped), trainer.state.log_history
-    trainer.write_weights(run / FINAL)
     if trainer.args.should_save:
-        write_training_page(run / "report.html", json.loads((run / RUN).read_text()), history, skipped)
+        time = "" if watch is None else watch.sentence()
+        write_training_page(run / "report.html", json.loads((run / RUN).read_text()), history, skipped, time)
     return Trained(run / FINAL, trainer.state.global_step, history, skipped)
 
 
