@@ -1,27 +1,38 @@
-"""Make the pages' images, and the gallery's page: `python docs/pictures.py`, a minute or two on a CPU.
+"""Make the pages' images, and the gallery's page: `python -m docs.pictures`, a minute or two on a CPU.
 
 What is shown follows rules that do not look at a single answer: photographs in the order of refs.json, the first six
 that the model hits and the first six that it misses. Only the opening image is a chosen one, and its caption says so.
+Pages are shown by Chromium; without it those images stay as they are.
 """
 
+import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vpp_plugins import Grounder
+from docs import diagrams, layouts
+from examples.tutorial.run import save_image
+from vpp_plugins import GlobalVPP, Grounder
 from vpp_plugins.boxes import Box, box_iou, frame_rectangle
-from vpp_plugins.data.scenes import load_real_photos
+from vpp_plugins.config import AxisStyle
+from vpp_plugins.data.scenes import FOLDER, Scene, load_real_photos
 from vpp_plugins.evaluate.attention import attend
 from vpp_plugins.evaluate.demo import draw_axes
 from vpp_plugins.images import draw_boxes, shrink
 from vpp_plugins.pocket import load_pocket
+from vpp_plugins.prompts import draw_overlay
 from vpp_plugins.report import COLOURS, TRUTH
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "images"
 WITH, WITHOUT, *_ = COLOURS
 OPENING = "world_animals_polar_bear"
+STYLES: dict[AxisStyle, int] = {"edge-0.1": 8, "edge-0.05": 8, "cross": 8, "padding": 1}
+"""The axes' styles, and how many times as strong as they are they are shown; the last is opaque."""
 EACH = 6
 """Right and wrong answers of the gallery."""
 GALLERY = """# Gallery
@@ -29,7 +40,7 @@ GALLERY = """# Gallery
 The pocket model's answers about [photographs that it never saw](pocket-model.md), the first {each} that it hits (IoU
 with the truth at least 0.5) and the first {each} that it misses, in the order of `refs.json`: of all {count}
 expressions it hits {hits}, its twin without VPP {twin}.
-**Green** is the truth, **blue** with VPP, **orange** without. `python docs/pictures.py` makes this page.
+**Green** is the truth, **blue** with VPP, **orange** without. `python -m docs.pictures` makes this page.
 
 ## Right
 
@@ -76,6 +87,9 @@ def main() -> None:
     about = {"each": EACH, "count": len(asked), "hits": sum(hits[0]), "twin": sum(hits[1]), "numbers": numbers}
     text = GALLERY.format(right="".join(lines[True]), wrong="".join(lines[False]), **about)
     (DOCS / "gallery.md").write_text(text)
+    draw_inputs(images[opening])
+    show_pages()
+    diagrams.draw_all(IMAGES)
 
 
 def boxed(image: Image.Image, boxes: Sequence[tuple[Box | None, str]]) -> Image.Image:
@@ -112,6 +126,39 @@ def draw_frames(image: Image.Image, box: Box) -> str:
     ]  # fmt: skip
     save(strip(panels), "frames.webp", 1320)
     return f"[{x1}, {y1}, {x2}, {y2}]"
+
+
+def draw_inputs(image: Image.Image) -> None:
+    """Show what each family's vision encoder gets of one photograph, and the axes' styles."""
+    for name, family in layouts.FAMILIES.items():
+        save(strip(list(layouts.encoder_inputs(family, image)), height=240), f"layout-{name}.webp", 1320)
+    axes = [(draw_overlay(GlobalVPP(style=style), image, gain=gain), style) for style, gain in STYLES.items()]
+    save(strip(axes, height=300), "styles.webp", 1320)
+
+
+def show_pages() -> None:
+    """Show the doctor's page of boxes in a wrong frame, and an evaluation's page, as Chromium shows them."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "boxes.json").write_text(json.dumps([misread(photo) for photo in load_real_photos()]))
+        Path(folder, "photos").symlink_to(FOLDER)
+        doctor = ["doctor", "boxes.json", "--format", "vpp-sft", "--images", "photos", "--out", "doctor.html"]
+        evaluation = ["eval", "--model", "pocket", "--data", "photos", "--split", "photos", "--out", "eval"]
+        for words in (doctor, evaluation):  # the doctor's exit code says that something is to be mended
+            subprocess.run([sys.executable, "-m", "vpp_plugins.cli", *words], cwd=folder, check=False)
+        save_image(Path(folder, "doctor.html"), IMAGES / "doctor-frame.webp")
+        save_image(Path(folder, "eval/report.html"), IMAGES / "evaluation.webp")
+
+
+def misread(photo: Scene) -> dict[str, object]:
+    """Return a photograph as a dialogue whose boxes are shares of the image, where LLaVA's are of its padded square."""
+    width, height = photo.image.size
+    turns = []
+    for one in photo.expressions:
+        box = [round(value / side, 3) for value, side in zip(one.box_xyxy, (width, height) * 2, strict=True)]
+        question = f"Please provide the bounding box coordinate of the region this sentence describes: {one.text}"
+        turns += [{"from": "human", "value": question}, {"from": "gpt", "value": str(box)}]
+    turns[0]["value"] = "<image>\n" + turns[0]["value"]
+    return {"id": photo.key, "image": f"{photo.key}.jpg", "conversations": turns}
 
 
 def strip(panels: Sequence[tuple[Image.Image, str]], height: int = 360, gap: int = 12) -> Image.Image:

@@ -1,6 +1,7 @@
 """The pages: what they include, link to and quote exists."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jaxtyping
 import pytest
 
 import vpp_plugins
-from docs import include
+from docs import diagrams, include
 from vpp_plugins.plugins import hookspecs
 from vpp_plugins.testing.check import PROMISES
 
@@ -103,6 +104,26 @@ def test_every_public_name_stands_in_the_reference() -> None:
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_image_is_small_and_shown() -> None:
+    images = {path.resolve() for path in (ROOT / "docs/images").rglob("*.*")}
+    shown = re.compile(r"!\[[^\]]+\]\(([^)#]+)(?:#only-(?:light|dark))?\)")
+    on_pages = {(page.parent / name).resolve() for page in PAGES for name in shown.findall(page.read_text())}
+    assert images <= on_pages
+    assert len(images) >= 20
+    assert [path.name for path in images if path.stat().st_size > 150_000] == []
+
+
+def test_the_drawings_are_those_of_their_numbers(tmp_path: Path) -> None:
+    committed = (ROOT / "docs/images/study-light.svg").read_text()
+    matplotlib = pytest.importorskip("matplotlib")
+    for theme, colours in diagrams.THEMES.items():
+        assert diagrams.architecture(colours) == (ROOT / f"docs/images/architecture-{theme}.svg").read_text()
+    if f"Matplotlib v{matplotlib.__version__}" not in committed:
+        pytest.skip("another matplotlib draws other lines")
+    diagrams.draw_ends(json.loads(diagrams.NUMBERS.read_text()), tmp_path / "study.svg", "light")
+    assert (tmp_path / "study.svg").read_text() == committed
 
 
 def test_troubleshooting_headings_are_messages_of_the_library() -> None:
