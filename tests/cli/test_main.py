@@ -24,12 +24,20 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     assert [line.partition("\t")[0] for line in attentions] == ["attention on CUDA", "attention elsewhere"]
 
 
+def test_what_cannot_be_fetched_is_named(vpp: Run) -> None:
+    code, _, err = vpp("fetch", "smolm2")
+
+    assert code == 1
+    assert err == "vpp: nothing to fetch is called 'smolm2'. Did you mean 'smollm2'? Known: smollm2.\n"
+
+
 @pytest.mark.parametrize(
     "command",
     [
         (),
         ("ground",),
         ("demo",),
+        ("fetch",),
         ("plugins",),
         ("convert",),
         ("data",),

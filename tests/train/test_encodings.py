@@ -206,3 +206,21 @@ def test_only_the_layers_that_the_host_reads_are_kept(tmp_path: Path) -> None:
     sizes = [tensor.numel() for tensor in load_file(files(tower.folder)[0]).values()]
 
     assert sum(size > 0 for size in sizes) == 1
+
+
+def test_a_tensor_that_an_output_names_twice_is_kept_once(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            made = 2 * pixels
+            return made, {"mask": pixels + 1, "states": made}
+
+    pixels = torch.rand(2, 3)
+    for _ in range(2):  # computed and written, then read
+        module = Twice()
+        KeptEncoder(module, tmp_path)
+        made, others = module(pixels)
+
+        assert torch.equal(made, 2 * pixels)
+        assert torch.equal(others["states"], 2 * pixels)
+        assert torch.equal(others["mask"], pixels + 1)
+    assert all(len(load_file(file)) == 2 for file in files(tmp_path))

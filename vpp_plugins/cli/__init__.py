@@ -20,6 +20,7 @@ from vpp_plugins.cli import (
     demo,
     doctor,
     eval,  # noqa: A004
+    fetch,
     ground,
     plugins,
     study,
@@ -50,6 +51,7 @@ def settings(
 for command in (
     ground.ground,
     demo.demo,
+    fetch.fetch,
     browser.app,
     train.train,
     train_detector.train_detector,

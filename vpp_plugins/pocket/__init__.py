@@ -4,6 +4,7 @@
 - `tokenizer.py`: byte-level BPE whose coordinates are single tokens.
 - `build.py`: an untrained model and its processor.
 - `untrained.py`: that model with its prompts, ImageNet's backbone and COCO's detector, as training begins.
+- `smollm2.py`: a pretrained language model in its place.
 - `weights.py`: saving and loading the shipped weights.
 
 `examples/recipes/pocket.toml` trains it, and `examples/pocket.py` makes the shipped weights of what was trained.
@@ -13,6 +14,7 @@ from vpp_plugins.errors import named_extras
 
 with named_extras():
     from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
+    from vpp_plugins.pocket.smollm2 import build_smollm2, fetch_smollm2
     from vpp_plugins.pocket.tokenizer import (
         AXES_SENTENCE,
         COORDINATES,
@@ -21,7 +23,7 @@ with named_extras():
         REGION_QUESTION,
         build_tokenizer,
     )
-    from vpp_plugins.pocket.untrained import pocket_config, untrained_pocket
+    from vpp_plugins.pocket.untrained import pocket_config, start_queries, untrained_pocket
     from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
     from vpp_plugins.pocket.weights import FOLDER, load_pocket, save_pocket
 
@@ -36,13 +38,16 @@ __all__ = [
     "REGION_QUESTION",
     "TOKEN_WIDTH",
     "build_pocket",
+    "build_smollm2",
     "build_tokenizer",
     "create_backbone",
+    "fetch_smollm2",
     "load_imagenet_backbone",
     "load_pocket",
     "merge_maps",
     "pocket_config",
     "register_pocket",
     "save_pocket",
+    "start_queries",
     "untrained_pocket",
 ]

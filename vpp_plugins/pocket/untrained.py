@@ -50,25 +50,39 @@ def untrained_pocket(changes: Mapping[str, Any] | None = None, *, vpp: bool = Tr
     if not vpp:
         return host, processor
     model: Any = attach_vpp(host, pocket_config(seed).changed(changes or {}))
-    local = model.vpp.local_vpp
-    if local is not None and isinstance(local.generator, WritesBoxes):
-        start_with_boxes(local.projector, local.generator.box_code, seed=seed)
+    start_queries(model, length=1.0, seed=seed)
     return model, processor
 
 
+def start_queries(model: Any, *, length: float | None = None, seed: int = 0) -> None:
+    """Have an attached model's untrained queries say where they look, see `start_with_boxes`.
+
+    Nothing is done where the generator writes no boxes, or the projector's hidden layer is under four times as wide as
+    the language model. `length` is that of a word's vector; None measures it.
+    """
+    local = model.vpp.local_vpp
+    if local is None or not isinstance(local.generator, WritesBoxes):
+        return
+    first, _, last = local.projector
+    if first.out_features >= 4 * last.out_features:
+        words = model.get_input_embeddings().weight.detach().float()
+        length = float(words.norm(dim=-1).mean()) if length is None else length
+        start_with_boxes(local.projector, local.generator.box_code, length=length, seed=seed)
+
+
 @torch.no_grad()
-def start_with_boxes(projector: nn.Sequential, columns: slice, *, seed: int = 0) -> None:
+def start_with_boxes(projector: nn.Sequential, columns: slice, *, length: float = 1.0, seed: int = 0) -> None:
     """Have half of a local prompt's projector begin as a random linear map of the numbers that write a query's box.
 
     gelu(x) - gelu(-x) = x: a hidden number and its opposite hand on a sum as it is. Half of the hidden numbers must
-    be at least twice the language model's width. A box's numbers, each about 0.7 large, come to length 1, as words do.
+    be at least twice the language model's width. A box's numbers, each about 0.7 large, come to `length`, as words do.
     """
     first, _, last = projector
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
         raise TypeError(f"a projector begins and ends with a linear layer, but this one is {projector}.")
     width, numbers = last.weight.shape[0], columns.stop - columns.start
     draw = torch.Generator().manual_seed(seed)
-    code = torch.randn(width, numbers, generator=draw) * (2 / (width * numbers)) ** 0.5
+    code = torch.randn(width, numbers, generator=draw) * length * (2 / (width * numbers)) ** 0.5
     once = torch.zeros(width, first.weight.shape[1])
     once[:, columns] = code
     first.weight[: 2 * width] = torch.cat([once, -once])

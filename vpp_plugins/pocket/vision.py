@@ -66,7 +66,8 @@ class PocketVisionModel(PreTrainedModel):
         """Return the backbone's part, which never learns."""
         alone = pixel_values.is_cpu and not torch.compiler.is_compiling()
         # the maps of one image fit a CPU's caches, a batch's do not
-        images = pixel_values.split(1) if alone else [pixel_values]
+        pixels = pixel_values.to(next(self.backbone.buffers()).dtype)
+        images = pixels.split(1) if alone else [pixels]
         fine, coarse = (torch.cat(parts) for parts in zip(*map(self.backbone, images), strict=True))
         return merge_maps(fine, coarse)
 

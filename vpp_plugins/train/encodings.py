@@ -79,6 +79,7 @@ class KeptEncoder:
         self.saved_seconds = 0.0
         self._compute = module.forward
         self._structure: Any = None
+        self._places: list[int] = []  # of the output's tensors among those that are kept: some name one twice
         module.forward = self._forward
 
     def remove(self) -> None:
@@ -90,7 +91,7 @@ class KeptEncoder:
             return self._compute(*args, **kwargs)
         found = [self._one(*one) for one in _by_image(args, kwargs)]
         whole = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*found, strict=True)]
-        return pytree.tree_unflatten(whole, self._structure)
+        return pytree.tree_unflatten([whole[place] for place in self._places], self._structure)
 
     def _one(self, args: Any, kwargs: Any) -> list[Tensor]:
         """Return one image's encoding, as a list of tensors."""
@@ -124,7 +125,9 @@ class KeptEncoder:
                 f"cache_encodings keeps tensors, but {type(self.module).__name__} returns other things besides: leave "
                 "it out for this model."
             )
-        return [tensor.contiguous() for tensor in tensors], time.process_time() - started
+        distinct = {id(tensor): tensor for tensor in tensors}
+        self._places = [list(distinct).index(id(tensor)) for tensor in tensors]
+        return [tensor.contiguous() for tensor in distinct.values()], time.process_time() - started
 
 
 def _check_axes(host: Any) -> None:

@@ -13,7 +13,7 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.evaluate import load_pretrained
-from vpp_plugins.pocket import register_pocket, untrained_pocket
+from vpp_plugins.pocket import register_pocket, start_queries, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import Part, choose_parts, lora_targets, parameter_groups
 from vpp_plugins.train.recipe import NO_PROMPTS, PARTS, Recipe, shipped
@@ -106,6 +106,7 @@ def attach(host: nn.Module, processor: Any, recipe: Recipe) -> tuple[Any, VPPPro
             attach_vpp(host, recipe.vpp)
         else:
             attach_vpp(host, plugins.describe(unwrap(host)).defaults.changed(_prompts(recipe)))
+            start_queries(unwrap(host), seed=int(recipe.trainer.get("seed", 0)))
     wrapped = processor if isinstance(processor, VPPProcessor) else VPPProcessor(processor, host)
     if recipe.chat_template is not None:
         try:

