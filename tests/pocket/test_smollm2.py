@@ -73,9 +73,11 @@ def test_its_recipe_trains_one_like_it(
     letters: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vpp: str
 ) -> None:
     """As the recipe stands, but for a Llama of two thin layers and scenes of shapes."""
-    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8}
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     text = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(letters), num_key_value_heads=4, tie_word_embeddings=True, **sizes)
+        LlamaConfig(
+            vocab_size=len(letters), num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True, **sizes
+        )
     )
     model, processor = module.see(text, letters)
     folder, out = tmp_path / "model", tmp_path / "out"
