@@ -8,12 +8,17 @@ What stands on a page between these two marks is a file, or sections of it with 
 
 import ast
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 INCLUDED = re.compile(r"(<!-- from ([^\s:]+)(?::([\w+]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+WIDTH = 86
+"""Columns of code that fit beside navigation and contents on a screen of 1,280 pixels."""
+_COMMENT = re.compile(r"^( *)((?:\S.*  )?)# (.*)$", re.MULTILINE)
 
 
 def main() -> None:
@@ -32,7 +37,7 @@ def _shown(path: Path, sections: str | None) -> str:
         return text
     if sections is not None:
         text = _with_imports(text, "".join(_section(text, name) for name in sections.split("+")))
-    return f"```{'python' if path.suffix == '.py' else path.suffix[1:]}\n{text}```\n"
+    return f"```python\n{_narrow(text)}```\n" if path.suffix == ".py" else f"```{path.suffix[1:]}\n{text}```\n"
 
 
 def _section(text: str, name: str) -> str:
@@ -53,6 +58,21 @@ def _with_imports(text: str, code: str) -> str:
             node.names = [alias for alias in node.names if (alias.asname or alias.name.partition(".")[0]) in named]
             groups[-1] += f"{ast.unparse(node)}\n" if node.names else ""
     return "\n".join(filter(None, [*groups, code]))
+
+
+def _narrow(code: str) -> str:
+    """Return code as wide as a page's column; a comment that stands too far right goes above its line."""
+    ruff = [sys.executable, "-m", "ruff", "format", "--isolated", f"--line-length={WIDTH}", "-"]
+    return subprocess.run(ruff, input=_COMMENT.sub(_above, code), text=True, capture_output=True, check=True).stdout
+
+
+def _above(found: re.Match[str]) -> str:
+    indent, statement, comment = found.groups()
+    if len(found[0]) <= WIDTH:
+        return found[0]
+    mark = f"{indent}# "
+    lines = textwrap.wrap(comment, WIDTH, initial_indent=mark, subsequent_indent=mark)
+    return "\n".join([*lines, *([indent + statement.rstrip()] if statement else [])])
 
 
 if __name__ == "__main__":

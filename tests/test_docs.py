@@ -45,7 +45,7 @@ def test_code_on_a_page_is_that_of_its_file(page: Path) -> None:
     assert text.count("<!-- from ") == text.count("<!-- end -->") == len(include.INCLUDED.findall(text))
 
 
-def test_an_included_section_has_the_imports_that_it_needs() -> None:
+def test_an_included_section_has_the_imports_that_it_needs_and_fits_the_column() -> None:
     page = "<!-- from examples/families/llava.py:load+attach -->\nold\n<!-- end -->\n"
     shown = include.brought_up_to_date(page)
     (code,) = re.findall(r"^```python\n(.*?)^```$", shown, re.MULTILINE | re.DOTALL)
@@ -56,6 +56,8 @@ def test_an_included_section_has_the_imports_that_it_needs() -> None:
     ]
     assert code.startswith("# checkpoint")
     assert "tiny_host" not in code
+    assert re.search(r"^# LLaVA's defaults: .*, both untrained\nattach_vpp\(model\)$", code, re.MULTILINE)
+    assert all(len(line) <= include.WIDTH for line in code.splitlines())
     assert include.brought_up_to_date(shown) == shown
     with pytest.raises(ValueError, match="no section none"):
         include.brought_up_to_date(page.replace("load+attach", "none"))
