@@ -105,7 +105,9 @@ def test_no_local_path_gets_in(tmp_path: Path) -> None:
 
     card = ModelCard.load(tmp_path / "prompts/README.md")
     assert card.data.base_model is None
-    assert "BASE_MODEL is the host that they were trained on" in card.text
+    assert "# Visual Position Prompts for a llava model\n" in card.text
+    assert "BASE_MODEL is the folder or hub id of a llava model, the one that they were trained on." in card.text
+    assert "`prompts` is this folder; give the path to it." in card.text
     assert str(tmp_path) not in card.content
 
 

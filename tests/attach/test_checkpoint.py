@@ -4,13 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
@@ -308,21 +307,26 @@ class TestSavePretrained:
             attached()[0].save_pretrained(tmp_path, push_to_hub=True)
         assert not list(tmp_path.iterdir())
 
-    def test_push_to_hub_uploads_both(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_push_to_hub_uploads_both_with_their_card(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The card was transformers' template, without a word about the prompts."""
         model, _ = attached()
-        uploaded: list[str] = []
+        uploaded: dict[str, bytes] = {}
 
-        def upload(working_dir: str, *_: Any, **__: Any) -> None:
-            uploaded.extend(path.name for path in Path(working_dir).iterdir())
+        def upload(self: Any, working_dir: str, *_: Any, **__: Any) -> None:
+            uploaded.update({path.name: path.read_bytes() for path in Path(working_dir).iterdir()})
 
-        monkeypatch.setattr(type(model), "_upload_modified_files", lambda _, *args, **kwargs: upload(*args, **kwargs))
+        def no_card(*_: Any, **__: Any) -> None:
+            raise EntryNotFoundError("none yet")
+
+        monkeypatch.setattr("transformers.utils.hub.PushToHubMixin._upload_modified_files", upload)
         monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: huggingface_hub.RepoUrl("me/x"))
-        card = SimpleNamespace(save=lambda path: None)
-        monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+        monkeypatch.setattr(huggingface_hub.ModelCard, "load", no_card)
 
         model.push_to_hub("me/x")
 
-        assert {"model.safetensors", "vpp.safetensors", "vpp_config.json"} <= set(uploaded)
+        assert {"model.safetensors", "vpp.safetensors", "vpp_config.json"} <= uploaded.keys()
+        assert b"# Visual Position Prompts for a llava model" in uploaded["README.md"]
+        assert b'load_grounder("me/x", vpp="me/x")' in uploaded["README.md"]
 
 
 class TestDetectorOnTheHub:

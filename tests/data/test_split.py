@@ -8,6 +8,8 @@ from PIL import Image
 
 from tests.data.formats.layouts import EVALUATION, gpt, human, lines, whole
 from vpp_plugins import VPPError
+from vpp_plugins.data.convert import convert
+from vpp_plugins.data.doctor.doctor import examine
 from vpp_plugins.data.formats import read_samples
 from vpp_plugins.data.split import Split, head, split_data
 
@@ -125,3 +127,38 @@ def test_two_sides_never_have_one_file(names: list[str], tmp_path: Path) -> None
     with pytest.raises(VPPError, match="is a file, and the sides go into a folder"):
         split_data(tmp_path / "in.jsonl", tmp_path / "in.jsonl", source_format="neutral", shares={"val": 0.3})
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def shards(folder: Path) -> Path:
+    """Four samples of four images, and the first again, as shards."""
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 48), (number * 20, 0, 0)).save(folder / f"{number}.png")
+    sized = [row | {"width": 64, "height": 48, "bbox": [1, 1, 9, 9]} for row in rows(4, 4)]
+    source = lines(folder / "all.jsonl", *sized, sized[0])
+    options: dict[str, Any] = {"target_format": "webdataset", "images": folder, "progress": False}
+    convert(source, folder / "in", source_format="eval-jsonl", **options)
+    return folder / "in"
+
+
+def test_shards_are_split_into_shards_and_fixed_as_shards(tmp_path: Path) -> None:
+    """They asked for the folder of images that lie in them."""
+    source = shards(tmp_path / "shards")
+    done = split(source, tmp_path / "parts", source_format="webdataset", shares={"val": 0.25})
+    assert (done.images, done.folder) == ({"train": 3, "val": 1}, None)
+    read = {name: [one.image for one in read_samples(file, "webdataset")] for name, file in done.files.items()}
+    assert sorted(read["train"] + read["val"]) == ["0.png", "0.png", "1.png", "2.png", "3.png"]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["train", "val"]
+
+    found = examine(source, "webdataset", progress=False)
+    assert [finding.fix for finding in found.findings] == [f"vpp doctor {source} --format webdataset --fix in-fixed"]
+    assert found.cure.write(tmp_path / "in-fixed", progress=False).samples == 4
+    assert examine(tmp_path / "in-fixed", "webdataset", progress=False).healthy
+
+
+def test_images_that_lie_in_the_data_are_written_where_the_sides_hold_none(tmp_path: Path) -> None:
+    source = shards(tmp_path / "shards")
+    options: dict[str, Any] = {"source_format": "webdataset", "target_format": "neutral", "shares": {"val": 0.25}}
+    done = split(source, tmp_path / "parts", **options)
+    assert done.folder == tmp_path / "parts/images"
+    assert all((done.folder / name).is_file() for file in done.files.values() for name in images_of(file))

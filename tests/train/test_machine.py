@@ -1,11 +1,14 @@
 """What this machine lacks is said before anything is loaded, with what to set instead."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import save_file
 
 from vpp_plugins import VPPError
 from vpp_plugins.train import machine
@@ -91,8 +94,10 @@ def test_a_name_says_how_large_a_model_is(name: str, count: float | None) -> Non
 
 
 def test_a_folder_says_so_by_its_files(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(bytes(2000))
-    assert parameters(str(tmp_path)) == 1000
+    """Of float32 twice as many were counted: bytes were divided by two."""
+    for part in (1, 2):
+        save_file({"weight": torch.zeros(part, 10)}, tmp_path / f"model-{part}.safetensors")
+    assert parameters(str(tmp_path)) == 30
 
 
 def test_the_forecast_is_that_of_the_recipes_first_lines() -> None:
@@ -104,3 +109,27 @@ def test_the_forecast_is_that_of_the_recipes_first_lines() -> None:
     assert "about 14.0 GB of weights, 3.6 GB for 226 million numbers that learn" in memory
     assert "about 17.5 hours on one H100 for 600,000 samples" in time
     assert "not reckoned" in forecast(recipe(model="owner/model"), 10)[-1]
+
+
+@pytest.mark.parametrize(
+    ("values", "learn"),
+    [
+        ({"local_vpp": {"generator": "nanodet"}}, 3 * 336**2 + (1113 + 4096) * 1024),
+        ({"local_vpp": {"generator": "nanodet"}, "freeze": ["llm", "vpp.global"]}, (1113 + 4096) * 1024),
+        ({"local_vpp": False}, 3 * 336**2),
+        ({"local_vpp": {"generator": "hf_detector", "generator_options": {"config": "owner/detector"}}}, 65e6),
+        ({"vpp": "none", "lora_scope": "llm", "lora_r": 8}, 20e6),
+    ],
+)
+def test_what_learns_is_counted(values: dict[str, Any], learn: float) -> None:
+    """65 million numbers of prompts were assumed, whatever the detector."""
+    values = {"freeze": ["llm"], **values}
+    said = re.search(r"for ([\d,]+)( million)? numbers that learn", forecast(recipe(**values), 1)[1])
+    assert said is not None
+    assert int(said[1].replace(",", "")) * (1e6 if said[2] else 1) == pytest.approx(learn, rel=0.01)
+
+
+def test_time_is_in_the_unit_that_fits() -> None:
+    """A short run took "0.0 hours"."""
+    assert "Time: less than a minute on one H100 for 10 samples" in forecast(recipe(num_train_epochs=1), 10)[-1]
+    assert "Time: about 18 minutes on one H100" in forecast(recipe(num_train_epochs=1), 7000)[-1]

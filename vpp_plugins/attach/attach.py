@@ -147,13 +147,14 @@ def save_vpp(
     with onloaded(vpp):
         write_vpp(vpp, folder)
     path, measured = Path(folder).resolve(), [Path(one) for one in evaluations]
-    write_card(path, host.config.name_or_path, evaluations=measured)
+    base, family = host.config.name_or_path, host.config.model_type
+    write_card(path, base, family=family, evaluations=measured)
     if push_to_hub:
         from huggingface_hub import HfApi
 
         api = HfApi()
         name = api.create_repo(repo_id or path.name, exist_ok=True).repo_id
-        write_card(path, host.config.name_or_path, name=name, evaluations=measured)
+        write_card(path, base, family=family, name=name, evaluations=measured)
         api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD])
 
 

@@ -38,25 +38,26 @@ def write_card(
     folder: Path,
     base: str,
     *,
+    family: str = "",
     name: str | None = None,
     sections: Mapping[str, str] | None = None,
     evaluations: Sequence[Path] = (),
 ) -> None:
     """Write README.md for a folder of saved prompts, of a trained host, or of both, unless somebody else's is there.
 
-    `base` is the host's hub id or folder, and `name` what the folder will be called, its own name unless given; no
-    other path gets into the card. `sections` are texts by heading, and `evaluations` folders of `vpp eval`, this
-    model's and its controls'.
+    `base` is the host's hub id or folder and `family` its `model_type`, and `name` what the folder will be called, its
+    own name unless given; no other path gets into the card. `sections` are texts by heading, and `evaluations` folders
+    of `vpp eval`, this model's and its controls'.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     if not is_our_card(folder / CARD):
         return
     base = base if is_hub_id(base) else ""
-    has_prompts = (folder / CONFIG_FILE).is_file()
-    title = f"{'Visual Position Prompts for' if has_prompts else 'A control without prompts, of'} {base or 'a host'}"
+    host, has_prompts = f"a {family} model" if family else "a model", (folder / CONFIG_FILE).is_file()
+    title = f"{'Visual Position Prompts for' if has_prompts else 'A control without prompts, of'} {base or host}"
     told = {
-        "How to load it": _how_to_load(folder, base, name or folder.name, prompts=has_prompts),
+        "How to load it": _how_to_load(folder, base, host, name or folder.name, prompts=has_prompts),
         **({"The prompts": _prompts(VPPConfig.load(folder / CONFIG_FILE))} if has_prompts else {}),
         **(sections or {}),
         **({"Scores": scores(evaluations)} if evaluations else {}),
@@ -122,17 +123,18 @@ def _last(word: str) -> str:
     return word if is_hub_id(word) else Path(word).name
 
 
-def _how_to_load(folder: Path, base: str, name: str, *, prompts: bool) -> str:
+def _how_to_load(folder: Path, base: str, kind: str, name: str, *, prompts: bool) -> str:
     lora, whole = (folder / "adapter_config.json").is_file(), any(folder.glob("model*.safetensors"))
     own_processor = any((folder / file).is_file() for file in _PROCESSOR)
     host = base or "BASE_MODEL"
-    missing = "" if base or whole else " BASE_MODEL is the host that they were trained on."
+    said = "" if base or whole else f" BASE_MODEL is the folder or hub id of {kind}, the one that they were trained on."
+    said += "" if is_hub_id(name) else f" `{name}` is this folder; give the path to it."
     if lora or whole:
         model = name if base or whole else host  # of a host on the hub PEFT knows by itself
         text = _LOAD_WHOLE.format(model=model, prompts=f', vpp="{name}"' if prompts or model == host else "")
-        return f"`pip install '{LIBRARY}[train]'`, and:{missing}\n\n{text}"
+        return f"`pip install '{LIBRARY}[train]'`, and:{said}\n\n{text}"
     text = _LOAD.format(model=host, processor=name if own_processor else host, name=name)
-    return f"`pip install '{LIBRARY}[demo]'`, and:{missing}\n\n{text}"
+    return f"`pip install '{LIBRARY}[demo]'`, and:{said}\n\n{text}"
 
 
 def _prompts(config: VPPConfig) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vpp_plugins.attach import hooks, trainer_compat, vocabulary
+from vpp_plugins.attach.card import CARD, write_card
 from vpp_plugins.attach.checkpoint import CONFIG_FILE, read_into, write_vpp
 from vpp_plugins.attach.hooks import HostState
 from vpp_plugins.attach.peft_compat import check_found, keep_prompts_whole
@@ -34,6 +35,7 @@ from vpp_plugins.prompts import TOKEN, VPP
 class AttachedHost:
     """Mixed into the host's class by `attached_class`; `self` is the host."""
 
+    config: Any
     vpp: nn.Module
     _vpp_state: HostState
     _vpp_host_class: type
@@ -175,6 +177,14 @@ class AttachedHost:
             whole = prompts.keys() == vpp.state_dict().keys()  # not so where PEFT wraps the prompts
             write_vpp(vpp, save_directory, prompts if whole else None)
             trainer_compat.keep_rows(self)
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload as `push_to_hub` of transformers does, with our model card in place of its empty template."""
+        path = Path(working_dir, CARD)
+        if path.is_file() and "automatically generated" in path.read_text(encoding="utf-8"):
+            path.unlink()
+        write_card(Path(working_dir), self.config.name_or_path, family=self.config.model_type, name=repo_id)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)  # type: ignore[misc]
 
     def load_adapter(self, *args: Any, **kwargs: Any) -> Any:
         """Put on an adapter as transformers does, and load the prompts that stand beside it."""

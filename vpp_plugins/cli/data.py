@@ -177,6 +177,8 @@ def split(
     )
     for name, side in done.sides.items():
         typer.echo(f"{done.files[name]}: {side.samples:,} samples of {done.images[name]:,} images")
+    if done.folder is not None:
+        typer.echo(f"{done.folder}: the images that lie in {source}; name it as --images")
     total = sum(done.images.values())
     by = (
         "the bytes of all were compared"

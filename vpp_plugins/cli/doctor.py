@@ -66,7 +66,10 @@ def doctor(
         typer.echo("Nothing was found.")
     if fix is not None:
         done = found.cure.write(fix)
-        typer.echo(f"{done.samples:,} samples, {done.turns:,} turns, {done.boxes:,} boxes in {fix}")
+        written = f"{done.samples:,} samples, {done.turns:,} turns, {done.boxes:,} boxes in {fix}"
+        copied = f", the images in {folder}" if (folder := found.cure.images_to(fix)) else ""
+        kind = f" ({found.cure.target_format})" if found.cure.target_format != format_name else ""
+        typer.echo(f"{written}{kind}{copied}")
         for finding in found.findings:
             typer.echo(f"- {finding.fault}: {found.cure.change(finding)}")
     if not all(fix is not None and found.cure.settles(finding) for finding in found.findings):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vpp_plugins.data.formats import Reading, Writing, data_format
 from vpp_plugins.data.json_stream import progress_bar
@@ -56,11 +57,14 @@ def convert(
     check_target(target, [source], overwrite=overwrite)
     reading = replace(reading or Reading(), family=family)
     folder = Path(images) if images is not None else None
-    known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
-    writing = Writing(
-        target, reading.tally, target_family or family, folder, shard_bytes, target_pixels or reading.pixels
-    )
     with ExitStack() as stack:
+        if data_format(source_format).holds_images and data_format(target_format).holds_images:
+            folder = reading.images_to or Path(stack.enter_context(TemporaryDirectory(dir=target.absolute().parent)))
+            reading = replace(reading, images_to=folder)
+        known = ImageSizes(folder, Path(sizes) if sizes is not None else None)
+        writing = Writing(
+            target, reading.tally, target_family or family, folder, shard_bytes, target_pixels or reading.pixels
+        )
         stack.callback(known.save)
         advance = stack.enter_context(progress_bar(f"Converting {source.name}", shown=progress))
         records = chosen(reader.records(source, reading))
@@ -68,6 +72,11 @@ def convert(
         writer(_some(found, writing, source, source_format, target_format), writing)
     written = writing.written
     return Conversion(written.samples, written.turns, written.boxes, reading.tally)
+
+
+def copies(source_format: str, target_format: str, folder: Path) -> Path | None:
+    """Return the folder for images that lie in the source and have no place in the target, or None."""
+    return folder if data_format(source_format).holds_images > data_format(target_format).holds_images else None
 
 
 def advancing(found: Iterable[Sample], advance: Callable[[int], None]) -> Iterator[Sample]:
@@ -85,7 +94,8 @@ def _some(
     yield from found
     if not writing.written.samples:
         said = f"nothing of '{source}' could be written as {target_format}, so nothing was"
-        raise writing.tally.nothing_left(said, source, source_format)
+        folder = None if data_format(source_format).holds_images else writing.images
+        raise writing.tally.nothing_left(said, source, source_format, folder)
 
 
 def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> None:

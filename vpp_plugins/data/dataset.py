@@ -146,7 +146,7 @@ def open_data(
         about = _write(target, records, advance, reading.tally)
     if not about["samples"]:
         target.unlink()
-        raise reading.tally.nothing_left("the data hold no sample to train on", path, format_name)
+        raise reading.tally.nothing_left("the data hold no sample to train on", path, format_name, images)
     if data_format(format_name).has_images or not about["counts"].get(Issue.NO_IMAGE):
         with whole_file(target.with_suffix(".json")) as file:
             file.write(json.dumps(sealed({**about, "stamp": stamp}, _ABOUT)).encode())

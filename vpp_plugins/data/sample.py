@@ -196,10 +196,13 @@ class Tally:
         except RefusedError as refused:
             self.add(refused.issue, sample_id, str(refused))
 
-    def nothing_left(self, said: str, source: object, format_name: str) -> VPPError:
+    def nothing_left(self, said: str, source: object, format_name: str, images: object = None) -> VPPError:
         """Return the error for a file of which nothing is left: what was found, and the command that shows more."""
-        found = "; ".join(f"{count:,} x {issue} ({examples})" for issue, count, examples in self.rows())
-        command = shlex.join(["vpp", "doctor", str(source), "--format", format_name])
+        found = "; ".join(
+            f"{count:,} x {issue} ({self.examples[issue][0]})" for issue, count in self.counts.most_common()
+        )
+        folder = [] if images is None else ["--images", str(images)]
+        command = shlex.join(["vpp", "doctor", str(source), "--format", format_name, *folder])
         return VPPError(f"{said}{f': {found}' if found else ''}. What is wrong: {command}")
 
     def rows(self) -> list[tuple[str, int, str]]:

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.convert import Conversion, check_target, convert
+from vpp_plugins.data.convert import Conversion, check_target, convert, copies
 from vpp_plugins.data.formats import Reading, data_format
 from vpp_plugins.data.record import ImageSizes, Record, samples
 from vpp_plugins.data.same_images import groups_of_images, image_digest
@@ -31,6 +31,8 @@ class Split:
 
     tally: Tally
     """What is faulty in the source, and what the format cannot hold."""
+    folder: Path | None = None
+    """Where the images were written that lie in the source, and in none of the files."""
 
 
 def split_data(
@@ -65,6 +67,8 @@ def split_data(
     side_of, compared = _sides(source, source_format, shares, seed, images, replace(reading, tally=tally), options)
     counts = {name: sum(side == name for image, side in side_of.items() if image[0] != "\0") for name in names}
     Path(out).mkdir(parents=True, exist_ok=True)
+    folder = reading.images_to or copies(source_format, target_format, Path(out) / "images")
+    reading = replace(reading, images_to=folder)
     settings = {"source_format": source_format, "target_format": target_format, "images": images, **options}
     sides = {
         name: convert(
@@ -74,7 +78,7 @@ def split_data(
     }
     for side in sides.values():  # what is faulty in the source was counted once for all sides
         tally.take(side.tally, Issue.NOT_WRITABLE)
-    return Split(sides, files, counts, compared, tally)
+    return Split(sides, files, counts, compared, tally, folder)
 
 
 def head(
@@ -95,7 +99,7 @@ def head(
         none = False
         yield sample
     if none:
-        raise reading.tally.nothing_left(f"'{source}' holds no row that can be used", source, source_format)
+        raise reading.tally.nothing_left(f"'{source}' holds no row that can be used", source, source_format, images)
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
@@ -128,7 +132,7 @@ def _sides(
     finally:
         sizes.save()
     if not names:
-        raise first.tally.nothing_left(f"'{source}' holds no row that can be used", source, source_format)
+        raise first.tally.nothing_left(f"'{source}' holds no row that can be used", source, source_format, images)
     digests = dict(first.seen)
     if folder is not None and not data_format(source_format).has_images:
         digests |= {name: digest for name in names if (digest := image_digest(folder, name))}
@@ -141,7 +145,8 @@ def _dealt(groups: list[list[str]], shares: Mapping[str, float], seed: int) -> d
     if len(groups) <= len(shares):
         raise VPPError(
             f"a split into {len(shares) + 1} sides needs as many different images, and there are {len(groups)}: "
-            "identical ones, also under other names, stay on one side. Gather more images, or name fewer sides."
+            "identical ones, also under other names, stay on one side. Gather more images, or name fewer sides "
+            "(--val 0 leaves that out, --test 0 the other)."
         )
     ordered = sorted(groups, key=lambda group: hashlib.sha256(f"{seed} {min(group)}".encode(errors="replace")).digest())
     side_of: dict[str, str] = {}

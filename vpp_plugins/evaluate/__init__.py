@@ -25,7 +25,7 @@ from vpp_plugins.evaluate.demo import (
     write_demo_page,
 )
 from vpp_plugins.evaluate.metrics import Scores, drawn_means, score
-from vpp_plugins.evaluate.models import ADAPTER, BASE, load_grounder, load_pretrained
+from vpp_plugins.evaluate.models import ADAPTER, BASE, check_there, load_grounder, load_pretrained, not_loaded
 from vpp_plugins.evaluate.protocol import Protocol, protocol, protocols
 from vpp_plugins.evaluate.results import FIGURES, answer_card, interval_text, load_evaluation
 from vpp_plugins.evaluate.rows import Row, check_rows, image_id, plan, rows_of_scenes
@@ -43,6 +43,7 @@ __all__ = [
     "assets_or_none",
     "build_app",
     "check_rows",
+    "check_there",
     "compare",
     "demo_sentences",
     "demo_summary",
@@ -61,6 +62,7 @@ __all__ = [
     "mean_box",
     "measure",
     "named_benchmark",
+    "not_loaded",
     "plan",
     "protocol",
     "protocols",

@@ -78,10 +78,10 @@ def load_rows(
     from vpp_plugins.data.formats import data_format as known_format
 
     layout = known_format(data_format)
-    if layout.writes_images and images is None:
+    if layout.holds_images and images is None:
         raise VPPError(f"'{data}' holds its images inside: name a folder to write them to (--images).")
     root = (path if path.is_dir() else path.parent) if images is None else Path(images)
-    if layout.writes_images:
+    if layout.holds_images:
         root.mkdir(parents=True, exist_ok=True)
     several = layout.mixes_splits or path.is_dir()
     reading = Reading(
@@ -89,13 +89,13 @@ def load_rows(
         family=family,
         boxes=boxes,
         pixels=pixels,
-        images_to=root if layout.writes_images else None,
+        images_to=root if layout.holds_images else None,
         tally=tally or Tally(),
     )
     samples = read_samples(path, data_format, images=root, reading=reading)
     rows = rows_of_samples(samples, root, reading.tally, task=task)
     if not rows:
-        raise reading.tally.nothing_left("the data hold no row to evaluate", path, data_format)
+        raise reading.tally.nothing_left("the data hold no row to evaluate", path, data_format, images)
     return rows
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 
 from vpp_plugins.attach import CONFIG_FILE, attach_vpp, check_found
-from vpp_plugins.errors import VPPError, few, named_extras
+from vpp_plugins.errors import VPPError, few, named_extras, nearest
 from vpp_plugins.evaluate.run import processes
-from vpp_plugins.files import check_weights_listed, is_hub_id
+from vpp_plugins.files import check_weights_listed, is_hub_id, local_folder
 from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor
 
@@ -22,6 +23,9 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
 """PEFT's file beside LoRA, and its key for the host."""
 FOR_BOTH = ("revision", "trust_remote_code")
+_KIND = re.compile(r"model type `([^`]+)`|\.configuration_(\w+)\.")
+"""Where transformers says of which type a model is that it does not load."""
+_LISTED = "The documentation of AutoModelForImageTextToText lists all"
 _PROBED = 64
 """Values of each tensor that a model's fingerprint reads."""
 
@@ -85,8 +89,8 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
 
     register_pocket()  # a pocket model that was trained anew lies in a folder like any other
     check_weights_listed(Path(model))  # there where `vpp train` wrote it
-    if not Path(model).is_dir() and not is_hub_id(model):
-        raise _not_loaded(model, "there is no such folder")
+    if options.get("revision") is None:
+        check_there(model)
     below = _host_of_run(Path(model))
     try:
         told: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
@@ -100,7 +104,7 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
     except VPPError:
         raise
     except (OSError, ValueError, AttributeError, KeyError, TypeError, SafetensorError) as error:
-        raise _not_loaded(below or model, (str(error).strip() or repr(error)).splitlines()[0]) from None
+        raise not_loaded(below or model, error) from None
 
 
 def _check_loaded(model: str, host: nn.Module, found: Mapping[str, Any]) -> None:
@@ -114,7 +118,21 @@ def _check_loaded(model: str, host: nn.Module, found: Mapping[str, Any]) -> None
         )
 
 
-def _not_loaded(model: str, reason: str) -> VPPError:
+def check_there(model: str) -> Path:
+    """Return the folder of a model's configuration; raises VPPError, before transformers asks the hub, for none."""
+    if not Path(model).is_dir() and not is_hub_id(model):
+        raise not_loaded(model, FileNotFoundError("there is no such folder"))
+    return local_folder(model, files=["config.json"], expected="a model's folder")
+
+
+def not_loaded(model: str, error: Exception) -> VPPError:
+    """Return what is said of a model that transformers could not load: one sentence, without the list of all types."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
+
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    if kind := _KIND.search(reason):
+        name = kind[1] or kind[2]
+        reason = f"transformers has none of the type '{name}'.{nearest(name, KNOWN)} {_LISTED}"
     return VPPError(
         f"'{model}' could not be loaded as an image-text-to-text model ({reason}): name pocket, a folder or a hub id."
     )

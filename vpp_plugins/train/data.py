@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vpp_plugins.data import MixedData, PixelBudget, TrainingData, open_data
@@ -22,6 +23,10 @@ def load_data(recipe: Recipe) -> TrainingData:
             raise VPPError("scenes are drawn without end: say how many are one epoch, as max_samples = 12000.")
         seed = int(recipe.trainer.get("seed", 0))
         return draw_scenes(recipe.data, recipe.max_samples, split=recipe.split or "train", seed=seed)
+    if recipe.images is not None and not Path(recipe.images).is_dir():
+        raise VPPError(
+            f"there is no folder of images '{recipe.images}': --set images=FOLDER, whence their names start."
+        )
     data = open_data(
         recipe.data,
         recipe.data_format,

@@ -1,22 +1,29 @@
 """What a run needs of the machine, and what this one lacks: said before anything is loaded."""
 
+import math
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
+from vpp_plugins.attach import CONFIG_FILE
+from vpp_plugins.config import LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import is_hub_id, local_folder
-from vpp_plugins.train.model import POCKET
+from vpp_plugins.files import is_hub_id, local_folder, safetensors_shapes
+from vpp_plugins.plugins import build_generator
+from vpp_plugins.train.model import POCKET, prompt_changes
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 
 BYTES = {"float32": 4.0, "float64": 8.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
 FOUR_BITS = 0.65  # bytes of a number, with its scales and what stays whole
 TRAINED = 16  # bytes of each number that is trained: float32 weights, gradients and AdamW's two
-PROMPTS = 65e6  # numbers of both prompts, with DETR on ResNet-101
+DETECTOR = 60e6, 256  # numbers of a detector that is not here, and its queries' width: those of DETR on ResNet-101
+WIDTH = 4096  # of a language model of some billion numbers
 LORA = 0.023 / 64  # numbers of LoRA on all linear layers of a language model, of each number and rank
 TOKENS = 1500  # of a sample: an image and a few turns
 H100 = 4e14  # operations a second, as training reaches them
@@ -54,39 +61,99 @@ def detector_weights(recipe: Recipe) -> str | None:
     return recipe.local_vpp.get("weights")
 
 
-def forecast(recipe: Recipe, samples: int) -> list[str]:
-    """Return which weights, how much memory and time the recipe will take on its samples, as far as can be reckoned."""
+def forecast(recipe: Recipe, samples: int, whole: nn.Module | None = None, speed: float = 0.0) -> list[str]:
+    """Return which weights, how much memory and time the recipe will take on its samples, as far as can be reckoned.
+
+    Where the model is small enough to be tried itself, `whole` is that, attached, with what is frozen frozen, and
+    `speed` how many samples a second this machine has trained it on.
+    """
     detector = detector_weights(recipe)
     named = [recipe.model, *([] if detector is None else [detector])]
     said = [f"Weights: {', '.join(named)}."]
-    count, weights = parameters(recipe.model), weights_bytes(recipe)
-    if count is None or weights is None:
+    count = parameters(recipe.model) if whole is None else _size(whole)
+    if count is None:
         return [*said, f"Memory and time: not reckoned, as the name '{recipe.model}' does not say how large it is."]
-    trained = count if recipe.lora_scope is None and "llm" not in recipe.freeze else 0.0
-    if recipe.lora_scope is not None:
-        trained += LORA * recipe.lora_r * count
-    trained += 0 if recipe.vpp == NO_PROMPTS else PROMPTS
-    steps, batch = int(recipe.trainer.get("max_steps", -1)), int(recipe.trainer.get("per_device_train_batch_size", 8))
-    seen = samples * float(recipe.trainer.get("num_train_epochs", 3))
+    trained = _trained(recipe, count) if whole is None else _size(whole, learning=True)
+    memory = f"{_bytes(count * _number_bytes(recipe))} of weights, {_bytes(TRAINED * trained)} for {_amount(trained)}"
+    said.append(f"Memory: about {memory} numbers that learn, and the activations of {_batch(recipe)} samples.")
+    seen = _seen(recipe, samples)
+    if speed:
+        took = f"{_duration(seen / speed)} here for {seen:,.0f} samples, at {speed:.3g} a second as tried"
+    else:
+        operations = (6 if trained >= count else 4) * count * TOKENS * seen
+        took = f"{_duration(operations / H100)} on one H100 for {seen:,.0f} samples of {TOKENS:,} tokens; not measured"
+    return [*said, f"Time: {took}."]
+
+
+def _trained(recipe: Recipe, count: float) -> float:
+    """Return how many numbers learn where the host has so many."""
+    host = count if recipe.lora_scope is None and "llm" not in recipe.freeze else 0.0
+    lora = 0.0 if recipe.lora_scope is None else LORA * recipe.lora_r * count
+    return host + lora + (0.0 if recipe.vpp == NO_PROMPTS else _learning_prompts(recipe))
+
+
+def _learning_prompts(recipe: Recipe) -> float:
+    """Return how many numbers of the recipe's prompts learn."""
+    if recipe.vpp is not None and Path(recipe.vpp, CONFIG_FILE).is_file():
+        config = VPPConfig.load(Path(recipe.vpp, CONFIG_FILE))
+    else:
+        config = VPPConfig().changed(prompt_changes(recipe))
+    learns = {f"vpp.{part}" for part in ("global", "local", "projector")} - {*recipe.freeze}
+    count = 0.0
+    if config.global_vpp is not None and "vpp.global" in learns:
+        count += 3 * config.global_vpp.size**2
+    if config.local_vpp is not None:
+        own, width = _generator_size(config.local_vpp)
+        count += own if "vpp.local" in learns else 0
+        count += (width + WIDTH) * config.local_vpp.projector_size if "vpp.projector" in learns else 0
+    return count
+
+
+def _generator_size(local: LocalVPPConfig) -> tuple[float, int]:
+    """Return how many numbers of the generator can learn, and how wide its queries are; nothing is fetched."""
+    if is_hub_id(str(local.generator_options.get("config", ""))):
+        return DETECTOR
+    with torch.random.fork_rng(devices=[]):
+        generator: Any = build_generator(local.generator, local.num_queries, local.generator_options)
+    return _size(generator), generator.width
+
+
+def _size(module: nn.Module, *, learning: bool = False) -> float:
+    """Return how many numbers a module has, or how many of these learn."""
+    return float(sum(one.numel() for one in module.parameters() if one.requires_grad or not learning))
+
+
+def _batch(recipe: Recipe) -> int:
+    return int(recipe.trainer.get("per_device_train_batch_size", 8))
+
+
+def _seen(recipe: Recipe, samples: int) -> float:
+    """Return how many samples a run goes through, those seen again counted again."""
+    steps = int(recipe.trainer.get("max_steps", -1))
     if steps > 0:
-        seen = steps * batch * int(recipe.trainer.get("gradient_accumulation_steps", 1))
-    hours = (6 if trained >= count else 4) * count * TOKENS * seen / H100 / 3600
-    said.append(
-        f"Memory: about {weights / 1e9:.1f} GB of weights, {TRAINED * trained / 1e9:.1f} GB for {trained / 1e6:,.0f} "
-        f"million numbers that learn, and the activations of {batch} samples."
-    )
-    said.append(
-        f"Time: about {hours:.1f} hours on one H100 for {seen:,.0f} samples of {TOKENS:,} tokens; reckoned, not "
-        "measured."
-    )
-    return said
+        return float(steps * _batch(recipe) * int(recipe.trainer.get("gradient_accumulation_steps", 1)))
+    return samples * float(recipe.trainer.get("num_train_epochs", 3))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return "less than a minute"
+    return f"about {seconds / 60:.0f} minutes" if seconds < 5400 else f"about {seconds / 3600:.1f} hours"
+
+
+def _amount(number: float) -> str:
+    return f"{number / 1e6:,.0f} million" if number >= 1e7 else f"{number:,.0f}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB"
 
 
 def parameters(model: str) -> float | None:
     """Return how many numbers a model has, from its files where it lies here, or its name; None where neither says."""
     found = [*Path(model).glob("*.safetensors")] if Path(model).is_dir() else []
     if found:
-        return sum(path.stat().st_size for path in found) / 2
+        return float(sum(math.prod(shape) for path in found for shape in safetensors_shapes(path).values()))
     named = re.findall(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[Bb](?![A-Za-z\d])", model)
     return float(named[-1]) * 1e9 if named else None
 
@@ -94,9 +161,11 @@ def parameters(model: str) -> float | None:
 def weights_bytes(recipe: Recipe) -> float | None:
     """Return the bytes of the host's weights as loaded, or None where nothing says how large it is."""
     count = parameters(recipe.model)
-    if count is None:
-        return None
-    return count * (FOUR_BITS if recipe.load_in_4bit else BYTES.get(recipe.dtype, 2.0))
+    return None if count is None else count * _number_bytes(recipe)
+
+
+def _number_bytes(recipe: Recipe) -> float:
+    return FOUR_BITS if recipe.load_in_4bit else BYTES.get(recipe.dtype, 2.0)
 
 
 def _has_bf16() -> bool:

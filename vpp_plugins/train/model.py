@@ -1,5 +1,6 @@
 """What a recipe trains: the host loaded, prompts attached, LoRA put on, and every part's learning rate."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import nn
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
 from vpp_plugins.errors import VPPError, nearest
-from vpp_plugins.evaluate import load_pretrained
+from vpp_plugins.evaluate import check_there, load_pretrained, not_loaded
 from vpp_plugins.pocket import register_pocket, start_queries, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
 from vpp_plugins.train.groups import Part, choose_parts, lora_targets, parameter_groups
@@ -28,7 +29,8 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
     if recipe.model == POCKET:
         _check_pocket(recipe)
         seed = int(recipe.trainer.get("seed", 0))
-        return untrained_pocket(_prompts(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
+        return untrained_pocket(prompt_changes(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
+    _check_family(_named_family(check_there(recipe.model)), recipe)
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
@@ -73,13 +75,14 @@ def empty_host(recipe: Recipe) -> tuple[Any, Any]:
     if recipe.model == POCKET:
         return load_host(recipe)
     register_pocket()  # one that was trained anew lies in a folder like any other
+    check_there(recipe.model)
     try:
         config = AutoConfig.from_pretrained(recipe.model)
         processor = AutoProcessor.from_pretrained(recipe.processor or recipe.model)
+        with torch.device("meta"):
+            host = AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError) as error:
-        raise VPPError(f"'{recipe.model}' could not be loaded ({str(error).strip().splitlines()[0]}).") from None
-    with torch.device("meta"):
-        host = AutoModelForImageTextToText.from_config(config)
+        raise not_loaded(recipe.model, error) from None
     for table in (host.get_input_embeddings(), host.get_output_embeddings()):
         table.to_empty(device="cpu")  # prompts take device and dtype from it, and may add a row
     return host, processor
@@ -87,8 +90,19 @@ def empty_host(recipe: Recipe) -> tuple[Any, Any]:
 
 def check_family(host: Any, recipe: Recipe) -> None:
     """Raise VPPError where the recipe is for another family than the model."""
-    found = unwrap(host).config.model_type
-    if recipe.family is not None and found != recipe.family:
+    _check_family(unwrap(host).config.model_type, recipe)
+
+
+def _named_family(folder: Path) -> str | None:
+    """Return what a folder says of its model's family; None where it says nothing, as of LoRA, or is damaged."""
+    try:
+        return str(json.loads((folder / "config.json").read_bytes())["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _check_family(found: str | None, recipe: Recipe) -> None:
+    if found is not None and recipe.family is not None and found != recipe.family:
         raise VPPError(
             f"the recipe is for the family '{recipe.family}', but the model is a '{found}': take another recipe, or "
             f"--set family={found} where its settings fit nonetheless."
@@ -105,7 +119,7 @@ def attach(host: nn.Module, processor: Any, recipe: Recipe) -> tuple[Any, VPPPro
         elif recipe.vpp is not None:
             attach_vpp(host, recipe.vpp)
         else:
-            attach_vpp(host, plugins.describe(unwrap(host)).defaults.changed(_prompts(recipe)))
+            attach_vpp(host, plugins.describe(unwrap(host)).defaults.changed(prompt_changes(recipe)))
             start_queries(unwrap(host), seed=int(recipe.trainer.get("seed", 0)))
     wrapped = processor if isinstance(processor, VPPProcessor) else VPPProcessor(processor, host)
     if recipe.chat_template is not None:
@@ -174,7 +188,8 @@ def _projectors(host: Any) -> list[str]:
     return paths
 
 
-def _prompts(recipe: Recipe) -> dict[str, Any]:
+def prompt_changes(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe changes of its family's prompts, see `VPPConfig.changed`."""
     changes: Mapping[str, Any] = {"global_vpp": recipe.global_vpp, "local_vpp": recipe.local_vpp}
     return {name: change for name, change in changes.items() if change is not True and change != {}}
 

@@ -310,7 +310,8 @@ def read_toml(path: Path, what: str, kind: str) -> dict[str, Any]:
         return _toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         names = ", ".join(sorted(one.name for one in _shipped_folder(kind).glob("*.toml")))
-        raise VPPError(f"there is no {what} '{path}'. With the library come {names}.") from None
+        here = "" if path.is_absolute() else f" in '{Path.cwd()}'"
+        raise VPPError(f"there is no {what} '{path}'{here}. With the library come {names}.") from None
     except OSError as error:
         raise VPPError(f"the {what} '{path}' cannot be read ({error.strerror}).") from None
     except ValueError as error:

@@ -28,7 +28,7 @@ from vpp_plugins.train.collate import ChatWriter, Collator
 from vpp_plugins.train.data import load_kept, load_mixture, pixel_budget
 from vpp_plugins.train.distributed import check_sharding, check_whole, shard_by_units
 from vpp_plugins.train.encodings import KeptEncodings
-from vpp_plugins.train.evaluation import evaluation_of
+from vpp_plugins.train.evaluation import TrainingEvaluation, evaluation_of
 from vpp_plugins.train.forgetting import Forgetting
 from vpp_plugins.train.groups import SCOPES
 from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, check_losses, coordinate_ids
@@ -102,13 +102,14 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any, watch: St
     resume = open_run(recipe.output_dir, asked, prompts=recipe.vpp != NO_PROMPTS, verify=first)
     with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
         data = load_mixture(recipe)
-    _check_images(data)
+    _check_images(data, recipe)
+    evaluation = evaluation_of(recipe, arguments.per_device_eval_batch_size)  # before a model is loaded
     model, processor, groups = _prepared(recipe, model, processor)
     shard_by_units(arguments, model)
     collator = _collator(recipe, data, model, processor)
     unfreezing = Unfreezing(groups, recipe.unfreeze, processes=arguments.world_size)
     kept = None if recipe.cache_encodings is None else KeptEncodings(model, recipe.cache_encodings)
-    trainer = _trainer(recipe, arguments, collator, model, groups)
+    trainer = _trainer(recipe, arguments, collator, model, groups, evaluation)
     trainer.add_callback(unfreezing)
     if kept is not None:
         trainer.cost.saved, unfreezing.at_first = kept.saved_seconds, kept.remove
@@ -218,10 +219,14 @@ def _prepared(recipe: Recipe, model: Any, processor: Any) -> tuple[Any, VPPProce
 
 
 def _trainer(
-    recipe: Recipe, arguments: TrainingArguments, collator: Collator, model: Any, groups: list[dict[str, Any]]
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    collator: Collator,
+    model: Any,
+    groups: list[dict[str, Any]],
+    evaluation: TrainingEvaluation | None,
 ) -> VPPTrainer:
     processor, weights = collator.processor, recipe.loss_weights()
-    evaluation = evaluation_of(recipe, arguments.per_device_eval_batch_size)
     trainer = VPPTrainer(
         model=model,
         args=arguments,
@@ -296,11 +301,11 @@ def _finished(trainer: VPPTrainer, run: Path, watch: Stopwatch | None) -> Traine
     return Trained(run / FINAL, trainer.state.global_step, history, skipped)
 
 
-def _check_images(data: TrainingData) -> None:
+def _check_images(data: TrainingData, recipe: Recipe) -> None:
     if not data.has_images:
         raise VPPError(
-            f"none of the {len(data)} samples has an image, so the prompts would learn nothing: check `data`, and "
-            "`data_format`."
+            f"none of the {len(data)} samples has an image, so the prompts would learn nothing: check `data` and "
+            f"`data_format`; `vpp data head {recipe.data} --from {recipe.data_format}` shows what is read."
         )
 
 

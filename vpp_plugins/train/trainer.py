@@ -265,9 +265,11 @@ class VPPTrainer(Trainer):
         ]
         about = f"{self.state.global_step} steps over {self.cost.samples} samples."
         asked = sorted(Path(str(self.args.output_dir), "eval").glob("step-*/results.json"), key=_step)[-1:]
+        host = unwrap(self._parts[0]).config
         write_card(
             folder,
-            unwrap(self._parts[0]).config.name_or_path,
+            host.name_or_path,
+            family=host.model_type,
             sections={"What was trained": "\n".join([about, "", *learned]), **self.card_sections},
             evaluations=[path.parent for path in asked],
         )

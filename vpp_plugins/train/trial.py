@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpp_plugins.data.formats import data_format
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.testing import TINY_DETR
 from vpp_plugins.train.evaluation import evaluation_of
 from vpp_plugins.train.machine import forecast
-from vpp_plugins.train.model import POCKET
+from vpp_plugins.train.model import POCKET, load_host
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 from vpp_plugins.train.run import RUN, Trained, train
 from vpp_plugins.train.tiny_hosts import FAMILIES, tiny_host
@@ -63,17 +64,25 @@ def dry_run(recipe: Recipe) -> DryRun:
     with tempfile.TemporaryDirectory() as folder:
         little, left_out = in_little(recipe, Path(folder))
         little, unasked = _asked(little)
-        model, processor = (None, None) if recipe.model == POCKET else _tiny(recipe)
+        whole = recipe.model == POCKET
+        model, processor = load_host(little) if whole else _tiny(recipe)
         trained = train(little, model=model, processor=processor)
         samples = int(json.loads((trained.folder.parent / RUN).read_bytes())["samples"])
-    asked = [entry["eval_acc_50"] for entry in trained.history if "eval_acc_50" in entry]
-    host = "the untrained pocket model" if model is None else f"a tiny random {type(model).__name__}"
-    evaluated = "an evaluation ran" if asked else f"nothing was evaluated{unasked}"
-    done = f"{trained.steps} steps on {host} from {samples:,} samples, {len(trained.skipped)} of those tried left out"
-    said = [f"{done}; {evaluated}."]
+    host = "the untrained pocket model" if whole else f"a tiny random {type(model).__name__}"
+    said = [f"{_done(trained, host, samples)}{unasked}."]
     if left_out:
         said.append(f"Not tried here, as they need the real model: {', '.join(left_out)}.")
-    return DryRun(trained, samples, [*said, *forecast(recipe, samples)])
+    speed = [entry["samples_per_second"] for entry in trained.history if "samples_per_second" in entry][-1]
+    tried: dict[str, Any] = {"whole": model, "speed": speed} if whole else {}
+    return DryRun(trained, samples, [*said, *forecast(recipe, samples, **tried)])
+
+
+def _done(trained: Trained, host: str, samples: int) -> str:
+    evaluated = any("eval_acc_50" in entry for entry in trained.history)
+    return (
+        f"{trained.steps} steps on {host} from {samples:,} samples, {len(trained.skipped)} of those tried left out; "
+        + ("an evaluation ran" if evaluated else "nothing was evaluated")
+    )
 
 
 def in_little(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
@@ -89,7 +98,7 @@ def in_little(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
         cache_encodings=None if recipe.cache_encodings is None else str(folder / "encodings"),
         snapshots=(),
         trainer=trainer,
-        **_evaluation(recipe),
+        **_evaluation(recipe, folder),
     )
     if recipe.model == POCKET:
         return little, []
@@ -113,14 +122,15 @@ def _own_prompts(recipe: Recipe) -> bool:
     return recipe.vpp not in (None, NO_PROMPTS)
 
 
-def _evaluation(recipe: Recipe) -> dict[str, Any]:
+def _evaluation(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """Ask the recipe's own rows, or else the first of those that it trains on."""
     if recipe.eval_data is not None or recipe.data_format == "drawn-scenes":
         return {"eval_limit": 4}
+    inside = data_format(recipe.data_format).holds_images
     return {
         "eval_data": recipe.data,
         "eval_format": recipe.data_format,
-        "eval_images": recipe.images,
+        "eval_images": str(folder / "images") if inside else recipe.images,
         "eval_limit": 4,
     }
 

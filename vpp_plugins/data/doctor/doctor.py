@@ -74,10 +74,9 @@ def examine(
     """Read a data set once and report its faults; nothing is changed.
 
     `images` is the folder of the images. Without it, or a file of their `sizes`, boxes of a format that stores no
-    sizes cannot be judged. All images' headers are read, and up to `decode` of them, drawn at random beyond that, are
-    decoded whole. `boxes` and `pixels` are as in `Reading`; where the numbers do not decide how boxes of dialogues are
-    written, `boxes` is asked for, as a finding. `against` is another set, such as the test set, with which no image may
-    be shared. Raises VPPError where a file cannot be read at all.
+    sizes are not judged, a finding. All images' headers are read, and up to `decode` images, drawn at random, decoded
+    whole. `boxes` and `pixels` are as in `Reading`; where numbers do not decide how boxes of dialogues are written,
+    `boxes` is asked for. No image may be shared with `against`, such as a test set. Raises VPPError for no such files.
     """
     path, folder = Path(path), Path(images) if images is not None else None
     known = Path(sizes) if sizes is not None else None
@@ -85,14 +84,15 @@ def examine(
     collector = _collected(path, format_name, reading, ImageSizes(folder, known), progress=progress)
     verdicts = {columns: columns.judged() for columns in collector.columns.values()}
     asks = not boxes and not data_format(format_name).says_unit
-    frames, undecided = _frames(verdicts, collector.ids, asks=asks)
+    frames, undecided = _frames(verdicts, collector.ids, asks=asks, sized=folder is not None or known is not None)
     found, notes, left_out = collector.findings() + frames, collector.notes(verdicts, undecided), set[str]()
     if folder is not None:
         checked = check_images(folder, collector.images, decode=decode, progress=progress)
         found += checked.findings(len(collector.images))
         left_out |= {*checked.unsafe, *checked.unreadable}
         notes.append(f"{checked.decoded:,} of {len(collector.images):,} images were decoded whole.")
-    notes += [] if folder else ["The images themselves were not looked at: no folder was given (--images)."]
+    else:
+        notes.append(_unseen(format_name))
     if against is not None:
         records = data_format(against_format or format_name).read(Path(against), Reading(family=family, pixels=pixels))
         theirs = Path(against_images) if against_images else None
@@ -129,7 +129,7 @@ def examine(
 
 
 def _frames(
-    verdicts: Mapping[BoxColumns, FrameVerdict | None], ids: Sequence[str], *, asks: bool
+    verdicts: Mapping[BoxColumns, FrameVerdict | None], ids: Sequence[str], *, asks: bool, sized: bool
 ) -> tuple[list[Finding], str]:
     """Return what is wrong with frames and units, and the options to state first, "" where all is decided."""
     found, undecided = [], ""
@@ -138,6 +138,8 @@ def _frames(
         if verdict is not None and not verdict.decided and (asks or verdict.contradicts):
             wrong = wrong or [_question(verdict, len(columns))]
             undecided = verdict.best.options
+        elif verdict is None and len(columns) and not sized:
+            wrong, undecided = [*wrong, _unsized(len(columns))], "--images FOLDER"
         elif verdict is not None and verdict.contradicts and len(verdicts) > 1:  # one statement cannot hold for all
             undecided = verdict.best.options
         found += wrong
@@ -178,6 +180,17 @@ def _question(verdict: FrameVerdict, boxes: int) -> Finding:
     ways = (verdict.best, *verdict.rivals[:2])
     states = ", or ".join(f"{way.options} for {way}" for way in ways)
     return Finding(Fault.UNDECIDED, boxes, boxes, f"The numbers do not decide; state how they are written: {states}.")
+
+
+def _unseen(format_name: str) -> str:
+    inside = data_format(format_name).holds_images
+    why = "those in the data are not decoded" if inside else "no folder was given (--images)"
+    return f"The images themselves were not looked at: {why}."
+
+
+def _unsized(boxes: int) -> Finding:
+    """Ask for the images' sizes: without them a set with any fault would look sound."""
+    return Finding(Fault.UNDECIDED, boxes, boxes, "No image's size is known, so no box was judged.")
 
 
 @dataclass

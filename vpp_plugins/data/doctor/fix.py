@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.convert import Conversion, convert
+from vpp_plugins.data.convert import Conversion, convert, copies
 from vpp_plugins.data.doctor.collect import Fault, Finding
 from vpp_plugins.data.doctor.frame_evidence import Candidate
 from vpp_plugins.data.formats import Reading, data_format
@@ -59,11 +59,23 @@ class Cure:
             return "vpp data formats"
         if finding.fault is Fault.UNDECIDED or (self.undecided and finding.fault in _FRAMES):
             return f"{self.command} {self.undecided}"
+        if finding.fault is Fault.UNREADABLE and finding.count == finding.total:
+            return "give --images the folder that their names start from"
         if finding.fault in SAFE or finding.fault in _FRAMES:
-            anew = f"{self.command} --fix {shlex.quote(f'{self.path.stem}-fixed{self.path.suffix}')}"
+            suffix = self.path.suffix if self.target_format == self.format else ".jsonl"
+            anew = f"{self.command} --fix {shlex.quote(f'{self.path.stem}-fixed{suffix}')}"
             best = self._read_as(finding)
             return anew if best is None else f"state {best.options} wherever it is read, or write it anew: {anew}"
         return f"{self.command} --out doctor.html"
+
+    @property
+    def target_format(self) -> str:
+        """The set's own format where that can be written, else ours."""
+        return self.format if data_format(self.format).write else "neutral"
+
+    def images_to(self, target: str | Path) -> Path | None:
+        """Return where `write` puts images that lie in the set and find no place in what it writes, or None."""
+        return copies(self.format, self.target_format, Path(target).with_suffix(".images"))
 
     def settles(self, finding: Finding) -> bool:
         """Whether `write` mends a finding."""
@@ -96,11 +108,11 @@ class Cure:
             self.path,
             target,
             source_format=self.format,
-            target_format=self.format if data_format(self.format).write else "neutral",
+            target_format=self.target_format,
             images=self.folder,
             sizes=self.sizes,
             family=self.reading.family,
-            reading=replace(self.reading, tally=Tally(), **stated),
+            reading=replace(self.reading, tally=Tally(), images_to=self.images_to(target), **stated),
             target_pixels=self.reading.pixels,
             chosen=self._kept,
             overwrite=overwrite,

@@ -53,8 +53,8 @@ class Format:
     """The files that a path means."""
     has_images: bool = False
     """Whether a sample's image is read from where its record says, not from a folder."""
-    writes_images: bool = False
-    """Whether the images lie in the rows and are written to a folder (`Reading.images_to`)."""
+    holds_images: bool = False
+    """Whether the images lie in the data, so that for other formats and evaluation they are written to a folder."""
     mixes_splits: bool = False
     """Whether a file holds the rows of several splits, each with its name."""
 
@@ -79,20 +79,22 @@ FORMATS: Mapping[str, Format] = {
     "genixer": Format("Genixer lines", "xyxy pixels", GENIXER.read, GENIXER.write),
     "refer": Format("REFER pickle beside instances.json", "xywh pixels", read_refer, mixes_splits=True),
     "eval-jsonl": Format("lines of Qwen, InternVL and VPP", "xyxy pixels", EVALUATION.read, EVALUATION.write),
-    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms, writes_images=True),
+    "lmms-parquet": Format("lmms-lab's RefCOCO", "xywh pixels", read_lmms, holds_images=True),
     "gseval": Format("GroundingSuite-Eval.jsonl", "xyxy pixels", GSEVAL.read, GSEVAL.write),
     "ref-l4": Format("Ref-L4's parquet files", "xywh pixels", read_ref_l4, mixes_splits=True),
     "ref-l4-reviewed": Format("RefCOCO as Ref-L4 reviewed it", "xywh pixels", read_reviewed),
     "grefcoco": Format("grefs(unc).json beside instances.json", "xywh pixels", read_grefcoco, mixes_splits=True),
-    "ref-adv": Format("Ref-Adv-s, parquet", "xyxy pixels", read_ref_adv, writes_images=True),
-    "groundingme": Format("GroundingME, parquet", "xyxy pixels", read_groundingme, writes_images=True),
+    "ref-adv": Format("Ref-Adv-s, parquet", "xyxy pixels", read_ref_adv, holds_images=True),
+    "groundingme": Format("GroundingME, parquet", "xyxy pixels", read_groundingme, holds_images=True),
     "ms-swift": Format("ms-swift grounding lines", "xyxy pixels or 0-1", read_swift, write_swift),
     "coco": Format("COCO detection", "xywh pixels", read_coco, write_coco),
     "odvg": Format("ODVG lines", "xyxy pixels", read_odvg, write_odvg),
     "webdataset": Format(
-        "shards of .json and image", "xyxy pixels", read_webdataset, write_webdataset, shard_paths, True
+        "shards of .json and image", "xyxy pixels", read_webdataset, write_webdataset, shard_paths, True, True
     ),
-    "datasets": Format("Hugging Face datasets of neutral rows", "xyxy pixels", read_arrow, None, arrow_files, True),
+    "datasets": Format(
+        "Hugging Face datasets of neutral rows", "xyxy pixels", read_arrow, None, arrow_files, True, True
+    ),
     "scenes": Format("the scene benchmark's folder", "xyxy pixels", read_scenes),
 }
 
