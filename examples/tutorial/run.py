@@ -3,8 +3,8 @@
 `make tutorial ARGS=--write` also writes what was printed, and the images that were made, back into docs/tutorial.md,
 and the same as a notebook.
 
-Lines of a `console` block that begin with `$ ` are commands; a `text` block after a `python` block has its output; a
-comment `<!-- FILE -->` before an image names the file that it shows.
+Lines of a `console` block that begin with `$ ` are commands, which go on after a backslash; a `text` block after a
+`python` block has its output; a comment `<!-- FILE -->` before an image names the file that it shows.
 """
 
 import argparse
@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGE, NOTEBOOK = ROOT / "docs/tutorial.md", Path(__file__).with_name("tutorial.ipynb")
 WIDTH = 110
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*\n)", re.MULTILINE)
 SHOWN = re.compile(r"<!-- (\S+) -->\n!\[[^]]*]\((\S+)\)")
 _PROGRESS = re.compile(r"[\u2801-\u28ff]|━{5,} .*\d|\d+%\||^\[transformers]|^\s*$")
 """Lines of bars and spinners, of transformers' own remarks, and empty ones: not shown."""
@@ -53,14 +54,13 @@ def _run_block(found: re.Match[str], folder: Path) -> str:
     kind, text, _ = found.groups()
     if kind == "python":
         return f"```python\n{text}```\n\n```text\n{run([sys.executable, '-c', text], folder)}```\n"
-    commands = [line[2:] for line in text.splitlines() if line.startswith("$ ")]
-    ran = [f"$ {command}\n{run(['bash', '-c', command], folder)}" for command in commands]
+    ran = [f"$ {command}{run(['bash', '-c', command], folder)}" for command in COMMAND.findall(text)]
     return f"```console\n{''.join(ran)}```\n"
 
 
 def run(words: list[str], folder: Path) -> str:
     """Return what a command prints, without its progress; a command that fails ends the program."""
-    print("$", words[-1], flush=True)
+    print("$", words[-1].rstrip(), flush=True)
     own = str(Path(sys.executable).parent)
     settings = {"COLUMNS": str(WIDTH), "NO_COLOR": "1", "PYTHONWARNINGS": "ignore", "TRANSFORMERS_VERBOSITY": "error"}
     environment = {**os.environ, **settings, "PATH": f"{own}{os.pathsep}{os.environ['PATH']}"}
@@ -110,12 +110,11 @@ def _words(text: str) -> dict[str, Any]:
 
 
 def _code(kind: str, text: str, printed: str | None) -> dict[str, Any]:
-    lines = text.splitlines(keepends=True)
     if kind == "console":
-        source = ["!" + line[2:] for line in lines if line.startswith("$ ")]
-        output = [line for line in lines if not line.startswith("$ ")]
+        source = "".join(f"!{command}" for command in COMMAND.findall(text)).splitlines(keepends=True)
+        output = COMMAND.sub("", text).splitlines(keepends=True)
     else:
-        source, output = lines, (printed or "").splitlines(keepends=True)
+        source, output = text.splitlines(keepends=True), (printed or "").splitlines(keepends=True)
     source[-1] = source[-1].rstrip("\n")
     outputs = [{"output_type": "stream", "name": "stdout", "text": output}] if output else []
     return {"cell_type": "code", "execution_count": None, "metadata": {}, "source": source, "outputs": outputs}

@@ -5,34 +5,35 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from examples.tutorial import run as tutorial
 from vpp_plugins.cli import app
 
 PAGE = tutorial.PAGE.read_text()
 BLOCKS = [found.groups() for found in tutorial.BLOCK.finditer(PAGE)]
-COMMANDS = [line[2:] for kind, text, _ in BLOCKS if kind == "console" for line in text.splitlines() if line[:2] == "$ "]
+COMMANDS = [command for kind, text, _ in BLOCKS if kind == "console" for command in tutorial.COMMAND.findall(text)]
 
 
 def test_every_block_shows_what_it_printed() -> None:
     assert len(COMMANDS) >= 15
     for kind, text, printed in BLOCKS:
-        assert printed if kind == "python" else [line for line in text.splitlines() if line[:2] != "$ "], text
+        assert printed if kind == "python" else tutorial.COMMAND.sub("", text), text
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("vpp ")])
 def test_every_option_on_the_page_is_one_of_the_command(command: str) -> None:
-    words = shlex.split(command.partition(" || ")[0])[1:]
-    found, context = typer.main.get_command(app), None
-    while isinstance(found, click.Group) and words and words[0] in found.commands:
+    words = shlex.split(command.replace("\\\n", "").partition(" || ")[0])[1:]
+    found = typer.main.get_command(app)
+    while isinstance(found, TyperGroup) and words and words[0] in found.commands:
         found, words = found.commands[words[0]], words[1:]
-    if isinstance(found, click.Group):  # `vpp eval` alone is `vpp eval run`
+    if isinstance(found, TyperGroup):  # `vpp eval` alone is `vpp eval run`
         found = found.commands["run"]
-    context = found.make_context(command, words)
-    assert context.params
+    assert found.make_context(command, words).params
+    with pytest.raises(Exception, match="No such option: --nothing"):
+        found.make_context(command, [*words, "--nothing"])
 
 
 def test_its_images_are_in_the_repository() -> None:
@@ -52,7 +53,7 @@ def test_the_page_begins_with_two_planted_faults_that_the_doctor_finds() -> None
 
 class TestRunning:
     PAGE = (
-        "Words.\n\n```console\n$ echo new; printf '1%%|\\r' >&2\nold\n$ cat made\n```\n"
+        "Words.\n\n```console\n$ echo \\\n    new; printf '1%%|\\r' >&2\nold\n$ cat made\n```\n"
         "\n```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
     )
 
