@@ -109,6 +109,18 @@ def test_several_keep_their_labels(text: str, labels: str) -> None:
         '{"x": 10, "y": 20, "width": 30, "height": 40}',
         "center (10, 20), size 30 x 40",
         "[１０％，２０％，５０％，６０％]",
+        '{"bbox_xywh": [0.1, 0.2, 0.5, 0.6]}',
+        '{"bbox": [0.1, 0.2, 0.5, 0.6], "format": "xywh"}',
+        '{"box_2d": [0.1, 0.2, 0.5, 0.6], "label": "cup"}',
+        '{"bbox_yxyx": [0.1, 0.2, 0.5, 0.6]}',
+        "[ymin, xmin, ymax, xmax] = [0.1, 0.2, 0.5, 0.6]",
+        "(x, y, width, height) = (0.1, 0.2, 0.5, 0.6)",
+        '{"ymin": 0.1, "xmin": 0.2, "ymax": 0.5, "xmax": 0.6}',
+        "[0.1, 0.2, 0.5, 0.6] as cxcywh",
+        '{"keypoints": [0.1, 0.2, 0.5, 0.6]}',
+        '{"segmentation": [[0.1, 0.2, 0.5, 0.6]]}',
+        '{"line": [0.1, 0.2, 0.5, 0.6]}',
+        '{"color": [0.1, 0.2, 0.5, 0.6]}',
     ],
 )
 def test_what_is_not_clear_is_not_guessed(family: str, text: str) -> None:

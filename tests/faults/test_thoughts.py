@@ -48,6 +48,22 @@ WRAPPED = {
     "a tool": '<tool_call>{{"name": "zoom", "arguments": {draft}}}</tool_call>{answer}',
     "a tool's answer": "<tool_response>{draft}</tool_response>\n{answer}",
     "boxed": "I see {draft}. The answer is \\boxed{{{answer}}}",
+    "Seed": "<seed:think>{draft}<seed:cot_budget_reflect>120</seed:cot_budget_reflect></seed:think>{answer}",
+    "Cohere": "<|START_THINKING|>{draft}<|END_THINKING|><|START_RESPONSE|>{answer}<|END_RESPONSE|>",
+    "OpenThinker": "<|begin_of_thought|>{draft}<|end_of_thought|><|begin_of_solution|>{answer}<|end_of_solution|>",
+    "MedGemma": "<unused94>thought\n{draft}<unused95>{answer}",
+    "LongCat": "<longcat_think>{draft}</longcat_think>{answer}",
+    "Apertus": "<|inner_prefix|>{draft}<|inner_suffix|>{answer}",
+    "reasoning content": "<reasoning_content>{draft}</reasoning_content>{answer}",
+    "Chinese tags": "<思考>{draft}</思考>{answer}",
+    "Chinese words": "思考：{draft}\n答案：{answer}",
+    "Granite": "Here is my thought process: {draft}\nHere is my response: {answer}",
+    "thought and answer in words": "Thought: near {draft}, green.\n**Answer:** {answer}",
+    "headings": "### Thinking\n{draft}\n\n### Answer\n{answer}",
+    "DeepSeek's tools": '<｜tool▁calls▁begin｜>zoom\n```json\n{{"bbox": {draft}}}\n```<｜tool▁calls▁end｜>{answer}',
+    "Kimi's tools": "<|tool_calls_section_begin|>{draft}<|tool_calls_section_end|>{answer}",
+    "Llama's tools": "<|python_tag|>zoom({draft})<|eom_id|>{answer}",
+    "a program": "<code>crop({draft})</code>{answer}",
     "final answer": "I see {draft}, green.\n**Final answer:** {answer}",
 }
 CUT_OFF = {
@@ -71,6 +87,26 @@ def test_the_answer_is_read_and_not_the_draft(family: str, template: str) -> Non
     row = codec(family)
     clean = row.decode(row.encode([RIGHT], META), META)
     assert row.decode(wrapped(template, family), META).boxes_xyxy_px[:1] == clean.boxes_xyxy_px
+
+
+GOES_ON = {
+    "words": "{answer}\nUSER: where is the dog? ASSISTANT: {draft}",
+    "headings": "{answer}\n\n### Human: where is the dog?\n### Assistant: {draft}",
+    "Qwen": "{answer}<|im_end|>\n<|im_start|>user\nwhere?<|im_end|>\n<|im_start|>assistant\n{draft}",
+    "Llama 3": "{answer}<|start_header_id|>user<|end_header_id|>where?<|start_header_id|>assistant {draft}",
+    "Gemma": "{answer}<end_of_turn>\n<start_of_turn>user\nwhere?<end_of_turn>\n<start_of_turn>model\n{draft}",
+    "Mistral": "{answer}</s>[INST] where? [/INST] {draft}",
+}
+
+
+@pytest.mark.parametrize("template", GOES_ON.values(), ids=GOES_ON.keys())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_model_goes_on_to_ask_itself_is_no_answer(family: str, template: str) -> None:
+    """The second answer became a second box, and where the first had none, the box."""
+    row = codec(family)
+    clean = row.decode(row.encode([RIGHT], META), META)
+    assert row.decode(wrapped(template, family), META).boxes_xyxy_px == clean.boxes_xyxy_px
+    assert row.decode(wrapped(template.replace("{answer}", "I cannot see it."), family), META).boxes_xyxy_px == ()
 
 
 @pytest.mark.parametrize("template", CUT_OFF.values(), ids=CUT_OFF.keys())
@@ -138,6 +174,11 @@ class TestInFamiliesOfBrackets:
             ("qwen3-vl", "```python\nimage.crop([100, 100, 200, 200])\n```\nIt is at [500, 500, 800, 800]."),
             ("internvl", "Near [100, 100, 200, 200], so <ref>ball</ref><box>[[500, 500, 800, 800]]</box>"),
             ("qwen2-vl", "Near (100,100),(200,200): <|box_start|>(500,500),(800,800)<|box_end|>"),
+            ("qwen3-vl", '{"reasoning": [100, 100, 200, 200], "final": [500, 500, 800, 800]}'),
+            ("ferret", "<!-- [100, 100, 200, 200] --> [500, 500, 800, 800]"),
+            ("ferret", "~~[100, 100, 200, 200]~~ [500, 500, 800, 800]"),
+            ("qwen3-vl", "Near [100, 100, 200, 200], so the answer is [500, 500, 800, 800]."),
+            ("qwen3-vl", "It is at [500, 500, 800, 800], I am sure the answer is right."),
             ("qwen3-vl", "Near [100, 100, 200, 200]: <|begin_of_box|>[500, 500, 800, 800]<|end_of_box|>"),
         ],
     )

@@ -6,19 +6,32 @@ Codecs, the readers of published protocols, rewards and captions all ask here.
 import re
 
 _THOUGHT = re.compile(
-    r"[<＜]\|?\s*+(?P<end>[/／]?)\s*+(?:think(?:ing)?|thoughts?|reason(?:ing)?|rationale|analysis|reflection|scratchpad)"
+    r"[<＜]\|?\s*+(?P<end>[/／]|end_(?:of_)?)?+\s*+(?:(?:start|begin)_(?:of_)?|longcat_|\w{1,20}:)?+"
+    r"(?:think(?:ing)?|thoughts?|reason(?:ing)?(?:_content)?|rationale|analysis|reflection|scratchpad|inner_monologue|思考)"
     r"(?:\s[^<>|]*+)?\|?[>＞]|\[(?P<end2>/?)(?-i:THINK)\]|◁(?P<end3>/?)think▷"
-    r"|<\|channel\|?>\s*+(?P<end4>final\b)?(?:\s*+<\|message\|>)?|(?P<end5><channel\|>)",
+    r"|<\|channel\|?>\s*+(?P<end4>final\b)?(?:\s*+<\|message\|>)?|(?P<end5><channel\|>)"
+    r"|<unused94>(?=thought)|(?P<end6><unused95>)|<\|inner_(?:prefix|(?P<end7>suffix))\|>",
     re.IGNORECASE,
 )
-"""The tags around thoughts: Qwen's, DeepSeek's, LLaVA-CoT's; Magistral's; Kimi's; the channels of gpt-oss and Gemma."""
+"""The tags around thoughts: Qwen's, DeepSeek's, LLaVA-CoT's, Seed's, Cohere's, OpenThinker's; Magistral's; Kimi's; the
+channels of gpt-oss and Gemma; MedGemma's; Apertus's."""
 _TOOL = re.compile(
-    r"<\|?(?P<end>/?)(?:tool_call|tool_response|tool_output|function_call|sandbox_output|observation)(?:_begin)?\|?>",
+    r"<\|?(?P<end>/?)(?:tool_call|tool_calls_section|tool_response|tool_output|function_call|sandbox_output|observation"
+    r"|code|interpreter|tool)(?:_begin|(?P<end2>_end))?\|?>|<｜tool▁(?:call|output)s▁(?:begin|(?P<end3>end))｜>"
+    r"|<\|python_tag\|>|(?P<end4><\|eom_id\|>)|\[TOOL_CALLS\]",
     re.IGNORECASE,
 )
+_NEXT_TURN = re.compile(
+    r"<\|im_start\|>\s*+user|<\|start_header_id\|>\s*+user|<start_of_turn>\s*+user|<\|user\|>|<｜User｜>|\[INST\]"
+    r"|\n[# \t]*+(?:USER|User|Human) ?:"
+)
+"""What begins a question that a model, going on after its answer, asks itself."""
 _ANSWER = re.compile(
     r"<\s*+(?P<end>/?)\s*+(?:answer|final_answer|conclusion)\s*+>"
-    r"|\\boxed\s*+\{|(?:\A|\n|[.!?]\s)[*#> \t]*+final answer[* ]*+:",
+    r"|\\boxed\s*+\{|(?:\A|\n|[.!?]\s)[*#> \t]*+final answer[* ]*+:"
+    r"|(?:\A|\n)[*#> \t]*+(?:answer|here is my response|答案)[* ]*+[:：]"
+    r"|(?:\A|\n)#+ *+(?:final )?answer[* ]*+\n"
+    r"|\b(?:the|my) (?:final )?answer is:?(?=[^\n.]{0,40}?[\[(<{])",
     re.IGNORECASE,
 )
 
@@ -39,10 +52,11 @@ _PROGRAM = re.compile(
     r"(?:python\d?|py|javascript|js|typescript|ts|java|c|cpp|bash|sh|shell|sql|tool_code)\b", re.IGNORECASE
 )
 _REPEATED = re.compile(
-    r"^[ \t]*+>[^\n]*+|^[ \t*]*+(?:question|user|human|q)[ *]*+:(?:(?!\bassistant:|\banswer:)[^\n<])*+",
+    r"<!--[^<>]*+>|~~[^~\n]*+~~|<del>[^<]*+</del>|^[ \t]*+>[^\n]*+"
+    r"|^[ \t*]*+(?:question|user|human|q)[ *]*+:(?:(?!\bassistant:|\banswer:)[^\n<])*+",
     re.IGNORECASE | re.MULTILINE,
 )
-"""Lines that quote, or repeat the question."""
+"""Comments, what is struck out, and lines that quote, or repeat the question."""
 _ALL_QUOTED = re.compile(r"(?:\s*+>[^\n]*+)++\s*+")
 _QUOTED = re.compile(
     rf"""["'](?!(?:{_BOX_KEYS}|[xy]_?(?:[12]|min|max))["'])\w++["']\s*+:\s*+{_STRING}"""
@@ -50,6 +64,12 @@ _QUOTED = re.compile(
     re.DOTALL,
 )
 """JSON strings under keys that name no box, and words in quotation marks."""
+_OTHER_LISTS = re.compile(
+    r"""["'](?:(?:thought|reason|draft|think)\w*+|key_?points?|points?|polygons?|quads?|segment\w*+|masks?|lines?|rgba?|colou?rs?|ids?|sizes?|cent(?:er|re))["']"""
+    r"""\s*+:[^{}"']*+""",
+    re.IGNORECASE,
+)
+"""What JSON calls something else than a box."""
 _ANSWER_KEY = re.compile(r"""(?<!\\)["'](?:final_)?answer["']\s*+:""")
 _KEYED = re.compile(
     rf"""(?<!\\)["'](?:{_BOX_KEYS})["']\s*+[:：]\s*+"""
@@ -59,7 +79,7 @@ _TAGGED = re.compile(
     r"<(?:box|bbox|\|box_start\||\|det\||\|begin_of_box\|)>(?P<value>[^<]*+)"
     r"|</(?:box|bbox)>|<\|(?:box_end|/det|end_of_box)\|>"
 )
-_NOTABLE = re.compile(r"[`\"'“<>:]")
+_NOTABLE = re.compile(r"[`\"'“<>:~]")
 """What none of the patterns above can do without."""
 
 
@@ -72,7 +92,7 @@ def answer_of(text: str) -> str:
     start, thinking = 0, False
     for tag in _THOUGHT.finditer(text):
         start, thinking = tag.end(), _opens(tag)
-    return "" if thinking else _marked(_without_tools(text[start:]))
+    return "" if thinking else _marked(_without_tools(_one_turn(text[start:])))
 
 
 def opens_thought(prompt: str) -> bool:
@@ -91,6 +111,14 @@ def says_nothing(answer: str) -> bool:
 
 def _opens(tag: re.Match[str]) -> bool:
     return not any(tag.groups())
+
+
+def _one_turn(text: str) -> str:
+    """Cut off what a model goes on with after its answer: the next question, and so on."""
+    for found in _NEXT_TURN.finditer(text):
+        if text[: found.start()].strip():
+            return text[: found.start()]
+    return text
 
 
 def _without_tools(text: str) -> str:
@@ -131,7 +159,7 @@ def stated(answer: str) -> str:
     spans = [found.span("value") for found in _KEYED.finditer(answer)] or _tagged(answer)
     if spans or _QUOTED.fullmatch(answer.strip()):
         return _only(spans, answer) if spans else answer
-    return _QUOTED.sub(_hidden, answer)
+    return _OTHER_LISTS.sub(_hidden, _QUOTED.sub(_hidden, answer))
 
 
 def _hidden(found: re.Match[str]) -> str:

@@ -61,6 +61,12 @@ ANY_SPELLING = finder(
     r"(?P<scope>[{}]|<(?:ref|\|ref\||\|object_ref_start\||p|phrase)>(?P<label>[^<]*+))",
     rf"{_CORNER}(?:{_COMMA}{_CORNER})*+|(?:<\s*+{NUMBER}\s*+>\s*+)++",  # polygons, and runs of other lengths
 )
+_OTHER_ORDER = re.compile(
+    r"""(?<![a-z])(?:c?xc?ywh|ltwh|tlwh|yxyx)(?![a-z])|(?<![a-z])x\W{1,4}y\W{1,4}w(?:idth)?\W{1,4}h(?:eight)?(?![a-z])"""
+    r"""|(?<![a-z])y_?(?:min|1)["']?\W{1,4}x_?(?:min|1)(?!\d)|["']box_2d["']\s*+:""",
+    re.IGNORECASE,
+)
+"""What says that four numbers are not x1, y1, x2, y2; Gemini's `box_2d` has y first."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 _SIDE = re.compile(r"[a-z]\w*", re.IGNORECASE)
 # Chinese answers: the punctuation and digits of full width, and the comma of lists.
@@ -105,10 +111,13 @@ class BoxText:
     def read(self, answer: str, per_box: int) -> list[tuple[tuple[float, ...], str | None]]:
         """Return the numbers of each box that an answer states, in order, and its label.
 
-        Other spellings, and the punctuation of full width, are read where the family's own finds nothing.
+        Other spellings, and the punctuation of full width, are read where the family's own finds nothing, and no
+        numbers where the answer says that they have another order.
         """
         if self.other is None:
             return self._find_boxes(self.find, answer, answer, per_box)
+        if _OTHER_ORDER.search(answer):
+            return []
         boxes = self._find_boxes(self.find, stated(answer), answer, per_box)
         if not boxes and _NUMBER.search(answer):
             answer = answer.translate(_FULL_WIDTH)
@@ -181,7 +190,7 @@ def _quoted(label: str) -> str:
     text = json.dumps(label, ensure_ascii=False)
     if answer_of(text) == text and "```" not in text and _HALF.search(text) is None:
         return text
-    return re.sub(r"[<\[{`]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(label))
+    return re.sub(r"[<\[{`:]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(label))
 
 
 def _unquoted(label: str) -> str:
