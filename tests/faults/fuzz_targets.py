@@ -33,7 +33,7 @@ from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.readers import READERS
 from vpp_plugins.evaluate.rows import rows_of_folder
 from vpp_plugins.evaluate.run import evaluate
-from vpp_plugins.files import check_manifest, read_weights, write_manifest
+from vpp_plugins.files import check_manifest, read_weights, unique_keys, write_manifest
 from vpp_plugins.images import load_image
 from vpp_plugins.train.checkpoints import check_files
 from vpp_plugins.train.recipe import Recipe
@@ -272,7 +272,7 @@ def json_stream(folder: Path) -> Made:
             except VPPError as error:
                 found.append(type(error).__name__)
         try:
-            value = json.loads(data)
+            value = json.loads(data, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError):
             return "broken", *found
         if isinstance(value, list) and "NaN" not in repr(value):

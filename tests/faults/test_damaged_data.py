@@ -125,6 +125,23 @@ def test_nesting_and_endless_numbers_are_counted_or_a_sentence(tmp_path: Path, d
                 assert reading.tally.counts.total()
 
 
+TWICE = {
+    "neutral": '{"image": "a.png", "image": "b.png", "turns": []}',
+    "vpp-sft": '[{"id": "0", "conversations": []}, {"id": "1", "image": "a.png", "conversations": [{"from": "human", '
+    '"value": "a", "value": "b"}]}]',
+    "coco": '{"images": [], "images": [{"id": 1}], "annotations": [], "categories": []}',
+    "gseval": '[{"bbox": [1, 2, 3, 4], "bbox": [5, 6, 7, 8]}]',
+}
+
+
+@pytest.mark.parametrize("name", list(TWICE))
+def test_a_key_that_stands_twice_is_named(name: str, tmp_path: Path) -> None:
+    """The last won without a word, for a whole section of COCO the first."""
+    (tmp_path / "rows.json").write_text("\n" + TWICE[name])
+    with pytest.raises(VPPError, match=r"at line 2\b.*: the key '(image|value|images|bbox)' stands twice"):
+        read(tmp_path / "rows.json", name)
+
+
 @pytest.mark.parametrize(
     "address", ["http://a b/", "http://", "https://[/", "http://a:b/", "http://\x00/", "http://é\n/"]
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from vpp_plugins.errors import VPPError
+from vpp_plugins.files import unique_keys
 
 
 def train_detector(
@@ -73,8 +74,8 @@ def train_detector(
 
 def _parsed(options: str) -> dict[str, Any]:
     try:
-        values = json.loads(options)
-    except json.JSONDecodeError as error:
+        values = json.loads(options, object_pairs_hook=unique_keys)
+    except ValueError as error:
         raise VPPError(f"--options should be JSON, but is {options!r} ({error}).") from None
     if not isinstance(values, dict):
         raise VPPError(f"--options should be a JSON object, but is {options!r}.")

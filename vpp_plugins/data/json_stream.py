@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Never
 
 from vpp_plugins.errors import VPPError, named_extras
+from vpp_plugins.files import unique_keys
 
 _CHUNK = 1 << 20
 LARGEST_ELEMENT = 64 << 20
@@ -21,16 +22,20 @@ LARGEST_ELEMENT = 64 << 20
 def stream_array(path: Path, key: str = "", *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
     """Yield the elements of a JSON array without holding the file: the top-level one, or the one under `key`.
 
-    Raises VPPError, with line and column, where the file is not JSON, and with a sentence where it is empty, is not in
-    UTF-8, or holds no such array.
+    Raises VPPError, with line and column, where the file is not JSON or a key stands twice in an object, and with a
+    sentence where it is empty, is not in UTF-8, or holds no such array.
     """
     with _opened(path) as file:
         scanner = _Scanner(path, file, largest)
         opening = scanner.peek()
         if key and opening == "{":
             scanner.take("{")
+            names: list[Any] = []
             while scanner.peek() != "}":
                 name = scanner.value()
+                if name in names:
+                    scanner.fail(f"the key {name!r} stands twice")
+                names.append(name)
                 scanner.take(":")
                 if name == key and scanner.peek() == "[":
                     yield from scanner.elements()
@@ -141,6 +146,8 @@ class _Scanner:
                     self._at += min(ahead, left)
                     self.fail(error.msg)
                 continue
+            except ValueError as error:
+                self.fail(str(error))
             cut = isinstance(value, int | float) and end > len(self._text) - len("e+1")
             if cut and self._more(_CHUNK):  # the number may go on
                 continue
@@ -200,7 +207,7 @@ def _whole_number(digits: str) -> int | float:
     return int(digits) if len(digits) < 300 else float(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_whole_number)
+_DECODER = json.JSONDecoder(parse_int=_whole_number, object_pairs_hook=unique_keys)
 
 
 def _parsed(name: str, text: str, line: int = 1) -> Any:
@@ -209,6 +216,8 @@ def _parsed(name: str, text: str, line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         at = line + error.lineno - 1
         raise VPPError(f"{name} is not valid JSON at line {at}, column {error.colno}: {error.msg}") from None
+    except ValueError as error:
+        raise VPPError(f"{name} is not valid JSON at line {line}: {error}") from None
     except RecursionError:
         raise VPPError(f"{name} is not valid JSON at line {line}, column 1: nested too deeply") from None
 
