@@ -13,6 +13,7 @@ from PIL import Image
 from tests.faults.commands import vpp
 from vpp_plugins.data import Issue, convert
 from vpp_plugins.data.formats import Reading, read_samples
+from vpp_plugins.data.sample import Talk
 from vpp_plugins.errors import VPPError
 
 ASKED, ANSWERED = "<image>\nWhat is it?", "A cup."
@@ -34,7 +35,10 @@ READ = (
 )
 REFUSED = ({"images": ["a.png", "b.png"]}, {"image": "a.png", "images": ["b.png"]}, {"images": [None]}, {"image": {}},
            {"image": 7}, {"picture": "a.png"}, {"img_path": "x/a.JPG"}, {"media": [{"path": "a.webp"}]},
-           {"video": "a.mp4"}, {"file": "data:image/png;base64,AAAA"})  # fmt: skip
+           {"video": "a.mp4"}, {"file": "data:image/png;base64,AAAA"}, {"image_url": "http://x.y/a.jpg?size=1"},
+           {"image_url": "https://x.y/z/12345"}, {"image_base64": "iVBORw0KGgo="}, {"image_bytes": [137, 80]},
+           {"image_id": "a.png"}, {"meta": {"image": "a.png"}}, {"data": {"x": [{"path": "a.png"}]}},
+           {"videos": ["v"]}, {"media": "http://x.y/a.png#top"})  # fmt: skip
 
 
 def read(tmp_path: Path, name: str, row: dict[str, Any]) -> tuple[list[str], Reading]:
@@ -87,6 +91,35 @@ def test_the_marks_of_all_families_claim_an_image(tmp_path: Path, name: str, mar
     images, reading = read(tmp_path, name, row)
     assert images == []
     assert reading.tally.counts == {Issue.IMAGE_UNNAMED: 1}
+
+
+PARTS = ({"type": "image"}, {"type": "image", "image": "a.png"}, {"type": "image_url", "image_url": {"url": "a.png"}},
+         {"type": "video", "video": "a"}, {"type": "image", "path": "a.png"})  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_an_image_among_the_parts_of_a_message(tmp_path: Path, part: dict[str, Any]) -> None:
+    """The message was left out, and the next question read as one about nothing."""
+    asked = {"role": "user", "content": [part, {"type": "text", "text": "What is it?"}]}
+    row = {"messages": [asked, MESSAGES[1], {"role": "user", "content": "What colour?"}, MESSAGES[1]]}
+    images, reading = read(tmp_path, "ms-swift", row)
+    assert images == []
+    assert reading.tally.counts[Issue.BAD_FIELD] + reading.tally.counts[Issue.IMAGE_UNNAMED] == 1
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_words_about_files_are_words(tmp_path: Path, name: str) -> None:
+    row = json.loads(json.dumps(ROWS[name]).replace("A cup.", "Save it as cup.png").replace("<image>\\n", ""))
+    images, reading = read(tmp_path, name, row | {"id": "cup.jpg", "question_id": "cup.jpg", "width": 3})
+    assert images == [""]
+    assert not reading.tally.counts
+
+
+def test_the_mark_of_a_neutral_row_s_own_image_is_no_word(tmp_path: Path) -> None:
+    """Other formats have it in their questions; a model of another family was taught to read it."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "a.png", "turns": [{"ask": ASKED, "answer": ANSWERED}]}))
+    ((turn,),) = (sample.turns for sample in read_samples(tmp_path / "rows.jsonl", "neutral"))
+    assert turn == Talk("What is it?", ANSWERED)
 
 
 @pytest.mark.parametrize("turn", [{"ask": ASKED, "answer": ANSWERED}, {"ask": "What?", "answer": "<|image_pad|>"}])

@@ -94,8 +94,13 @@ def paired(messages: Any, sample_id: str, reading: Reading) -> tuple[list[tuple[
 
 
 def texts_of(messages: Any) -> Iterator[str]:
-    """Yield what is said in a dialogue, by whomever."""
-    return (said for _, said in map(names_of, messages if isinstance(messages, list) else ()))
+    """Yield what is said in a dialogue, by whomever; an image among the parts of a message as its mark."""
+    for message in messages if isinstance(messages, list) else ():
+        yield names_of(message)[1]
+        parts = message.get("content", message.get("value")) if isinstance(message, dict) else None
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, dict) and str(part.get("type")).startswith(("image", "video")):
+                yield IMAGE
 
 
 def check_named(image: str, texts: Iterable[str]) -> None:

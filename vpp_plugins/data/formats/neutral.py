@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import check_named
+from vpp_plugins.data.formats.conversations import check_named, without_marks
 from vpp_plugins.data.formats.reading import Reading, Writing, image_of, positive_size, text_of
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
-from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, Talk, turn_of
+from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, Talk, Turn, turn_of
 
 
 def read_neutral(path: Path, reading: Reading) -> Iterator[Record]:
@@ -25,7 +25,7 @@ def neutral_record(row: dict[str, Any], sample_id: str, reading: Reading) -> Rec
     if not isinstance(row.get("turns"), list):
         raise RefusedError(Issue.BAD_FIELD, "turns")
     image, split = image_of(row, reading), text_of(row.get("split"))
-    turns = [turn_of(entry) for entry in row["turns"]]
+    turns = [_unmarked(turn_of(entry), image) for entry in row["turns"]]
     if None in turns:
         raise RefusedError(Issue.BAD_FIELD, "a turn")
     check_named(image, (said for turn in turns if isinstance(turn, Talk) for said in (turn.question, turn.answer)))
@@ -40,6 +40,11 @@ def neutral_record(row: dict[str, Any], sample_id: str, reading: Reading) -> Rec
         category=text_of(row.get("category")),
         kind=text_of(row.get("kind")),
     )
+
+
+def _unmarked(turn: Turn | None, image: str) -> Turn | None:
+    """Return a turn without the mark of the image that its row names, which other formats have in their questions."""
+    return Talk(without_marks(turn.question), turn.answer, turn.boxes) if image and isinstance(turn, Talk) else turn
 
 
 def read_scenes(path: Path, reading: Reading) -> Iterator[Record]:

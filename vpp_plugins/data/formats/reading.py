@@ -194,7 +194,13 @@ def row_id(row: Any, number: int, key: str = "id") -> str:
 
 
 _IMAGE_FILE = re.compile(
-    r"data:image/|[^\n]*\.(?:jpe?g|jfif|png|webp|avif|hei[cf]|bmp|gif|tiff?|mp4|webm|mov|mkv|avi)\s*\Z", re.IGNORECASE
+    r"data:image/|[^\n]*\.(?:jpe?g|jfif|png|webp|avif|hei[cf]|bmp|gif|tiff?|mp4|webm|mov|mkv|avi)(?:[?#]\S*)?\s*\Z",
+    re.IGNORECASE,
+)
+_SAID = frozenset("value content text ask answer locate expression system query response solution".split())
+"""Keys of texts, which may end with a file's name."""
+_IMAGE_KEY = re.compile(
+    r"(?:image|img|picture|photo|video)s?(?:_?(?:urls?|uri|paths?|files?|names?|base64|b64|bytes|data))?", re.IGNORECASE
 )
 
 
@@ -207,7 +213,7 @@ def image_of(row: Mapping[str, Any], reading: Reading) -> str:
     lists = [value if isinstance(value, list) else [value] for value in given]
     found = lists[0] if lists and lists[-1] == lists[0] else [name for names in lists for name in names]
     if not found:
-        other = next((key for key, value in row.items() if not key.endswith("id") and _is_image(value)), None)
+        other = next((key for key, value in row.items() if _claims_image(key, value)), None)
         if other is not None:
             raise RefusedError(Issue.BAD_FIELD, f"the image is named under '{other}': call it 'image'")
         return ""
@@ -217,13 +223,16 @@ def image_of(row: Mapping[str, Any], reading: Reading) -> str:
     return reading.image_name(name)
 
 
-def _is_image(value: Any) -> bool:
-    for entry in value if isinstance(value, list) else [value]:
-        name = entry.get("path") if isinstance(entry, dict) else entry
-        named = isinstance(name, str) and _IMAGE_FILE.match(name) is not None
-        if named or (isinstance(entry, dict) and entry.get("bytes")):
-            return True
-    return False
+def _claims_image(key: str, value: Any) -> bool:
+    """Whether a field of a row, or of an object in it, is an image by its name or by its value; what is said is not."""
+    if _IMAGE_KEY.fullmatch(key):
+        return bool(value)
+    if isinstance(value, list):
+        return any(_claims_image(key, entry) for entry in value)
+    if isinstance(value, dict):
+        return bool(value.get("bytes")) or any(_claims_image(name, part) for name, part in value.items())
+    other = key in _SAID or (key.endswith("id") and not key.startswith("im"))
+    return isinstance(value, str) and not other and _IMAGE_FILE.match(value) is not None
 
 
 def text_of(value: Any) -> str:
