@@ -24,7 +24,7 @@ class TestGround:
             "expression": "the cup",
             "boxes": [[10, 20, 30, 40]],
             "labels": [None],
-            "status": "ok",
+            "status": "readable",
             "text": "[0.1, 0.2, 0.3, 0.4]",
         }
         with Image.open("boxed.png") as boxed, Image.open(photo) as before:
@@ -81,7 +81,7 @@ class TestGround:
         assert vpp("ground", *words, "--out", "boxes.jsonl") == (0, "10 lines: boxes.jsonl\n", "")
         lines = [json.loads(line) for line in Path("boxes.jsonl").read_text().splitlines()]
         assert [line["image"] for line in lines] == [f"photos/{number}.png" for number in range(10)]
-        assert {line["status"] for line in lines} == {"ok"}
+        assert {line["status"] for line in lines} == {"readable"}
         assert sorted(path.name for path in Path("drawn").iterdir()) == [f"{number}.png.png" for number in range(10)]
         code, out, err = vpp("ground", *words)
         assert (code, err) == (0, "")
@@ -97,7 +97,7 @@ class TestGround:
         code, _, err = vpp("ground", "--image", "photos", "--expr", "the cup", "--out", "boxes.jsonl")
 
         lines = [json.loads(line) for line in Path("boxes.jsonl").read_text().splitlines()]
-        assert (code, [line.get("status") for line in lines]) == (1, ["ok", None])
+        assert (code, [line.get("status") for line in lines]) == (1, ["readable", None])
         assert "is not an image" in lines[1]["error"]
         assert is_one_sentence(err)
         assert "1 of 2 images could not be read: 'photos/b.jpg'" in err

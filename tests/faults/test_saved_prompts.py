@@ -18,6 +18,7 @@ from tests.families import FAMILIES, attached_family
 from tests.tiny import attached, tiny_config, tiny_llava, tiny_processor, toy_config
 from vpp_plugins import (
     GlobalVPPConfig,
+    Grounder,
     LocalVPPConfig,
     VPPConfig,
     VPPError,
@@ -27,6 +28,7 @@ from vpp_plugins import (
     save_vpp,
 )
 from vpp_plugins.attach import is_attached
+from vpp_plugins.evaluate.settings import answer_settings
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -104,6 +106,22 @@ def test_a_key_that_stands_twice(key: str, tmp_path: Path) -> None:
 
     with pytest.raises(VPPError, match=f"vpp_config.json' is not valid JSON .the key '{key}' stands twice"):
         attach_vpp(tiny_llava(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", 0.5), ("style", "padding"), ("interior", "scaled"), ("resample", "nearest")]
+)
+def test_a_setting_that_was_changed_on_the_prompt_itself(name: str, value: Any, tmp_path: Path) -> None:
+    """What was saved, and what an evaluation kept, said what it had been."""
+    model, processor = attached()
+    setattr(model.vpp.global_vpp, name, value)
+    refused = pytest.raises(VPPError, match=rf"global_vpp\.{name} is {value!r}, but the prompts were attached with")
+    with refused:
+        save_vpp(model, tmp_path)
+    with refused:
+        model.save_pretrained(tmp_path / "host")
+    with refused:
+        answer_settings(Grounder(model, processor), {})
 
 
 HUGE = {

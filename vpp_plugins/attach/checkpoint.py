@@ -34,7 +34,8 @@ GENERATOR = "local_prompt.generator."
 def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write configuration and weights into `folder`; each file appears whole or not at all.
 
-    `tensors` replaces the module's own state, where a caller has gathered it from several devices.
+    `tensors` replaces the module's own state, where a caller has gathered it from several devices. Raises VPPError
+    where settings were changed on the prompts themselves.
     """
     from safetensors.torch import save_file
 
@@ -42,6 +43,7 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
     if target.is_file():
         raise VPPError(f"'{folder}' is a file: give a folder to save to.")
     target.mkdir(parents=True, exist_ok=True)
+    vpp.check_settings()
     state = vpp.state_dict() if tensors is None else tensors
     config, state = _without_hub_weights(vpp, state)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

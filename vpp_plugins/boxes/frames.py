@@ -75,6 +75,11 @@ class BoxStatus(StrEnum):
     NONE = "none"
     """The answer says that there is nothing, or is an empty list; no box is returned."""
 
+    @property
+    def word(self) -> str:
+        """The status as commands print it: "ok" was taken for a right box, and says that the answer could be read."""
+        return "readable" if self is BoxStatus.OK else str(self)
+
 
 def worst_status(statuses: Iterable[BoxStatus]) -> BoxStatus:
     """Return the status that says most against an answer: the last of theirs in the order of `BoxStatus`."""

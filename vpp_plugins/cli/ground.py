@@ -33,6 +33,7 @@ def ground(
     """Find what an expression names in images.
 
     In one, or in each of a folder: the answers are printed as JSON, one line for each image, or written to a file.
+    The status says how an answer could be read, not whether it is right.
 
     Example: vpp ground --image photo.jpg --expr "the dog" --out boxed.png
 
@@ -105,7 +106,7 @@ def _answered(
                 answers[path].draw().save(boxed)
             if drawn is not None:
                 answers[path].draw().save(drawn / f"{path.name}.png")  # a.jpg and a.png are two
-            yield {"image": str(path), **answers[path].to_dict()}
+            yield {"image": str(path), **answers[path].to_dict(), "status": answers[path].status.word}
 
 
 def _write(lines: Sequence[str], out: Path | None) -> None:

@@ -137,7 +137,11 @@ def _adapters(model: nn.Module) -> dict[str, Any]:
 def _prompts(model: nn.Module) -> dict[str, Any]:
     if not is_attached(model):
         return {}
-    return {"disabled": True} if host_state(model).disabled else active_vpp(unwrap(model)).config.to_dict()
+    if host_state(model).disabled:
+        return {"disabled": True}
+    vpp = active_vpp(unwrap(model))
+    vpp.check_settings()
+    return vpp.config.to_dict()
 
 
 def _digest(value: Any) -> str:

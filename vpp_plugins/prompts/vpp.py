@@ -75,6 +75,20 @@ class VPP(nn.Module):
         """Placeholder tokens that every image gets; 0 without a local prompt."""
         return 0 if self.local_vpp is None else self.local_vpp.num_queries
 
+    def check_settings(self) -> None:
+        """Raise VPPError where a setting was changed on the prompt itself: what is saved would not say so."""
+        saved, axes = self.config.global_vpp, self.global_vpp
+        if saved is None or axes is None:
+            return
+        own = {"alpha": axes.alpha, "style": axes.style, "interior": axes.interior, "resample": axes.resample}
+        for name, value in own.items():
+            if value != (said := vars(saved)[name]):
+                raise VPPError(
+                    f"model.vpp.global_vpp.{name} is {value!r}, but the prompts were attached with {said!r}, which is "
+                    "what would be saved: set it back, or attach anew, as by VPPConfig(global_vpp=GlobalVPPConfig("
+                    f"{name}={value!r}))."
+                )
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         """Take whole prompts that differ from these for trained ones: what accelerate loads does not say so itself."""
         own = self.state_dict()
