@@ -3,6 +3,9 @@
 import inspect
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 
 import vpp_plugins
 from docs import diagrams, include
+from vpp_plugins.boxes import BOX_CODECS, ImageMeta
 from vpp_plugins.plugins import hookspecs
 from vpp_plugins.testing.check import PROMISES
 
@@ -108,6 +112,14 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_the_page_of_boxes_has_every_family_as_it_writes() -> None:
+    meta, page = ImageMeta(size_hw=(480, 640), processed_size_hw=(476, 644)), (ROOT / "docs/boxes.md").read_text()
+    for name, codec in BOX_CODECS.items():
+        text = "points, not boxes" if codec.text is None else f"`{codec.encode([(64, 96, 320, 400)], meta, ['cup'])}`"
+        escaped = text.replace("|", "\\|")
+        assert f"| `{name}` | {codec.frame} | {codec.unit} | {escaped} |\n" in page
+
+
 def test_every_image_is_small_and_shown() -> None:
     images = {path.resolve() for path in (ROOT / "docs/images").rglob("*.*")}
     shown = re.compile(r"!\[[^\]]+\]\(([^)#]+)(?:#only-(?:light|dark))?\)")
@@ -134,3 +146,44 @@ def test_troubleshooting_headings_are_messages_of_the_library() -> None:
     for heading in re.findall(r"^## (.+)$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE):
         for part in re.split(r"\.\.\.", heading):
             assert part.strip(" :;.") in source, f"no message holds '{part.strip()}' of the heading '{heading}'"
+
+
+SEARCH = """<script>
+const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+addEventListener("load", async () => {
+  await wait(1500);
+  document.querySelector(".md-search__button").click();
+  await wait(500);
+  const search = [...document.querySelectorAll("*")].find((one) => one.shadowRoot).shadowRoot;
+  const field = search.querySelector("input");
+  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set.call(field, "letterbox");
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+  await wait(1500);
+  document.title = search.textContent;
+});
+</script>"""
+
+
+@pytest.mark.slow
+def test_the_site_is_searched_from_the_disk(tmp_path: Path) -> None:
+    """The theme's search runs in a Worker, which browsers do not start for file:// pages: docs/javascripts has one."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("there is no Chromium to open the pages with")
+    pytest.importorskip("zensical")
+    config = (ROOT / "mkdocs.yml").read_text()
+    left_out = re.compile(r"^nav:\n.*?(?=^extra_css:)|^  - mkdocstrings:\n.*?(?=^markdown)", re.MULTILINE | re.DOTALL)
+    (tmp_path / "mkdocs.yml").write_text(left_out.sub("\n", config))
+    for folder in ("javascripts", "stylesheets"):
+        shutil.copytree(ROOT / "docs" / folder, tmp_path / "docs" / folder)
+    (tmp_path / "docs/index.md").write_text("# Here\n\nNothing.\n")
+    (tmp_path / "docs/there.md").write_text("# There\n\nImages are put into a letterbox.\n")
+    subprocess.run([sys.executable, "-m", "zensical", "build"], cwd=tmp_path, check=True)
+    index = tmp_path / "site/index.html"
+    assert not re.findall(r'(?:src|href)="https?://(?!zensical)', index.read_text())
+    index.write_text(index.read_text().replace("</body>", f"{SEARCH}</body>"))
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000", "--dump-dom", index.as_uri()]
+    shown = subprocess.run([chromium, *words], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    (title,) = re.findall(r"<title>(.*?)</title>", shown, re.DOTALL)
+    assert "1 result" in title
+    assert "There" in title
