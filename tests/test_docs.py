@@ -1,5 +1,6 @@
 """The pages: what they include, link to and quote exists."""
 
+import html
 import inspect
 import json
 import re
@@ -115,9 +116,12 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 def test_the_page_of_boxes_has_every_family_as_it_writes() -> None:
     meta, page = ImageMeta(size_hw=(480, 640), processed_size_hw=(476, 644)), (ROOT / "docs/boxes.md").read_text()
     for name, codec in BOX_CODECS.items():
-        text = "points, not boxes" if codec.text is None else f"`{codec.encode([(64, 96, 320, 400)], meta, ['cup'])}`"
-        escaped = text.replace("|", "\\|")
-        assert f"| `{name}` | {codec.frame} | {codec.unit} | {escaped} |\n" in page
+        text = "points, not boxes"
+        if codec.text is not None:
+            text = f"`{codec.encode([(64, 96, 320, 400)], meta, ['cup'])}`"
+        if "|" in text:  # what divides a table's cells has no other spelling that sites and code hosts both know
+            text = f"<code>{html.escape(text[1:-1], quote=False).replace('|', '&#124;')}</code>"
+        assert f"| `{name}` | {codec.frame} | {codec.unit} | {text} |\n" in page
 
 
 def test_every_image_is_small_and_shown() -> None:
