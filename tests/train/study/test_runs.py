@@ -73,14 +73,18 @@ def test_parts_of_other_settings_are_refused(study: Load) -> None:
         plan(study())
 
 
-def test_other_data_are_refused(study: Load) -> None:
+def test_other_data_are_refused_within_a_seed(study: Load) -> None:
+    """Each seed may have data of its own, as scenes that are drawn."""
     one = study()
     pretend(one)
     check_equal_data(one)
-    path = Path("out/strong-1/run/run.json")
-    path.write_text(path.read_text().replace('"d"', '"e"'))
+    paths = [Path(f"out/{arm}-1/run/run.json") for arm in one.arms]
+    for path in paths:
+        path.write_text(path.read_text().replace('"d"', '"e"'))
+    check_equal_data(one)
+    paths[-1].write_text(paths[-1].read_text().replace('"e"', '"d"'))
 
-    with pytest.raises(VPPError, match="the runs faint-0, strong-1 were trained on different data"):
+    with pytest.raises(VPPError, match="the runs faint-1, strong-1 were trained on different data"):
         check_equal_data(one)
 
 

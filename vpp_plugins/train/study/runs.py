@@ -129,17 +129,19 @@ def runs(study: Study) -> list[StudyRun]:
 
 
 def check_equal_data(study: Study) -> None:
-    """Raise VPPError where runs were trained on different data."""
-    found: dict[str, str] = {}
+    """Raise VPPError where runs of one seed were trained on different data; scenes are drawn anew for each seed."""
+    found: dict[tuple[int, str], str] = {}
     for run in runs(study):
         path = run.folder / "run" / "run.json"
         if path.is_file():
-            found.setdefault(str(json.loads(path.read_bytes()).get("data_sha256")), run.name)
-    if len(found) > 1:
-        raise VPPError(
-            f"the runs {few(list(found.values()))} were trained on different data, so they cannot be compared: delete "
-            "the folders of those that had the wrong ones, and run the study again."
-        )
+            found.setdefault((run.seed, str(json.loads(path.read_bytes()).get("data_sha256"))), run.name)
+    for seed in study.seeds:
+        names = [name for (its, _), name in found.items() if its == seed]
+        if len(names) > 1:
+            raise VPPError(
+                f"the runs {few(names)} were trained on different data, so they cannot be compared: delete the folders "
+                "of those that had the wrong ones, and run the study again."
+            )
 
 
 def plan(study: Study) -> str:
