@@ -70,6 +70,8 @@ def run(words: list[str], folder: Path) -> str:
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(f"It ended with exit code {done.returncode}.")
+    if "```" in done.stdout:
+        sys.exit("What it prints would end its block on the page: print less of it.")
     lines = re.split(r"[\r\n]", done.stdout.replace(str(folder), "."))
     return "".join(f"{line.rstrip()}\n" for line in lines if not _PROGRESS.search(line))
 

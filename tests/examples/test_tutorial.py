@@ -67,6 +67,12 @@ class TestRunning:
         )
         assert ran == expected
 
+    def test_a_command_that_would_end_its_block_ends_it(self, tmp_path: Path) -> None:
+        (tmp_path / "made").write_text("```\n")
+
+        with pytest.raises(SystemExit, match="would end its block"):
+            tutorial.run_page(self.PAGE, tmp_path)
+
     def test_a_command_that_fails_ends_it(self, tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match="exit code 1"):
             tutorial.run_page(self.PAGE, tmp_path)
