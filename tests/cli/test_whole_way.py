@@ -139,8 +139,12 @@ def test_from_my_data_to_a_shared_adapter(vpp: Run, model: str, kind: str, tmp_p
     write_recipe(model, kind)
     read = ("--images", "images")
 
+    assert "⟦" in ran(vpp, "data", "preview", "recipe.toml")
     told = ran(vpp, "train", "recipe.toml", "--dry-run")
     assert "from 30 samples, 0 of those tried left out; an evaluation ran." in told
+    assert f"Weights: {'pocket' if model == 'pocket' else Path('host').absolute()}." in told
+    assert "numbers that learn, and the activations of 2 samples." in told
+    assert "Time: less than a minute " in told
     assert not Path("out/vpp/final").exists()
     for arm, change in (("vpp", []), ("none", ["--set", "vpp=none"])):
         told = ran(vpp, "train", "recipe.toml", "--set", f"output_dir=out/{arm}", *change)
@@ -151,6 +155,8 @@ def test_from_my_data_to_a_shared_adapter(vpp: Run, model: str, kind: str, tmp_p
         assert "Acc@0.5" in told
         assert "8 answers: " in told
         assert json.loads(Path(f"ev/{arm}/results.json").read_text())["figures"]["rows"] == 8
+    told = ran(vpp, "eval", "run", "--disable-vpp", "--model", "out/vpp/final", *asked[:-1], "ev/off")
+    assert json.loads(Path("ev/off/results.json").read_text())["prompts"]["disabled"] is True
     told = ran(vpp, "compare", "ev/none", "ev/vpp", "--out", "compare.html", "--card", "out/vpp/final")
     assert "B minus A: " in told
     assert "- A has no prompts: it is a control, or a bare host." in told
@@ -223,6 +229,7 @@ LOOK = "What is wrong: vpp doctor nothing.jsonl --format eval-jsonl"
         (("data", "head", "nothing.jsonl", "--from", "eval-jsonl"), LOOK),
         (("eval", "run", "--data", "nothing.jsonl", "--format", "eval-jsonl"), LOOK),
         ((*TRAIN, "--set", "data=nothing.jsonl", "--set", "data_format=eval-jsonl"), LOOK),
+        ((*TRAIN, "--set", "push_to_hub=true"), "at the end by hf upload OWNER/NAME "),
         ((*TRAIN, "--set", "family=llava"), "take another recipe, or --set family=qwen2_5_vl"),
     ],
 )

@@ -363,5 +363,21 @@ def test_a_model_that_is_none(tmp_path: Path) -> None:
         models.load_grounder(str(tmp_path / "model"))
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("qwen2_5_v", "has none of the type 'qwen2_5_v'. Did you mean 'qwen2_5_vl'? The documentation of"),
+        ("bert", "has none of the type 'bert'."),
+    ],
+)
+def test_a_model_of_another_type_is_named_without_all_that_there_are(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+
+    with pytest.raises(VPPError) as refused:
+        models.load_grounder(str(tmp_path))
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 250 + len(str(tmp_path))
+
+
 def test_rows_of_the_stub_are_found() -> None:
     assert truthful(make_rows(3))("... describes: thing 1.", Image.new("RGB", (1, 1))).startswith("[")

@@ -129,6 +129,14 @@ def test_what_learns_is_counted(values: dict[str, Any], learn: float) -> None:
     assert int(said[1].replace(",", "")) * (1e6 if said[2] else 1) == pytest.approx(learn, rel=0.01)
 
 
+def test_a_model_that_lies_here_says_its_width(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(10)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 128}}')
+    local = {"generator": "nanodet", "projector_size": 256}
+    said = forecast(recipe(model=str(tmp_path), freeze=["llm", "vpp.global"], local_vpp=local), 1)[1]
+    assert f"for {256 * (1113 + 128):,} numbers that learn" in said
+
+
 def test_time_is_in_the_unit_that_fits() -> None:
     """A short run took "0.0 hours"."""
     assert "Time: less than a minute on one H100 for 10 samples" in forecast(recipe(num_train_epochs=1), 10)[-1]

@@ -16,7 +16,7 @@ from vpp_plugins.config import LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import is_hub_id, local_folder, safetensors_shapes
 from vpp_plugins.plugins import build_generator
-from vpp_plugins.train.model import POCKET, prompt_changes
+from vpp_plugins.train.model import POCKET, prompt_changes, settings_of
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 
 BYTES = {"float32": 4.0, "float64": 8.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
@@ -105,7 +105,7 @@ def _learning_prompts(recipe: Recipe) -> float:
     if config.local_vpp is not None:
         own, width = _generator_size(config.local_vpp)
         count += own if "vpp.local" in learns else 0
-        count += (width + WIDTH) * config.local_vpp.projector_size if "vpp.projector" in learns else 0
+        count += (width + _width(recipe.model)) * config.local_vpp.projector_size if "vpp.projector" in learns else 0
     return count
 
 
@@ -116,6 +116,12 @@ def _generator_size(local: LocalVPPConfig) -> tuple[float, int]:
     with torch.random.fork_rng(devices=[]):
         generator: Any = build_generator(local.generator, local.num_queries, local.generator_options)
     return _size(generator), generator.width
+
+
+def _width(model: str) -> int:
+    """Return how wide a language model is, as its folder says where it lies here."""
+    settings = settings_of(Path(model))
+    return int(settings.get("text_config", settings).get("hidden_size", WIDTH))
 
 
 def _size(module: nn.Module, *, learning: bool = False) -> float:

@@ -30,7 +30,7 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
         _check_pocket(recipe)
         seed = int(recipe.trainer.get("seed", 0))
         return untrained_pocket(prompt_changes(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
-    _check_family(_named_family(check_there(recipe.model)), recipe)
+    _check_family(settings_of(check_there(recipe.model)).get("model_type"), recipe)
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation
@@ -93,12 +93,12 @@ def check_family(host: Any, recipe: Recipe) -> None:
     _check_family(unwrap(host).config.model_type, recipe)
 
 
-def _named_family(folder: Path) -> str | None:
-    """Return what a folder says of its model's family; None where it says nothing, as of LoRA, or is damaged."""
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Return what a model's config.json says: nothing where there is none, as of LoRA, or it is damaged."""
     try:
-        return str(json.loads((folder / "config.json").read_bytes())["model_type"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+        return dict(json.loads((folder / "config.json").read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
 
 
 def _check_family(found: str | None, recipe: Recipe) -> None:

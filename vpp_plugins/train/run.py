@@ -186,6 +186,11 @@ def _check_names(recipe: Recipe) -> None:
 def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:
     check_sharding(arguments)
     check_whole(arguments, recipe)
+    if arguments.push_to_hub:
+        raise VPPError(
+            "push_to_hub would upload all of the run's folder, this machine's paths in it and the prompts not: leave "
+            f"it out, and upload what is to be shared at the end by hf upload OWNER/NAME {recipe.output_dir}/{FINAL}."
+        )
     if recipe.eval_data is not None and is_deepspeed_zero3_enabled():
         raise VPPError(
             "eval_data cannot be asked while ZeRO-3 shards the model: leave it out and run `vpp eval` on the final "
