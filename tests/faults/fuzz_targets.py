@@ -234,7 +234,7 @@ def said_by(name: str) -> list[bytes]:
 
 def script(name: str, folder: Path) -> Made:
     """One published script's way to read an answer."""
-    families = {"codec": "qwen3-vl", "lmms-eval": "llava"}
+    families = {"codec": "qwen3-vl", "codec-all": "qwen3-vl", "lmms-eval": "llava"}
     family = families.get(name, name)
 
     def read(data: bytes) -> object:

@@ -60,5 +60,12 @@ def test_ground_and_the_doctor_say_so_and_raise_it(large: Path) -> None:
     assert (ended.code, ended.complained) == (0, "")
 
 
+def test_scenes_that_no_memory_holds(tmp_path: Path) -> None:
+    """The process was killed for the memory it took."""
+    ended = vpp("data", "scenes", "--out", tmp_path / "scenes", "--count", "1", "--shapes", "--size", "100000")
+    assert (ended.code, "size must be at most 4096 pixels, not 100000" in ended.complained) == (1, True)
+    assert not (tmp_path / "scenes").exists()
+
+
 def test_a_limit_beyond_pillow_s_is_refused() -> None:
     assert vpp("--max-image-pixels", "999999999", "plugins").code == 2

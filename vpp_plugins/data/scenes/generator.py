@@ -24,6 +24,7 @@ SCENES_VERSION = 1
 
 SPLITS = ("train", "val", "test", "heldout", "sets")
 
+LARGEST_SIZE = 4096  # of a scene, in pixels
 SMALLEST_SIDE, LARGEST_SIDE = 0.14, 0.50  # longest side of an object, fraction of the scene's side
 SMALLEST_ROOT_AREA = 0.10  # root of width times height, so that syringes and the like are no mere lines
 MOST_UPSCALING = 2.0  # small stamps are never blown up further than this
@@ -95,6 +96,8 @@ class SceneGenerator:
             )
         if size < 96:
             raise VPPError(f"size must be at least 96 pixels, not {size}: smaller objects could not be recognised.")
+        if size > LARGEST_SIZE:
+            raise VPPError(f"size must be at most {LARGEST_SIZE} pixels, not {size}: no model sees so many.")
         if not 0 <= distractors <= 1:
             raise VPPError(f"distractors is a share between 0 and 1, not {distractors}.")
         self.source: SceneSource = PhotoCutouts(source) if isinstance(source, Assets) else source
