@@ -105,6 +105,12 @@ def test_a_random_object_is_one_of_the_images() -> None:
         random_object([], seed=0)
 
 
+def test_rows_that_keep_an_expression_of_their_own_image_are_counted(rows: list[Row]) -> None:
+    """A control of one row was that row itself, and right."""
+    with pytest.warns(UserWarning, match="1 of 1 rows are asked with an expression of their own image"):
+        assert shuffled_rows(rows[:1]) == rows[:1]
+
+
 def test_shuffled_rows_change_their_expressions_alone(rows: list[Row]) -> None:
     mixed = shuffled_rows(rows)
 

@@ -71,6 +71,12 @@ def test_results_are_not_read_as_what_was_asked(finished: Path, of_0_1_0: bool) 
         load_evaluation(finished)
 
 
+def test_a_file_in_a_folder_s_place(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(VPPError, match=r"no 'run\.json' in '.*rows\.jsonl': give the folder"):
+        load_evaluation(tmp_path / "rows.jsonl")
+
+
 CHANGES: dict[str, tuple[Callable[[list[dict[str, Any]]], Any], str]] = {
     "lost": (lambda rows: rows.pop(3), "holds 9 answers, but 10 rows were asked"),
     "repeated": (lambda rows: rows.extend(rows[:2] * 4), "holds 18 answers, but 10 rows were asked"),

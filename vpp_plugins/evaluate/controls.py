@@ -1,6 +1,7 @@
 """Baselines that cannot ground: a grounding model must beat all of them."""
 
 import random
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -34,10 +35,20 @@ def shuffled(expressions: Sequence[Item], groups: Sequence[Hashable], *, seed: i
 
 
 def shuffled_rows(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, each with an expression of another image where that is possible; all else is as it was."""
+    """Return the rows, each with an expression of another image where that is possible; all else is as it was.
+
+    Warns where it is not, which is where more than half of the rows are of one image.
+    """
     images = [image_id(row.file, row.id) for row in rows]
-    expressions = shuffled([row.expression for row in rows], images)
-    return [replace(row, expression=expression) for row, expression in zip(rows, expressions, strict=True)]
+    sources = shuffled(range(len(rows)), images)
+    own = sum(image == images[source] for image, source in zip(images, sources, strict=True))
+    if own:
+        warnings.warn(
+            f"{own} of {len(rows)} rows are asked with an expression of their own image, which is no control: take "
+            "rows of more images, none of them with more than half of the rows.",
+            stacklevel=2,
+        )
+    return [replace(row, expression=rows[source].expression) for row, source in zip(rows, sources, strict=True)]
 
 
 def full_image(size_hw: tuple[int, int]) -> Box:

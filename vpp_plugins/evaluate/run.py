@@ -148,7 +148,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         if "figures" in settings:  # 0.1.0's did not say so
             raise ValueError("it holds results")
         return settings
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise VPPError(f"no '{RUN}' in '{folder}': give the folder of a `vpp eval`.") from None
     except (ValueError, RecursionError) as error:
         raise VPPError(
