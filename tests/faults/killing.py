@@ -6,6 +6,7 @@ begun again in the same place, and so on until it ends by itself; what it wrote 
 
 import gc
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -35,6 +36,7 @@ from vpp_plugins.data import convert
 from vpp_plugins.data.dataset import open_data
 from vpp_plugins.data.scenes import Shapes, write_scenes
 from vpp_plugins.evaluate import measure, protocol
+from vpp_plugins.files import MANIFEST
 from vpp_plugins.plugins import manager
 
 
@@ -133,12 +135,18 @@ def killed(child: int, after: float) -> bool:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file, but for locks and what a run took."""
+    """The SHA-256 of every file, but for locks and what a run took, which a manifest of files names too."""
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): hashlib.sha256(_without_cost(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in (".lock", "cost.json")
     }
+
+
+def _without_cost(path: Path) -> bytes:
+    if path.name == MANIFEST and "files" in (listed := json.loads(path.read_bytes())):
+        return json.dumps({name: one for name, one in listed["files"].items() if name != "cost.json"}).encode()
+    return path.read_bytes()
 
 
 def age_parts(folder: Path) -> None:

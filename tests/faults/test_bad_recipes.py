@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.commands import vpp
 from vpp_plugins import VPPError
 from vpp_plugins.train import Recipe, train
 from vpp_plugins.train.recipe import key_names, key_types
@@ -68,6 +69,14 @@ def test_a_bad_file_is_one_sentence(text: bytes, tmp_path: Path) -> None:
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(VPPError, match="cannot be read"):
         Recipe.load(tmp_path)
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-1"])
+@pytest.mark.parametrize("option", ["--lr", "--backbone-lr"])
+def test_a_detector_s_learning_rate_is_refused_too(option: str, rate: str, tmp_path: Path) -> None:
+    """It trained for all of its steps, to weights that are no numbers."""
+    ended = vpp("train-detector", tmp_path / "none.json", "--out", tmp_path / "out", f"{option}={rate}")
+    assert (ended.code, f"should be a number, 0 or more, but is {float(rate)}" in ended.complained) == (1, True)
 
 
 SOON = {

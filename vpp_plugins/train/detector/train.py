@@ -4,6 +4,7 @@ The result is a folder that `LocalVPPConfig(weights=...)` loads, with the same `
 """
 
 import json
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -132,6 +133,9 @@ def train_detector(
     if last is not None:
         check_files(last)
     arguments = _arguments(out, trainer)
+    for name, rate in (("learning_rate", arguments.learning_rate), ("backbone_lr", backbone_lr)):
+        if not 0 <= rate < math.inf:  # with NaN it would train on, to weights of NaN
+            raise VPPError(f"{name} should be a number, 0 or more, but is {rate}.")
     set_seed(arguments.seed)
     train_set, eval_set = _load(
         Path(data), eval_data, data_format, images=images, split=split, one_class=one_class, side=image_size
