@@ -74,6 +74,19 @@ def test_a_scene_takes_the_place_of_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "kept"
 
 
+@pytest.mark.parametrize("words", [("demo", "--out"), ("ground", "--expr", "cup", "--image", "a.png", "--drawn")])
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_in_a_folder_s_place_is_a_sentence(
+    words: tuple[str, ...], below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was "File exists"."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (96, 96)).save("a.png")
+    ended = vpp(*words, Path("a.png", below))
+    assert (ended.code, "a.png" in ended.complained) == (1, True)
+    assert "is no folder, where one is needed: name another place" in ended.complained
+
+
 def test_a_conversion_takes_the_place_of_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "out.jsonl").symlink_to(tmp_path / "precious")

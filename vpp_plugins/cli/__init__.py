@@ -78,6 +78,8 @@ def main() -> None:
             app(prog_name="vpp")
     except VPPError as error:
         _fail(str(error))
+    except (FileExistsError, NotADirectoryError) as error:
+        _fail(f"'{error.filename}' is no folder, where one is needed: name another place.")
     except OSError as error:  # a full disk, a folder without permission
         _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
 
