@@ -195,9 +195,11 @@ class VPPConfig:
         """Read JSON; raises VPPError where the file is missing, no JSON, or has an unknown key."""
         try:
             values = json.loads(Path(path).read_text(), object_pairs_hook=unique_keys)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             name, folder = Path(path).name, Path(path).parent
             raise VPPError(f"no '{name}' in '{folder}': give a folder that save_vpp wrote.") from None
+        except OSError as error:  # a folder, or no permission
+            raise VPPError(f"'{path}' cannot be read ({error.strerror}): save it again with save_vpp.") from None
         except (ValueError, RecursionError) as error:
             raise VPPError(f"'{path}' is not valid JSON ({error}): save it again with save_vpp.") from None
         if not isinstance(values, dict):

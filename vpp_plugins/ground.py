@@ -123,6 +123,8 @@ class Grounder:
         for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise VPPError(f"{name} must be at least 1, but is {value}.")
+        if not isinstance(model, nn.Module):
+            raise VPPError(f"a Grounder takes a model and its processor, but the model is a {type(model).__name__}.")
         self.model, self.processor = model, processor
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self._backbone = host_state(model).backbone if is_attached(model) else plugins.describe(unwrap(model))

@@ -1,4 +1,4 @@
-"""A refusal gives its own reason: drafts of assisted decoding."""
+"""A refusal gives its own reason: drafts of assisted decoding, and arguments in each other's place."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.families import FAMILIES, attached_family, family_inputs
 from tests.tiny import FULL, attached, inputs_for, tiny_llava
-from vpp_plugins import VPPError, attach_vpp, detach_vpp, vpp_disabled
+from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, detach_vpp, vpp_disabled
 
 pytestmark = pytest.mark.usefixtures("toy")
 GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False}
@@ -65,3 +65,13 @@ def test_a_draft_without_a_row_for_the_placeholder(was_attached: bool) -> None:
         draft.resize_token_embeddings(14)
         alone = model.generate(**inputs, **GREEDY)
         assert torch.equal(model.generate(**inputs, **GREEDY, assistant_model=draft), alone)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_model_and_a_processor_in_each_other_s_place() -> None:
+    """VPP was said not to be attached to a processor, and no adapter to claim it."""
+    model, processor = attached()
+    with pytest.raises(VPPError, match="but the model is a VPPProcessor"):
+        Grounder(processor, model)  # type: ignore[arg-type]
+    with pytest.raises(VPPError, match="a model is expected here, but a LlavaProcessor came"):
+        VPPProcessor(model, processor.processor)

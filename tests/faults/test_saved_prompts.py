@@ -124,6 +124,15 @@ def test_a_setting_that_was_changed_on_the_prompt_itself(name: str, value: Any, 
         answer_settings(Grounder(model, processor), {})
 
 
+def test_what_cannot_be_read_or_written_is_a_sentence(tmp_path: Path) -> None:
+    """A folder of that name was an error of Python, and an empty name this folder."""
+    (tmp_path / "vpp_config.json").mkdir()
+    with pytest.raises(VPPError, match=r"vpp_config\.json' cannot be read .Is a directory"):
+        attach_vpp(tiny_llava(), tmp_path)
+    with pytest.raises(VPPError, match="the folder to save to has no name"):
+        save_vpp(attached()[0], "")
+
+
 HUGE = {
     "num_queries": ("local_vpp", "num_queries", 10**9),
     "projector_size": ("local_vpp", "projector_size", 10**6),

@@ -305,6 +305,8 @@ def _with_frozen_weights(config: VPPConfig, local_vpp: LocalVPP | None) -> VPPCo
 
 def _attached_host(model: nn.Module) -> Any:
     host = unwrap(model)
+    if not isinstance(host, nn.Module):
+        raise VPPError(f"a model is expected here, but a {type(host).__name__} came: see which argument comes first.")
     if not isinstance(host, AttachedHost):
         refuse_dropped_prompts(host)
         raise VPPError(f"VPP is not attached to this {type(host).__name__}: call attach_vpp(model) first.")

@@ -40,6 +40,8 @@ def write_vpp(vpp: VPP, folder: str | os.PathLike[str], tensors: Mapping[str, Te
     from safetensors.torch import save_file
 
     target = Path(folder)
+    if not os.fspath(folder):
+        raise VPPError("the folder to save to has no name: give one, or '.' for this one.")
     if target.is_file():
         raise VPPError(f"'{folder}' is a file: give a folder to save to.")
     target.mkdir(parents=True, exist_ok=True)
