@@ -150,6 +150,13 @@ def test_an_address_that_is_none_is_a_sentence(address: str) -> None:
         load_image(address)
 
 
+def test_a_name_that_cannot_be_opened_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    for name, said in (("loop.png", "symbolic links"), ("x" * 300 + ".png", "too long")):
+        with pytest.raises(VPPError, match=rf"cannot be opened \(.*{said}"):
+            load_image(tmp_path / name)
+
+
 def test_large_images_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
     Image.new("L", (12_000, 12_000)).save(tmp_path / "a.png")
     begun = time.monotonic()

@@ -176,6 +176,23 @@ class TestTrueBoxes:
         with pytest.raises(VPPError, match=r"the column 'boxes' holds|no answer can be right"):
             rewards("llava").iou(["a"], boxes=column, size_hw=[SIZE])
 
+    @pytest.mark.parametrize("answer", ["[]", "hm", "[0.1, 0.2, 0.3, 0.4]"])
+    @pytest.mark.parametrize("boxes", [[], [(1, 2, 30, 40), (5, 6, 70, 80)]])
+    def test_iou_of_another_count_than_one_is_refused_whatever_was_answered(
+        self, boxes: list[Box], answer: str
+    ) -> None:
+        """Where nothing is there, "nothing" earned 0, and a box was an error."""
+        for reward in (rewards("llava").iou, rewards("llava").giou):
+            with pytest.raises(VPPError, match=f"IoU is of one box, but a sample has {len(boxes)} true boxes"):
+                reward([answer], boxes=[boxes], size_hw=[SIZE])
+
+    def test_columns_of_another_length_and_completions_of_bytes_are_sentences(self) -> None:
+        truth = {"boxes": [[(1, 2, 30, 40)]], "size_hw": [SIZE]}
+        with pytest.raises(VPPError, match="each of 2 completions needs its row of every column, but boxes has 1"):
+            rewards("llava").iou(["a", "b"], **truth)
+        with pytest.raises(VPPError, match="a completion should be a text or the messages of a chat, but is b'a'"):
+            rewards("llava").iou([b"a"], **truth)
+
     def test_format_is_not_earned_with_boxes_outside(self) -> None:
         reward = rewards("ferret")
         truth = {"boxes": [[(64, 48, 128, 144)]], "size_hw": [SIZE]}

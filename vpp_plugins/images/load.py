@@ -75,6 +75,8 @@ def _what_is_wrong(error: Exception) -> str:
     for kinds, sentence in _WRONG.items():
         if isinstance(error, kinds):
             return sentence
+    if isinstance(error, OSError) and error.strerror:  # the system's word; Pillow's decoders give none
+        return f"cannot be opened ({error.strerror}): give the path of an image."
     return f"is damaged or truncated ({error}): save or download it again."  # Pillow's decoders raise anything
 
 

@@ -92,6 +92,11 @@ class BoxReward:
         models do, have completions that begin in one.
         """
         resized = [None] * len(completions) if processed_size_hw is None else processed_size_hw
+        if len({len(completions), len(boxes), len(size_hw), len(resized)}) > 1:
+            raise VPPError(
+                f"each of {len(completions)} completions needs its row of every column, but boxes has {len(boxes)}, "
+                f"size_hw {len(size_hw)} and processed_size_hw {len(resized)}."
+            )
         unparsable = 0
         given = []
         texts = self._texts(completions, completion_ids, prompts)
@@ -190,11 +195,13 @@ def rewards(box_format: str, *, tokenizer: Any = None, threshold: float = 0.5) -
 
 
 def _iou(decoded: Decoded, truth: Sequence[BoxLike]) -> float:
-    return box_iou(decoded.boxes_xyxy_px[0], _only(truth)) if decoded.boxes_xyxy_px else 0.0
+    box = _only(truth)
+    return box_iou(decoded.boxes_xyxy_px[0], box) if decoded.boxes_xyxy_px else 0.0
 
 
 def _giou(decoded: Decoded, truth: Sequence[BoxLike]) -> float:
-    return (1 + generalized_box_iou(decoded.boxes_xyxy_px[0], _only(truth))) / 2 if decoded.boxes_xyxy_px else 0.0
+    box = _only(truth)
+    return (1 + generalized_box_iou(decoded.boxes_xyxy_px[0], box)) / 2 if decoded.boxes_xyxy_px else 0.0
 
 
 def _f1(decoded: Decoded, truth: Sequence[BoxLike], threshold: float) -> float:
@@ -260,7 +267,8 @@ def _text(completion: Any) -> str:
     """Return the text of a completion, which TRL gives as it is, or as the messages of a chat."""
     if isinstance(completion, str):
         return completion
-    last = completion[-1] if isinstance(completion, Sequence) and completion else {"content": completion}
+    chat = isinstance(completion, Sequence) and completion and isinstance(completion[-1], Mapping)
+    last = completion[-1] if chat else {"content": completion}
     if last.get("role", "assistant") != "assistant" or last["content"] is None:  # a tool's words, or a call of one
         return ""
     content = last["content"]
