@@ -74,14 +74,13 @@ class DecodingStep:
         self.model = model
         with torch.no_grad():
             past = model(input_ids=torch.full((batch, self.PAST), 7), use_cache=True)
-        # transformers calls it `cache` since 5.24.
-        self.past = {name: past[name] for name in ("cache", "past_key_values") if name in past}
+        name = "cache" if "cache" in past else "past_key_values"  # the new name since transformers 5.24
+        self.cache, self.named = past[name], {name: past[name]}
         self.ids = torch.full((batch, 1), 7)
 
     def __call__(self) -> None:
-        self.model(input_ids=self.ids, use_cache=True, **self.past)
-        for cache in self.past.values():
-            cache.crop(-1)
+        self.model(input_ids=self.ids, use_cache=True, **self.named)
+        self.cache.crop(-1)
 
 
 def _less(longer: list[float], shorter: list[float]) -> list[float]:

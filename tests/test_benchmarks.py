@@ -221,7 +221,7 @@ def test_preprocessing_makes_the_reference_s_pixels() -> None:
 def test_preprocessing_is_timed_for_images_of_every_shape() -> None:
     rows = preprocessing.measure(rounds=1)
 
-    assert [row.bar for row in rows] == [2.0, 2.0, 2.0, None]
+    assert len({row.name for row in rows}) == len(rows) == 6
     assert all(row.value is not None and row.value > 0.1 for row in rows)
 
 

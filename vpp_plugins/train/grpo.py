@@ -2,8 +2,8 @@
 
 TRL knows the inputs of vision models by name, and cuts them into batches by hand. It makes `vpp_pixel_values` with the
 processor and generates with them, but its log-probabilities take no input that it does not know. `VPPGRPOTrainer` hands
-them the images. Written against TRL 1.16, whose private method it overrides; tests/train/test_grpo.py says so when
-another release differs.
+them the images. It overrides a private method, which is the same in TRL 1.8 to 1.16; tests/train/test_grpo.py says so
+when another release differs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -75,7 +75,7 @@ def process_as_trained(processor: Any) -> None:
 
     transformers' default, by torchvision, differs by one level in some pixels.
     """
-    from vpp_adapters.vpp_llava.images import LlavaImageProcessorPil
+    from transformers import LlavaImageProcessorPil
 
     current = processor.image_processor.to_dict()
     settings = {name: current[name] for name in ("size", "crop_size", "image_mean", "image_std")}
