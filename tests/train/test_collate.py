@@ -84,3 +84,6 @@ def test_the_token_string_counts_runs_and_marks_answers(tmp_path: Path) -> None:
     learned = [text for text, answer in pieces if answer]
     assert len(learned) == 1
     assert learned[0].startswith(collate.data[0].sample.turns[0].answer)
+    run = torch.tensor([5, 5, 5, 5, 6])
+    pieces = token_string(run, torch.tensor([5, 5, 5, 5, -100]), collate.processor.tokenizer)
+    assert [answer for _, answer in pieces] == [True, False]  # a learned run was shown as if it were not

@@ -126,5 +126,5 @@ def token_string(
         if start is None:
             pieces.append((tokenizer.decode(part, skip_special_tokens=False), is_learned))
         else:
-            pieces.append((f"{tokenizer.convert_ids_to_tokens(tokens[start])} x {len(part)}", False))
+            pieces.append((f"{tokenizer.convert_ids_to_tokens(tokens[start])} x {len(part)}", is_learned))
     return pieces

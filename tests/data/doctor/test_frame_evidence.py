@@ -75,6 +75,21 @@ def test_a_few_broken_boxes_do_not_turn_the_verdict() -> None:
     assert (verdict.best, verdict.contradicts) == (LLAVA, False)
 
 
+def test_pixels_of_small_images_are_not_certainly_those_of_resized_ones() -> None:
+    """64 x 96 becomes 56 x 84, which holds boxes that leave the edges free more tightly: --fix moved all of them."""
+    rng = np.random.default_rng(0)
+    sizes = np.tile([(64.0, 96.0), (96.0, 64.0)], (20, 1))
+    corners = rng.uniform(0.1, 0.4, (40, 2)) * sizes
+    numbers = np.round(np.concatenate([corners, corners + rng.uniform(0.1, 0.35, (40, 2)) * sizes], axis=1))
+
+    verdict = judge(numbers, sizes, LLAVA)
+
+    assert verdict.contradicts
+    assert not verdict.decided
+    assert PIXELS in (verdict.best, *verdict.rivals)
+    assert judge(numbers, sizes, PIXELS).best == PIXELS
+
+
 def test_square_images_do_not_tell_padded_from_whole() -> None:
     pixels, _ = boxes(100, 0)
     sizes = np.full((100, 2), 1024.0)

@@ -244,7 +244,8 @@ def judge(numbers: Columns, sizes_wh: Sizes, declared: Candidate) -> FrameVerdic
     held = [other for other in others if other.fits >= _HELD * own.fits]
     best = next((other for other in held if other.score - own.score >= ENOUGH and _has_evidence(other, own)), own)
     rest = sorted((found for found in (own, *others) if found is not best), key=lambda found: -found.score)
-    near = [found.candidate for found in rest if found in (own, *held) and best.score - found.score < ENOUGH]
+    alike = [found for found in rest if best.score - found.score < ENOUGH or (best is not own and _whole(found, best))]
+    near = [found.candidate for found in alike if found in (own, *held)]
     rivals = tuple(near for near in near if not _same_place(best.candidate, near, numbers, sizes_wh))
     return FrameVerdict(declared, (best, *rest), rivals)
 
@@ -288,6 +289,12 @@ def agreement(
 def _has_evidence(other: Fit, own: Fit) -> bool:
     """Whether more speaks for a candidate than its size: it holds more boxes than what the file says, or is filled."""
     return other.fits > own.fits + 1 - _HELD or other.reach >= _REACHED
+
+
+def _whole(other: Fit, best: Fit) -> bool:
+    """Whether a candidate is the best without its resizing, and loses to it by the size of its frame alone."""
+    unfilled = best.reach < _REACHED and other.fits >= best.fits
+    return unfilled and best.candidate.resize is not None and other.candidate == replace(best.candidate, resize=None)
 
 
 def _step(numbers: Columns) -> float:
