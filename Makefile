@@ -60,9 +60,10 @@ bench: .venv/.ready ## measure again what the docs claim
 docs: .venv/.ready ## build the pages into site/; they open, and are searched, from the disk
 	@$(BIN)/zensical build --clean --strict
 
-fix: .venv/.ready ## format, and fix what the linter can
+fix: .venv/.ready ## format, fix what the linter can, and bring the code on the pages up to date
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+	@$(BIN)/python docs/include.py
 
 setup: .venv/.ready ## only install
 

@@ -49,7 +49,7 @@ def show(data: TrainingData, collator: Collator, groups: Groups, *, off: Sequenc
     console.print(table)
     for issue, count, examples in data.tally.rows():
         console.print(f"{count} x {issue}: {examples}", highlight=False)
-    console.print("The first sample, what is learned in green:")
+    console.print("The first sample, what is learned between ⟦ and ⟧:")
     console.print(preview(collator, 0))
 
 
