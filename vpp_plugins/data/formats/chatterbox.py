@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import paired, without_marks
-from vpp_plugins.data.formats.reading import Reading, positive_size
+from vpp_plugins.data.formats.conversations import paired
+from vpp_plugins.data.formats.reading import Reading, positive_size, without_marks
 from vpp_plugins.data.json_stream import stream_array
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Describe, Issue, Locate, Numbers, RefusedError, Talk, Turn, numbers_of

@@ -12,7 +12,15 @@ from typing import Any
 
 from vpp_plugins.boxes import BOX_CODECS, BoxCodec, shown_box
 from vpp_plugins.data.dialogue import IMAGE, Phrases
-from vpp_plugins.data.formats.reading import Reading, Writing, image_of, names_of, positive_size
+from vpp_plugins.data.formats.reading import (
+    Reading,
+    Writing,
+    check_named,
+    image_of,
+    names_of,
+    positive_size,
+    without_marks,
+)
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import BoxUnit, Record
 from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, Talk, Tally, Turn
@@ -22,11 +30,6 @@ _ASKS = frozenset({"human", "user"})
 _ANSWERS = frozenset({"gpt", "assistant"})
 _REGION = re.compile(r"\[(\d+\.\d+(?:\s*,\s*\d+\.\d+)*)\]")
 """How the reference chose the grounding subset: a bracketed list of decimals, of any length."""
-_MARK = re.compile(
-    r"<(image|video|image_?placeholder|image_?\d+|ImageHere)>|<\|(image|video|vision)[^<>|]*\|>|<img>[^<>]+</img>",
-    re.IGNORECASE,
-)
-"""What stands for an image, or names it, in the text of one family or another."""
 
 
 def read_conversations(path: Path, reading: Reading) -> Iterator[Record]:
@@ -101,19 +104,6 @@ def texts_of(messages: Any) -> Iterator[str]:
         for part in parts if isinstance(parts, list) else ():
             if isinstance(part, dict) and str(part.get("type")).startswith(("image", "video")):
                 yield IMAGE
-
-
-def check_named(image: str, texts: Iterable[str]) -> None:
-    """Raise RefusedError where a dialogue holds an image's mark, of any family, and names none: it is not there."""
-    if not image:
-        for said in texts:
-            if found := _MARK.search(said):
-                raise RefusedError(Issue.IMAGE_UNNAMED, found[0])
-
-
-def without_marks(text: str) -> str:
-    """Return a question without `<image>` and the blanks around it."""
-    return text.replace(IMAGE, "").strip() if IMAGE in text else text
 
 
 def write_conversations(samples: Iterable[Sample], writing: Writing) -> None:

@@ -7,8 +7,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vpp_plugins.data.formats.conversations import check_named, without_marks
-from vpp_plugins.data.formats.reading import Reading, Writing, image_of, positive_size, text_of
+from vpp_plugins.data.formats.reading import (
+    Reading,
+    Writing,
+    check_named,
+    image_of,
+    positive_size,
+    text_of,
+    without_marks,
+)
 from vpp_plugins.data.json_stream import stream_lines
 from vpp_plugins.data.record import Record
 from vpp_plugins.data.sample import Issue, Locate, RefusedError, Sample, Talk, Turn, turn_of

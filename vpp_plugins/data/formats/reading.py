@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+from vpp_plugins.data.dialogue import IMAGE
 from vpp_plugins.data.json_stream import LARGEST_ELEMENT
 from vpp_plugins.data.record import ImageError, PixelBudget, Record, image_path, upright_size
 from vpp_plugins.data.sample import Issue, RefusedError, Sample, Tally, Turn
@@ -17,6 +18,11 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 
 _NO_NAMES = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EINVAL, errno.ELOOP}
+_MARK = re.compile(
+    r"<(image|video|image_?placeholder|image_?\d+|ImageHere)>|<\|(image|video|vision)[^<>|]*\|>|<img>[^<>]+</img>",
+    re.IGNORECASE,
+)
+"""What stands for an image, or names it, in the text of one family or another."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +247,19 @@ def text_of(value: Any) -> str:
         return value
     whole = isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 1000
     return str(value) if whole else ""
+
+
+def check_named(image: str, texts: Iterable[str]) -> None:
+    """Raise RefusedError where a dialogue holds an image's mark, of any family, and names none: it is not there."""
+    if not image:
+        for said in texts:
+            if found := _MARK.search(said):
+                raise RefusedError(Issue.IMAGE_UNNAMED, found[0])
+
+
+def without_marks(text: str) -> str:
+    """Return a question without `<image>` and the blanks around it."""
+    return text.replace(IMAGE, "").strip() if IMAGE in text else text
 
 
 def names_of(message: Any) -> tuple[str, str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from vpp_plugins.boxes import NOTHING
 from vpp_plugins.data.dialogue import describes, located_in
-from vpp_plugins.data.formats.conversations import check_named, paired, texts_of
-from vpp_plugins.data.formats.reading import Reading, Writing, image_of, text_of
+from vpp_plugins.data.formats.conversations import paired, texts_of
+from vpp_plugins.data.formats.reading import Reading, Writing, check_named, image_of, text_of
 from vpp_plugins.data.json_stream import stream_records
 from vpp_plugins.data.record import PIXELS, RELATIVE, Record
 from vpp_plugins.data.sample import (
