@@ -281,6 +281,12 @@ class TestUndecided:
         assert "The numbers do not decide; state how they are written: --boxes" in str(found.findings[0])
         assert "--boxes 0-1,padded for xyxy in 0-1 of the padded square" in str(found.findings[0])
 
+    def test_what_mends_the_rest_states_it_too(self, tmp_path: Path, images: Path) -> None:
+        """The command was refused, as nothing is written while it is not decided how boxes are."""
+        found = dialogues(tmp_path, [*healthy_dialogues()[:2], healthy_dialogues()[0]], images)
+        assert named(found) == [Fault.DUPLICATE, Fault.UNDECIDED]
+        assert " --boxes 0-1,padded --fix set-fixed.json" in found.findings[0].fix
+
     @pytest.mark.parametrize("stated", ["0-1,padded", "0-1"])
     def test_what_is_stated_is_not_asked_for(self, tmp_path: Path, images: Path, stated: str) -> None:
         assert dialogues(tmp_path, healthy_dialogues()[:2], images, boxes=stated).healthy

@@ -57,13 +57,14 @@ class Cure:
         """Return the command that mends a finding, or shows what a person must decide."""
         if finding.fault is Fault.NO_SAMPLES:
             return "vpp data formats"
+        stated = f"{self.command} {self.undecided}".rstrip()
         if finding.fault is Fault.UNDECIDED or (self.undecided and finding.fault in _FRAMES):
-            return f"{self.command} {self.undecided}"
+            return stated
         if finding.fault is Fault.UNREADABLE and finding.count == finding.total:
             return "give --images the folder that their names start from"
         if finding.fault in SAFE or finding.fault in _FRAMES:
             suffix = self.path.suffix if self.target_format == self.format else ".jsonl"
-            anew = f"{self.command} --fix {shlex.quote(f'{self.path.stem}-fixed{suffix}')}"
+            anew = f"{stated} --fix {shlex.quote(f'{self.path.stem}-fixed{suffix}')}"
             best = self._read_as(finding)
             return anew if best is None else f"state {best.options} wherever it is read, or write it anew: {anew}"
         return f"{self.command} --out doctor.html"

@@ -243,11 +243,11 @@ def judge(numbers: Columns, sizes_wh: Sizes, declared: Candidate) -> FrameVerdic
     others = sorted((fit(numbers, sizes_wh, other) for other in candidates), key=lambda found: -found.score)
     held = [other for other in others if other.fits >= _HELD * own.fits]
     best = next((other for other in held if other.score - own.score >= ENOUGH and _has_evidence(other, own)), own)
-    rest = sorted((found for found in (own, *others) if found is not best), key=lambda found: -found.score)
-    alike = [found for found in rest if best.score - found.score < ENOUGH or (best is not own and _whole(found, best))]
-    near = [found.candidate for found in alike if found in (own, *held)]
-    rivals = tuple(near for near in near if not _same_place(best.candidate, near, numbers, sizes_wh))
-    return FrameVerdict(declared, (best, *rest), rivals)
+    usual = next((found for found in others if best is not own and _whole(found, best)), best)
+    rest = sorted((found for found in (own, *others) if found is not usual), key=lambda found: -found.score)
+    near = [found.candidate for found in rest if found in (own, *held) and best.score - found.score < ENOUGH]
+    rivals = tuple(near for near in near if not _same_place(usual.candidate, near, numbers, sizes_wh))
+    return FrameVerdict(declared, (usual, *rest), rivals)
 
 
 def fit(numbers: Columns, sizes_wh: Sizes, candidate: Candidate) -> Fit:
