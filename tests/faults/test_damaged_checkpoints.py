@@ -59,6 +59,7 @@ def test_damage_to_any_file_is_refused(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_much_damage_to_any_file_is_refused(finished: Path, tmp_path: Path) -> None:
     check_every_file(finished, tmp_path, range(1, 30))
 

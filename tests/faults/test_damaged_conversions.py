@@ -36,5 +36,6 @@ def test_damage_to_any_file_gives_the_same_samples(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_much_damage_to_any_file_gives_the_same_samples(tmp_path: Path) -> None:
     check_every_file(tmp_path, range(2, 100))

@@ -131,7 +131,8 @@ def measure(
     of rows the protocol knows; `tally` says what `load_rows` left out; `control` names what was done to the rows, such
     as "shuffled"; `disable_vpp` asks the same weights with their prompts off; captions get METEOR `with_meteor`;
     `timed` has the page, and what is returned, say where the time went. Killed at any point, the same call continues,
-    and its results are the same. Raises VPPError for `disable_vpp` where there are no prompts.
+    and its results are the same. Raises VPPError for `disable_vpp` where there are no prompts, and where no image at
+    all could be used.
     """
     _check_scorers(rules, with_meteor=with_meteor)
     if rules.task == "caption":
@@ -148,6 +149,8 @@ def measure(
         if isinstance(asker, Grounder):
             about |= answer_settings(asker, generation_of(rules))
         answers = evaluate(asker, rows, rules, out, batch_size=batch_size, about=about, watch=watch)
+    if answers and all(answer.error for answer in answers):
+        raise VPPError(f"none of {len(answers)} images could be used, so nothing was measured: {answers[0].error}")
     if not processes().is_main_process:
         return read_run(out)
     if watch is not None and "writing" in watch.seconds:  # a finished evaluation asks nothing
