@@ -76,7 +76,6 @@ class GlobalVPPConfig:
         most = (self.size - 1) // 2  # something must be left inside
         if not 0 < self.border <= most:
             raise VPPError(f"global_vpp.border must be 1 to {most} pixels (half of size), but is {self.border}.")
-        _check_most(self, "global_vpp.")
         if self.image_std is not None and min(self.image_std) <= 0:
             raise VPPError(f"global_vpp.image_std must be above 0, but is {self.image_std}.")
 
@@ -127,7 +126,6 @@ class LocalVPPConfig:
         for name, value in (("num_queries", self.num_queries), ("projector_size", self.projector_size)):
             if value < 1:
                 raise VPPError(f"local_vpp.{name} must be at least 1, but is {value}.")
-        _check_most(self, "local_vpp.")
         if self.image_size < 32 or self.image_size % 32:
             raise VPPError(f"local_vpp.image_size must be a multiple of 32, but is {self.image_size}.")
 
@@ -239,21 +237,16 @@ def _check_types(part: Any, prefix: str) -> None:
     for f in fields(part):
         value = getattr(part, f.name)
         if fits(value, f.type):
-            continue
-        if get_origin(f.type) is Literal:
+            most = MOST.get(f.name)  # what would fill the memory, or take for ever, must not wait until it is built
+            if most is not None and value > most:
+                raise VPPError(f"{prefix}{f.name} is at most {most} in any model, but is {value}.")
+        elif get_origin(f.type) is Literal:
             options = get_args(f.type)
             hint = nearest(str(value), options)
             raise VPPError(f"{prefix}{f.name} must be one of {', '.join(options)}, but is {value!r}.{hint}")
-        wanted = f.type.__name__ if isinstance(f.type, type) else f.type
-        raise VPPError(f"{prefix}{f.name} must be {wanted}, but is {value!r}.")
-
-
-def _check_most(part: Any, prefix: str) -> None:
-    """What would fill the memory, or take for ever, must not wait until it is built."""
-    for f in fields(part):
-        value, most = getattr(part, f.name), MOST.get(f.name)
-        if most is not None and value > most:
-            raise VPPError(f"{prefix}{f.name} is at most {most} in any model, but is {value}.")
+        else:
+            wanted = f.type.__name__ if isinstance(f.type, type) else f.type
+            raise VPPError(f"{prefix}{f.name} must be {wanted}, but is {value!r}.")
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -3,7 +3,7 @@
 import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,9 +43,8 @@ def prepared_once(image_processor: Any, backbone: Backbone) -> Iterator[None]:
 
     Not where images become anything but one input each: patches in one row, tiles.
     """
-    with ExitStack() as stack:
-        if backbone.pixel_layout is planes and not backbone.tiled:
-            stack.enter_context(_replaced(image_processor, "preprocess", _prepare_once))
+    whole = backbone.pixel_layout is planes and not backbone.tiled
+    with _replaced(image_processor, "preprocess", _prepare_once) if whole else nullcontext():
         yield
 
 
@@ -145,10 +144,9 @@ def _repeated(output: Any, images: int, index: Int[Tensor, " rows"]) -> Any:
             raise _NotByImageError
         return output.index_select(0, index.to(output.device))
     if isinstance(output, Prompts):
-        features = output.features
-        if features is None:
+        if output.features is None:
             return output
-        rows = _repeated(features.unflatten(0, (images, -1)), images, index)
+        rows = _repeated(output.features.unflatten(0, (images, -1)), images, index)
         return output._replace(features=rows.flatten(0, 1))
     if isinstance(output, Mapping):  # transformers' outputs too
         return type(output)(**{name: _repeated(value, images, index) for name, value in output.items()})

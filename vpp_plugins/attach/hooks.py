@@ -199,9 +199,7 @@ def overlay(
     windows = None if slot.windows is None else slot.windows.next(encoder, slot.repeats)
     slot.overlaid = True
     pixels = slot.layout(own.pop(name), axes, windows, {**slot.host_call, **own})
-    if name in kwargs:
-        return args, {**kwargs, name: pixels}
-    return (pixels, *args[1:]), kwargs
+    return (args, {**kwargs, name: pixels}) if name in kwargs else ((pixels, *args[1:]), kwargs)
 
 
 def _refuse_alone(state: HostState | None) -> None:

@@ -117,7 +117,9 @@ class AttachedHost:
             check_call(state, vpp, call, ids, pixels, tile_boxes)
             try:
                 if not state.disabled:
-                    warn_once(state, vpp, trained=self.vpp.trained or _learns(self, call))  # type: ignore[arg-type]
+                    # in a step of training, prompts need not be trained yet
+                    learns = self.training and torch.is_grad_enabled() and call.get("labels") is not None  # type: ignore[attr-defined]
+                    warn_once(state, vpp, trained=self.vpp.trained or learns)  # type: ignore[arg-type]
                     _fill(self, call, ids, pixels, tile_boxes)
                 yield
                 check_used(state, call)
@@ -254,11 +256,6 @@ def active_vpp(host: Any) -> VPP:
 def every_vpp(host: Any) -> list[VPP]:
     """Return the host's prompts and the copies of them that PEFT's modules_to_save keeps."""
     return [module for module in host.vpp.modules() if isinstance(module, VPP)]
-
-
-def _learns(host: Any, call: Mapping[str, Any]) -> bool:
-    """Return whether a call is a step of training, in which prompts need not be trained yet."""
-    return host.training and torch.is_grad_enabled() and call.get("labels") is not None
 
 
 def refuse_draft(draft: Any, token_id: int | None = None) -> None:

@@ -36,8 +36,7 @@ def keep_prompts_whole(host: Any) -> None:
 def refuse_dropped_prompts(host: nn.Module) -> None:
     """Raise VPPError where PEFT was to load or to save prompts that this bare host did not have."""
     configs = vars(host).get("peft_config", {})
-    dropped = [name for name, config in configs.items() if "vpp" in (vars(config).get("modules_to_save") or [])]
-    if dropped:
+    if dropped := [name for name, config in configs.items() if "vpp" in (vars(config).get("modules_to_save") or [])]:
         raise VPPError(
             f"the PEFT adapter '{dropped[0]}' holds VPP's weights (modules_to_save=['vpp']), but was put on a "
             f"{type(host).__name__} without VPP, where PEFT drops them silently: call attach_vpp on the host first, "

@@ -28,8 +28,8 @@ def image_token_id(host: Any) -> int | None:
 def rows_of(host: Any) -> int:
     """Return how many token ids the host's input embedding holds."""
     embedding = host.get_input_embeddings()
-    rows: int = embedding.weight.shape[0]
-    return rows + sum(len(second.weight) for name, second in embedding.named_children() if name == SECOND)
+    tables = [embedding, *(second for name, second in embedding.named_children() if name == SECOND)]
+    return sum(len(table.weight) for table in tables)
 
 
 def grow(host: Any, rows: int) -> None:

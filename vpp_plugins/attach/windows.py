@@ -54,8 +54,7 @@ def windows_of_calls(tile_boxes: Real[Tensor, "inputs 4"], rows: Sequence[int]) 
 def to_windows(tile_boxes: Real[Tensor, "inputs 4"]) -> list[Window]:
     """Return `vpp_tile_boxes` as windows, in units of the frame; floats, as written by hand, are in these units."""
     per_side = 1 if tile_boxes.is_floating_point() else PER_SIDE
-    windows: list[Window] = [tuple(place / per_side for place in box) for box in tile_boxes.tolist()]
-    return windows
+    return [tuple(place / per_side for place in box) for box in tile_boxes.tolist()]
 
 
 def _repeat(windows: Sequence[Window], pixels: Tensor, times: int) -> Sequence[Window]:

@@ -312,8 +312,7 @@ class MixedData(TrainingData):
         return len(self.mixture)
 
     def __getitem__(self, index: int) -> LoadedSample:
-        loaded: LoadedSample = self.mixture[index]
-        return replace(loaded, index=index)
+        return replace(self.mixture[index], index=index)
 
     def fingerprint(self) -> str:
         """Return a digest of the sets and of the order of their samples."""
@@ -351,8 +350,7 @@ def mixture_order(
         items.append(start + np.concatenate([np.empty(0, dtype=np.int64), *drawn])[:count])
         # one random place in each of `count` equal stretches: sources spread evenly, and keep their own order
         keys.append((np.arange(count) + rng.random(count)) / max(1, count))
-    order: Int64[np.ndarray, " length"] = np.concatenate(items)[np.argsort(np.concatenate(keys), kind="stable")]
-    return order.astype(np.int64)
+    return np.concatenate(items)[np.argsort(np.concatenate(keys), kind="stable")].astype(np.int64)
 
 
 def _apportion(shares: np.ndarray, length: int) -> list[int]:
@@ -372,7 +370,6 @@ def _shares(sources: Mapping[str, MixtureSource], weights: Mapping[str, float] |
     for name in weights:
         if name not in sources:
             raise VPPError(f"no source of the mixture is called '{name}'.{nearest(name, sources)}")
-    missing = [name for name in sources if name not in weights]
-    if missing:
+    if missing := [name for name in sources if name not in weights]:
         raise VPPError(f"the source '{missing[0]}' of the mixture has no weight: give every source one, or none any.")
     return [float(weights[name]) for name in sources]

@@ -25,7 +25,19 @@ from vpp_plugins.boxes import (
     inside_image,
 )
 from vpp_plugins.data.json_stream import stream_lines
-from vpp_plugins.data.sample import BOX, Describe, Issue, Locate, Numbers, RefusedError, Sample, Talk, Tally, Turn
+from vpp_plugins.data.sample import (
+    BOX,
+    Describe,
+    Issue,
+    Locate,
+    Numbers,
+    RefusedError,
+    Sample,
+    Talk,
+    Tally,
+    Turn,
+    text_of_turn,
+)
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 
@@ -324,13 +336,7 @@ def to_sample(record: Record, sizes: ImageSizes, tally: Tally) -> Sample:
 
 def _placeholders(turn: Turn) -> int:
     """Return how many placeholders for boxes stand in a turn's text beyond those of its boxes; negative: too few."""
-    match turn:
-        case Locate(expression):
-            return expression.count(BOX)
-        case Describe(_, description):
-            return description.count(BOX)
-        case Talk(question, answer, boxes):
-            return question.count(BOX) + answer.count(BOX) - len(boxes)
+    return text_of_turn(turn).count(BOX) - (len(turn.boxes) if isinstance(turn, Talk) else 0)
 
 
 def fault(numbers: Numbers, per_box: int) -> Issue | None:
@@ -339,17 +345,14 @@ def fault(numbers: Numbers, per_box: int) -> Issue | None:
         return Issue.WRONG_COUNT
     if not all(map(math.isfinite, numbers)):
         return Issue.NOT_FINITE
-    if max(map(abs, numbers)) > _HUGE:
-        return Issue.HUGE_NUMBER
-    return None
+    return Issue.HUGE_NUMBER if max(map(abs, numbers)) > _HUGE else None
 
 
 def _checked(
     numbers: Numbers, unit: BoxUnit | BoxCodec, meta: ImageMeta, sample_id: str, tally: Tally
 ) -> Numbers | None:
     """Return the box in pixels; None, counted, for a faulty one, and () for one without an area."""
-    per_box = unit.per_box if isinstance(unit, BoxUnit) else unit.scale.per_box
-    issue = fault(numbers, per_box)
+    issue = fault(numbers, unit.per_box if isinstance(unit, BoxUnit) else unit.scale.per_box)
     if issue is None:
         box, status = unit.to_pixels(numbers, meta)
         if box is None:

@@ -213,23 +213,28 @@ class Tally:
 def turn_of(entry: Any) -> Turn | None:
     """Return what `to_row` made of a turn, or None where an entry is none; numbers are not checked."""
     match entry:
-        case {"locate": str(expression), "boxes": list(listed)}:
-            boxes = _boxes(listed)
-            return None if boxes is None else Locate(expression, boxes)
-        case {"describe": list(listed), "text": str(description)}:
-            boxes = _boxes(listed)
-            return None if boxes is None else Describe(boxes, description)
-        case {"ask": str(question), "answer": str(answer)}:
-            boxes = _boxes(entry.get("boxes", []))
-            return None if boxes is None else Talk(question, answer, boxes)
+        case {"locate": str(expression), "boxes": listed} if (boxes := _boxes(listed)) is not None:
+            return Locate(expression, boxes)
+        case {"describe": listed, "text": str(description)} if (boxes := _boxes(listed)) is not None:
+            return Describe(boxes, description)
+        case {"ask": str(question), "answer": str(answer)} if (boxes := _boxes(entry.get("boxes", []))) is not None:
+            return Talk(question, answer, boxes)
     return None
+
+
+def text_of_turn(turn: Turn) -> str:
+    """Return all that a turn says, without its boxes."""
+    match turn:
+        case Locate(said) | Describe(_, said):
+            return said
+        case Talk(question, answer):
+            return f"{question}\n{answer}"
 
 
 def numbers_of(value: Any) -> Numbers | None:
     """Return a list of numbers as floats, of any length, or None. What does not fit a float is infinite."""
-    if not isinstance(value, list | tuple):
-        return None
-    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
+    listed = isinstance(value, list | tuple)
+    if not listed or not all(isinstance(number, int | float) and not isinstance(number, bool) for number in value):
         return None
     return tuple(_float(number) for number in value)
 

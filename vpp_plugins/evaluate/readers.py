@@ -101,8 +101,7 @@ def like_minigpt(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:
 
     The script asks again where the braces are missing, but greedily, and in the end takes any four integers.
     """
-    numbers = re.findall(r"\d+", answer.replace("<unk>", "").replace(" ", ""))
-    return _scaled(numbers, 100, meta)
+    return _scaled(re.findall(r"\d+", answer.replace("<unk>", "").replace(" ", "")), 100, meta)
 
 
 def like_qwen(answer: str, meta: ImageMeta, codec: BoxCodec) -> ParsedBox:

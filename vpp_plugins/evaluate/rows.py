@@ -207,8 +207,7 @@ def check_rows(rows: Sequence[Row]) -> None:
                 )
         if len(row.boxes) > 1 and count_repeats(row.boxes):
             raise VPPError(f"row '{row.id}' has the same true box twice: leave the row out, or one of the two.")
-    missing = sorted({str(row.image) for row in rows if isinstance(row.image, Path) and not row.image.is_file()})
-    if missing:
+    if missing := sorted({str(row.image) for row in rows if isinstance(row.image, Path) and not row.image.is_file()}):
         raise VPPError(f"{len(missing)} images are missing: {few(missing)}. Give their folder.")
 
 

@@ -117,8 +117,7 @@ def score_baked(
     axes, grounder = load_axes(folder), Grounder(model, processor)
     images = [image for image, _, _ in questions]
     prompts = [grounder.codec.prompt(expression) for _, expression, _ in questions]
-    attached, baked = [], []
-    metas = []
+    attached, baked, metas = [], [], []
     for start in range(0, len(questions), batch_size):
         batch = slice(start, start + batch_size)
         answers = grounder.ask(images[batch], prompts[batch])

@@ -31,8 +31,7 @@ def export_local_prompt(vpp: VPP, path: str | os.PathLike[str]) -> Path:
     """
     if vpp.local_vpp is None or vpp.config.local_vpp is None:
         raise VPPError("there is no local prompt to export: this model was attached with VPPConfig(local_vpp=None).")
-    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise VPPError(f"exporting to ONNX needs {' and '.join(missing)}: pip install onnx onnxscript.")
     side = vpp.config.local_vpp.image_size
     module = _LocalPrompt(copy.deepcopy(vpp).float().cpu()).eval()
@@ -69,5 +68,4 @@ class _LocalPrompt(nn.Module):
         self.vpp = vpp
 
     def forward(self, pixel_values: Float[Tensor, "images 3 side side"]) -> Float[Tensor, "images queries hidden"]:
-        features: Tensor = self.vpp(pixel_values).features
-        return features.unflatten(0, (pixel_values.shape[0], self.vpp.tokens_per_image))
+        return self.vpp(pixel_values).features.unflatten(0, (pixel_values.shape[0], self.vpp.tokens_per_image))

@@ -178,10 +178,9 @@ def _read(source: str | Path) -> bytes:
 def _fetch(address: str) -> bytes:
     try:
         with urllib.request.urlopen(address, timeout=60) as answer:
-            data: bytes = answer.read()
+            return answer.read()
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
         raise VPPError(f"'{address}' could not be fetched ({error}): check the address and the network.") from None
-    return data
 
 
 def _open(source: str | Path | bytes, name: str) -> Image.Image:
@@ -227,6 +226,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise VPPError("a floating-point image has no known range: convert it to 8 bits first.")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")

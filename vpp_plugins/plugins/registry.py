@@ -117,8 +117,7 @@ def box_codec(name: str) -> BoxCodec:
     """Return the codec of a box format, built in or a plugin's; raises VPPError where nobody knows the name."""
     if name in BOX_CODECS:
         return codec(name)
-    found: BoxCodec | None = manager().hook.vpp_box_format(name=name)
-    return codec(name) if found is None else found  # the table's own error names the nearest
+    return manager().hook.vpp_box_format(name=name) or codec(name)  # the table's own error names the nearest
 
 
 def build_generator(name: str, num_queries: int, options: Mapping[str, Any]) -> nn.Module:

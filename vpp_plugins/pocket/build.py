@@ -40,7 +40,6 @@ def build_pocket(
     register_pocket()
     tokenizer = tokenizer or build_tokenizer()
     vocabulary = -(-(len(tokenizer) + SPARE_ROWS) // 64) * 64
-    image_token: int = tokenizer.vocab[IMAGE_TOKEN]
     config = LlavaConfig(
         vision_config=PocketVisionConfig(image_size=image_size),
         text_config=LlamaConfig(
@@ -56,7 +55,7 @@ def build_pocket(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         ),
-        image_token_index=image_token,
+        image_token_index=tokenizer.vocab[IMAGE_TOKEN],
         image_seq_length=(image_size // 32) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

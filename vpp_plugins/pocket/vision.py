@@ -73,8 +73,7 @@ class PocketVisionModel(PreTrainedModel):
 
     def embed(self, features: Float[Tensor, "batch tokens 768"]) -> Float[Tensor, "batch tokens 768"]:
         """Return the trainable part's result: normalised features plus position."""
-        tokens: Tensor = self.norm(features) + self.position
-        return tokens
+        return self.norm(features) + self.position
 
 
 def create_backbone() -> nn.Module:

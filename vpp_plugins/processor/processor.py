@@ -225,9 +225,7 @@ def _lengths(images: Any) -> list[int] | None:
 
 def _like(images: Any, loaded: Iterator[Image.Image]) -> Any:
     """Put the images back into the nesting of `images`."""
-    if isinstance(images, list | tuple):
-        return [_like(part, loaded) for part in images]
-    return next(loaded)
+    return [_like(part, loaded) for part in images] if isinstance(images, list | tuple) else next(loaded)
 
 
 def _add_token(tokenizer: Any, host: Any, state: Any) -> int:
@@ -390,6 +388,5 @@ def normalisation(image_processor: Any, **options: Any) -> tuple[RGB, RGB]:
     if not options.get("do_normalize", image_processor.do_normalize):
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     mean, std = (options.get(name, vars(image_processor)[name]) for name in ("image_mean", "image_std"))
-    if isinstance(mean, float):  # Fuyu has one for all
-        return (mean, mean, mean), (std, std, std)
-    return tuple(mean), tuple(std)
+    # Fuyu has one for all
+    return ((mean, mean, mean), (std, std, std)) if isinstance(mean, float) else (tuple(mean), tuple(std))

@@ -169,8 +169,7 @@ def _xformers_dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     from xformers.ops import memory_efficient_attention
 
     bias = None if mask is None else _aligned_bias(query, mask)
-    attended: Tensor = memory_efficient_attention(*_swap_axes(query, key, value), attn_bias=bias, p=dropout)
-    return attended.transpose(1, 2)
+    return memory_efficient_attention(*_swap_axes(query, key, value), attn_bias=bias, p=dropout).transpose(1, 2)
 
 
 def _xformers_packed(
@@ -201,10 +200,9 @@ def _chosen(query: Tensor, implementation: str | None) -> str | None:
 
 
 def _takes_xformers(chosen: str | None, query: Tensor) -> bool:
-    if chosen is None:
-        # torch.compile fuses torch's own attention; it would break its graph at xformers' dispatcher.
-        return not torch.compiler.is_compiling() and query.is_cuda and _xformers_installed()
-    return chosen == "xformers"
+    # torch.compile fuses torch's own attention; it would break its graph at xformers' dispatcher.
+    free = chosen is None and not torch.compiler.is_compiling()
+    return chosen == "xformers" or (free and query.is_cuda and _xformers_installed())
 
 
 def _refuse_if_named(chosen: str | None, error: NotImplementedError) -> None:

@@ -5,7 +5,6 @@ the font is Pillow's own free one, so the glyphs differ from the published image
 """
 
 from collections.abc import Sequence
-from typing import assert_never
 
 import torch
 from jaxtyping import Float
@@ -37,15 +36,8 @@ def draw_axes(
     count = 20 if style == "edge-0.05" else 10
     start, span = (border, size - 2 * border) if style == "padding" else (0, size)
     positions = [(start + int(i * span / count), _label(i / count, unit, count)) for i in range(1, count)]
-    match style:
-        case "edge-0.1" | "edge-0.05":
-            _edges(draw, positions, size, border, font_size)
-        case "cross":
-            _cross(draw, positions, size, border, font_size)
-        case "padding":
-            _outside(draw, positions, size, border, font_size)
-        case _:
-            assert_never(style)
+    lines = {"edge-0.1": _edges, "edge-0.05": _edges, "cross": _cross, "padding": _outside}[style]
+    lines(draw, positions, size, border, font_size)
     return image.convert("RGB")
 
 
@@ -61,16 +53,14 @@ def band_mask(size: int, border: int, style: AxisStyle) -> Float[Tensor, "size s
         start = (size - border) // 2
         mask[start : start + border] = 1
         mask[:, start : start + border] = 1
-        return mask
-    mask += 1
-    mask[border : size - border, border : size - border] = 0
+    else:
+        mask += 1
+        mask[border : size - border, border : size - border] = 0
     return mask
 
 
 def _label(value: float, unit: AxisUnit, count: int) -> str:
-    if unit == "0-1000":
-        return f"{round(value * 1000)}"
-    return f"{value:.1f}" if count == 10 else f"{value:.2f}"
+    return f"{round(value * 1000)}" if unit == "0-1000" else f"{value:.{1 if count == 10 else 2}f}"
 
 
 def _edges(draw: ImageDraw.ImageDraw, positions: Positions, size: int, border: int, font_size: int) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vpp_plugins.boxes import padded_square
 from vpp_plugins.prompts.global_vpp import GlobalVPP
@@ -37,6 +37,5 @@ def _to_image(shown: np.ndarray) -> Image.Image:
 
 def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     side, left, top = padded_square((image.height, image.width))
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image.convert("RGB"), (left, top))
-    return square
+    border = (left, top, side - image.width - left, side - image.height - top)
+    return ImageOps.expand(image.convert("RGB"), border, colour)

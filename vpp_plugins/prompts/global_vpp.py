@@ -82,8 +82,7 @@ class Overlay(NamedTuple):
         """Blend with what `render` returned, which may serve for many forwards. Not for the external padding."""
         masked, mask, cover = rendered.to(pixels.device).split([3, 1, 1], dim=-3)
         share = cover if self.interior == "scaled" else mask
-        blended: Tensor = pixels - (1 - self.alpha) * (share * pixels - masked)
-        return blended.to(pixels.dtype)
+        return (pixels - (1 - self.alpha) * (share * pixels - masked)).to(pixels.dtype)
 
     def _surround(
         self, pixels: Float[Tensor, "images 3 height width"], windows: Sequence[Window] | None

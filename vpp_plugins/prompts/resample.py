@@ -87,8 +87,7 @@ def outside_graphs(function: Callable[Parameters, Result]) -> Callable[Parameter
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if torch.compiler.is_compiling():
-            disabled: Callable[Parameters, Result] = torch.compiler.disable(function)
-            return disabled(*args, **kwargs)
+            return torch.compiler.disable(function)(*args, **kwargs)
         return function(*args, **kwargs)
 
     return run

@@ -1,7 +1,6 @@
 """What the promises are tried on: a bare host, the same host attached, and batches of inputs for both."""
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -106,8 +105,7 @@ class Fixture:
     @property
     def token_id(self) -> int:
         """The placeholder's id; -1 without a local prompt."""
-        token_id: int | None = self.attached.vpp.token_id
-        return -1 if token_id is None else token_id
+        return -1 if self.attached.vpp.token_id is None else self.attached.vpp.token_id
 
     def first(self) -> Inputs:
         """Return one batch, for promises that need no more."""
@@ -143,10 +141,6 @@ class Fixture:
         model.vpp.trained = True
         return model
 
-    def takes(self, argument: str) -> bool:
-        """Whether the host's forward has an argument of this name."""
-        return argument in inspect.signature(type(self.bare).forward).parameters
-
     def seeded(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call from the same random state every time: some hosts sample even in their forward."""
         device = self.bare.get_input_embeddings().weight.device
@@ -170,8 +164,9 @@ def build(
         raise VPPError("check_adapter needs either the host's processor or ready inputs, and not both.")
     bare = copy.deepcopy(model).eval()
     if config is None:
-        queries = QUERIES if inputs is None else _queries(inputs, token_id)
-        config = _small(plugins.describe(bare, adapter), queries)
+        placeholders = QUERIES if inputs is None else int((inputs["input_ids"] == token_id).sum())
+        images = 1 if inputs is None else len(inputs["vpp_pixel_values"])
+        config = _small(plugins.describe(bare, adapter), placeholders // images)
     attached = attach_vpp(copy.deepcopy(bare), config, adapter=adapter)
     if inputs is None:
         wrapped, backbone = VPPProcessor(processor, attached), host_state(attached).backbone
@@ -223,18 +218,12 @@ def _small(backbone: Backbone, queries: int) -> VPPConfig:
     )
 
 
-def _queries(inputs: Mapping[str, Any], token_id: int | None) -> int:
-    images = len(inputs["vpp_pixel_values"])
-    return int((inputs["input_ids"] == token_id).sum()) // images
-
-
 @torch.no_grad()
 def _move(vpp: torch.nn.Module) -> None:
     """Disturb the prompts, so that nothing can pass for them that only starts alike."""
     generator = torch.Generator().manual_seed(7)
     for parameter in vpp.parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        parameter.add_(noise.to(parameter), alpha=0.1)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=0.1)
 
 
 def _text(processor: VPPProcessor, backbone: Backbone, images: int) -> str:
@@ -242,8 +231,7 @@ def _text(processor: VPPProcessor, backbone: Backbone, images: int) -> str:
     if processor.processor.chat_template is None:
         return image_marker(processor.processor, backbone.image_token) * images + words
     content: list[Any] = [{"type": "image"}] * images + [{"type": "text", "text": words}]
-    chat: Any = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(chat, add_generation_prompt=True)
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
 def _image(seed: int) -> Image.Image:

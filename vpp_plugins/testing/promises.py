@@ -5,6 +5,7 @@ The host or its reference runs, and what they make is compared bit for bit; one 
 
 import copy
 import functools
+import inspect
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping
@@ -192,10 +193,10 @@ def forward(fixture: Fixture) -> None:
 
 def forward_with_labels(fixture: Fixture) -> None:
     """The loss is bit for bit the unpatched reference's; the placeholders carry no label."""
-    if not fixture.takes("labels"):
+    if "labels" not in inspect.signature(type(fixture.bare).forward).parameters:
         raise Skipped("the host's forward takes no labels")
     for name, inputs in fixture.batches.items():
-        labels = _labels(fixture, inputs)
+        labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == fixture.token_id, -100)
         theirs, reference = fixture.host_inputs(inputs), fixture.reference(inputs)
         ask = functools.partial(run, fixture, inputs=theirs | {"labels": labels})
         ask_ours = functools.partial(run, fixture, fixture.attached, {**inputs, "labels": labels})
@@ -262,8 +263,7 @@ def disabled(fixture: Fixture) -> None:
     with vpp_disabled(fixture.attached):
         ours = run(fixture, fixture.attached, theirs).logits
     same(ours, run(fixture, copy.deepcopy(fixture.bare), theirs).logits, theirs, "logits of the disabled model")
-    again = run(fixture, fixture.attached, inputs).logits
-    same(again, enabled, theirs, "logits after the block")
+    same(run(fixture, fixture.attached, inputs).logits, enabled, theirs, "logits after the block")
 
 
 def detached(fixture: Fixture) -> None:
@@ -319,11 +319,6 @@ def processor(fixture: Fixture) -> None:
         ours, theirs = _texts(inputs), _texts(plain)
         rest = [[token for token in text if token != fixture.token_id] for text in ours]
         expect(rest == theirs, f"without {TOKEN} the ids are {rest} instead of the host's {theirs}")
-
-
-def _labels(fixture: Fixture, inputs: Inputs) -> Tensor:
-    ids: Tensor = inputs["input_ids"]
-    return ids.masked_fill(ids == fixture.token_id, -100)
 
 
 def _tail(answers: Tensor) -> list[list[int]]:

@@ -132,8 +132,7 @@ def read_host(host: nn.Module, folder: Path) -> None:
     loaded: set[int] = set()
     for path in sorted(folder.glob("model*.safetensors")):
         tensors = load_file(path)
-        unknown = sorted(tensors.keys() - own.keys())
-        if unknown:
+        if unknown := sorted(tensors.keys() - own.keys()):
             raise VPPError(f"'{path}' holds {len(unknown)} tensors that the model has not, {unknown[0]} for one.")
         host.load_state_dict(tensors, strict=False)
         loaded |= {own[name].data_ptr() for name in tensors}

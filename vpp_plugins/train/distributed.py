@@ -61,8 +61,7 @@ def check_whole(arguments: Any, recipe: Recipe) -> None:
                 f"{key} needs each weight whole, but {sharding} shards them: train with DDP, or leave it out."
             )
     settings = arguments.deepspeed_plugin.deepspeed_config if arguments.deepspeed_plugin else {}
-    own = [name for name in ("optimizer", "scheduler") if name in settings]
-    if own:
+    if own := [name for name in ("optimizer", "scheduler") if name in settings]:
         raise VPPError(
             f"the DeepSpeed file has {' and '.join(own)} of its own, which would replace the rates and "
             "schedules of the parts: leave them out of it and say them in the recipe."

@@ -82,12 +82,13 @@ def choose_parts(
     rates, schedules = lr or {}, schedule or {}
     _check_names([*freeze, *rates, *schedules])
     parts = dict(PRESETS[preset])
-    for name, rate in rates.items():
-        parts[name] = replace(parts[name], lr=rate, vector_lr=None)
-    for name, kind in schedules.items():
-        parts[name] = replace(parts[name], schedule=kind)
-    for name in freeze:
-        parts[name] = replace(parts[name], freeze=True)
+    changes: list[tuple[str, dict[str, Any]]] = [
+        *((name, {"lr": rate, "vector_lr": None}) for name, rate in rates.items()),
+        *((name, {"schedule": kind}) for name, kind in schedules.items()),
+        *((name, {"freeze": True}) for name in freeze),
+    ]
+    for name, change in changes:
+        parts[name] = replace(parts[name], **change)
     return parts
 
 
@@ -167,9 +168,7 @@ def part_of(name: str, backbone: Backbone) -> Literal["llm", "vision", "projecto
         return "vpp"
     if any(_below(name, path) for path in backbone.projectors):
         return "projector"
-    if any(_below(name, path) for path in backbone.vision_encoders):
-        return "vision"
-    return "llm"
+    return "vision" if any(_below(name, path) for path in backbone.vision_encoders) else "llm"
 
 
 def _group_of(name: str, part: Part, *, vector: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -60,8 +61,7 @@ def build_muon(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """
     from timm.optim.muon import Muon
 
-    rates: dict[str, Any] = {"adjust_lr_fn": "match_rms_adamw", "fallback_lr_scale": ADAMW_SHARE}
-    return Muon(groups, nesterov=True, betas=(0.9, 0.95), **rates)
+    return Muon(groups, nesterov=True, betas=(0.9, 0.95), adjust_lr_fn="match_rms_adamw", fallback_lr_scale=ADAMW_SHARE)
 
 
 @cache
@@ -130,8 +130,7 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the parameters in, as they are after `step` steps."""
-        average: Any = get_ema_multi_avg_fn(min(self.decay, step / (step + _LATE)))
-        average(self.values, self.parameters, step)
+        get_ema_multi_avg_fn(min(self.decay, step / (step + _LATE)))(self.values, self.parameters, step)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -144,14 +143,10 @@ class WeightAverage:
 
     def save(self, folder: str | Path) -> None:
         """Write the average, to go on from."""
-        from safetensors.torch import save_file
-
         save_file({str(number): value for number, value in enumerate(self.values)}, Path(folder) / AVERAGE_FILE)
 
     def load(self, folder: str | Path) -> None:
         """Read what `save` wrote; raises VPPError where there is nothing, or of another model."""
-        from safetensors.torch import load_file
-
         path = Path(folder) / AVERAGE_FILE
         if not path.is_file():
             raise VPPError(f"'{folder}' holds no {AVERAGE_FILE}: it was saved without average_weights.")

@@ -57,11 +57,9 @@ class PackingCollator(Collator):
             ids, labels = first["input_ids"][number, :length], first["labels"][number, :length]
             row = rows[number] if number < len(rows) else None  # the grey image of a batch of text
             packed.append(self._packed(ids, labels, row))
-        names, pads = ("input_ids", "labels", "position_ids", "turns"), (self._pad_id, IGNORED, 0, PADDING)
-        padded = {
-            name: pad_sequence([parts[name] for parts in packed], True, pad)
-            for name, pad in zip(names, pads, strict=True)
-        }
+        pad_id = self.processor.tokenizer.pad_token_id or 0
+        pads = {"input_ids": pad_id, "labels": IGNORED, "position_ids": 0, "turns": PADDING}
+        padded = {name: pad_sequence([parts[name] for parts in packed], True, pad) for name, pad in pads.items()}
         return {**first, **padded, "attention_mask": packed_mask(padded.pop("turns"))}
 
     def _packed(self, ids: Tensor, labels: Tensor, row: RenderedSample | None) -> dict[str, Tensor]:
@@ -80,11 +78,6 @@ class PackingCollator(Collator):
     def _segment(self, chat: RenderedChat) -> TextSegment:
         """Return what stands behind the image."""
         return chat_segments(chat, self.processor.tokenizer, self.marker)[-1]
-
-    @property
-    def _pad_id(self) -> int:
-        pad: int | None = self.processor.tokenizer.pad_token_id
-        return 0 if pad is None else pad
 
 
 def check_packing(host: Any) -> None:

@@ -68,9 +68,12 @@ def preview(collator: Collator, index: int) -> Text:
 
 def squared_norms(groups: Groups) -> Float64[Tensor, " groups"]:
     """Return the squared gradient norm of each group, of this process' shards; -1 for a group without any gradient."""
+    from torch.distributed.tensor import DTensor
+
     norms = []
     for group in groups:
-        gradients = [_local(parameter.grad) for parameter in group["params"] if parameter.grad is not None]
+        whole = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+        gradients = [grad.to_local() if isinstance(grad, DTensor) else grad for grad in whole]
         norms.append(sum((float(g.double().square().sum()) for g in gradients), 0.0) if gradients else -1.0)
     return torch.tensor(norms, dtype=torch.float64)
 
@@ -102,12 +105,6 @@ def give_every_parameter_a_gradient(groups: Groups) -> None:
         for parameter in group["params"]:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-
-
-def _local(gradient: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def token_string(

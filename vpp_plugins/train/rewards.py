@@ -122,11 +122,15 @@ class BoxReward:
                 f"{self.outside} boxes lie wholly outside their images: the model writes them in another unit or frame"
             )
         elif self.statuses.total() == self.statuses[BoxStatus.UNPARSABLE]:
-            hint = "No answer holds a box of this family: ask in its words, raise the length of answers, or begin with "
-            hint += "supervised training"
+            hint = (
+                "No answer holds a box of this family: ask in its words, raise the length of answers, or begin with "
+                "supervised training"
+            )
         else:
-            hint = "Boxes are read, but earn nothing: check that the data's boxes are xyxy pixels of the original "
-            hint += "image, and that the model writes boxes as this family does"
+            hint = (
+                "Boxes are read, but earn nothing: check that the data's boxes are xyxy pixels of the original image, "
+                "and that the model writes boxes as this family does"
+            )
         example = self.example if len(self.example) <= _SHOWN else f"{self.example[:_SHOWN]} ..."
         return (
             f"{said}. The family '{self.codec.family}' writes a box as {wanted!r}; an answer was {example!r}. {hint}."

@@ -89,8 +89,7 @@ class VPPTrainer(Trainer):
     @property
     def keeps_host(self) -> bool:
         """Whether the host has learned nothing, so that checkpoints hold the prompts alone."""
-        names = {str(group["name"]).split()[0] for group in self.groups}
-        return all(name.startswith("vpp.") for name in names)
+        return all(str(group["name"]).startswith("vpp.") for group in self.groups)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Give every group its own learning rate."""

@@ -60,7 +60,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     layout, tiled = pixel_layout(model, kind, encoders)
     return Backbone(
         adapter="generic",
-        hidden_size=hidden_size(model),
+        hidden_size=model.get_input_embeddings().weight.shape[-1],
         vision_encoders=encoders,
         projectors=projectors(model, encoders),
         box_format=box_format,
@@ -140,8 +140,3 @@ def pad_images(processor: Any) -> None:
         processor.image_processor = padding(processor.image_processor)
     else:
         pad_to_square(processor)
-
-
-def hidden_size(model: Any) -> int:
-    """Return the width of the token embeddings."""
-    return model.get_input_embeddings().weight.shape[-1]

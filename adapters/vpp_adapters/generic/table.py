@@ -116,15 +116,6 @@ def loose_patches(
     return laid.reshape(pixels.shape)
 
 
-def _qwen(vision: Any) -> Patches:
-    """Blocks of merged patches, each patch colour by colour and repeated in time."""
-    return Patches("grid_thw", vision.spatial_merge_size, frames=_setting(vision, "temporal_patch_size"))
-
-
-def _muse(vision: Any) -> Patches:
-    return Patches("grid_thw", columns="t c y x", frames=vision.patch_temporal)
-
-
 def _fixed(layout: PixelLayout) -> Callable[[Any], PixelLayout]:
     return lambda _: layout
 
@@ -135,7 +126,9 @@ LAYOUTS: Mapping[str, Callable[[Any], PixelLayout]] = {
     **dict.fromkeys(["idefics2", "idefics3", "smolvlm"], _fixed(Padded("pixel_attention_mask"))),
     **dict.fromkeys(["lighton_ocr", "mistral3", "mistral_large4"], _fixed(Padded("image_sizes"))),
     **dict.fromkeys(["minicpm_ocr", "minicpmv4_6", "minicpmv4_7"], _fixed(patch_strip)),
-    **dict.fromkeys(["muse_glimmer", "muse_spark"], _muse),
+    **dict.fromkeys(
+        ["muse_glimmer", "muse_spark"], lambda vision: Patches(columns="t c y x", frames=vision.patch_temporal)
+    ),
     "cosmos3_edge": lambda vision: Patches("grid_thw", vision.spatial_merge_size, columns="t y x c"),
     "fuyu": _fixed(single_patches),
     "gemma4_unified": _fixed(PaddedPatches("image_position_ids")),
@@ -162,9 +155,8 @@ PADDED = frozenset(["glm5_next"])
 
 
 def qwen_order(vision: Any) -> Patches:
-    """Return the layout of every encoder that takes `grid_thw` and has no row above."""
-    return _qwen(vision)
+    """Return the layout of every encoder that takes `grid_thw` and has no row above.
 
-
-def _setting(config: Any, name: str) -> int:
-    return config.to_dict().get(name, 1)
+    Blocks of merged patches, each patch colour by colour and repeated in time.
+    """
+    return Patches("grid_thw", vision.spatial_merge_size, frames=vision.to_dict().get("temporal_patch_size", 1))

@@ -58,8 +58,7 @@ def new_name(key: str) -> str | None:
 
 def check_parts(keys: Mapping[str, Shape], source: str) -> None:
     """Raise VPPError if a whole part of VPP-LLaVA is absent, as from a plain LLaVA."""
-    absent = [part for part, prefix in _PARTS.items() if not any(key.startswith(prefix) for key in keys)]
-    if absent:
+    if absent := [part for part, prefix in _PARTS.items() if not any(key.startswith(prefix) for key in keys)]:
         raise VPPError(
             f"{source} holds no {', no '.join(absent)}: it is a LLaVA without VPP, or not the whole of a VPP-LLaVA. "
             "Nothing was written."

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Tensors:
 def opened(file: Path) -> Iterator[Tensors]:
     """Open a weight file without reading its tensors; those that were read stay valid afterwards."""
     if file.suffix != ".safetensors":
-        state = _unpickle(file)
+        state = read_pickled(file)
+        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise VPPError(f"'{file}' holds something else than tensors by name: a state dict is expected.")
         yield Tensors(list(state), lambda name: (tuple(state[name].shape), state[name].dtype), state.__getitem__)
         return
     from safetensors import SafetensorError, safe_open
@@ -97,13 +100,6 @@ def opened(file: Path) -> Iterator[Tensors]:
             return tuple(part.get_shape()), _FLOATS.get(part.get_dtype(), torch.uint8)
 
         yield Tensors(list(content.keys()), describe, content.get_tensor)
-
-
-def _unpickle(file: Path) -> dict[str, Tensor]:
-    content = read_pickled(file)
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise VPPError(f"'{file}' holds something else than tensors by name: a state dict is expected.")
-    return content
 
 
 def _files(folder: Path) -> tuple[list[Path], set[str]]:
@@ -235,7 +231,10 @@ def _write_weights(plan: _Plan, folder: Path, dtype: torch.dtype | None) -> None
     shards = list(_shards(plan, [key for key, name in plan.names.items() if not name.startswith("vpp.")]))
     places: dict[str, str] = {}
     written = 0
-    with _progress(sum(plan.stored[key].nbytes for key in plan.names)) as (progress, advance):
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("converting", total=sum(plan.stored[key].nbytes for key in plan.names))
+        advance = partial(progress.advance, task)
         if computed := [key for key in plan.stored if key not in plan.names]:
             progress.console.print(f"{len(computed)} tensors are computed and not kept, such as {computed[0]}")
         for number, keys in enumerate(shards, start=1):
@@ -285,14 +284,6 @@ def _write_file(
                 advance(plan.stored[key].nbytes)
     save_file(tensors, path, {"format": "pt"})
     return sum(tensor.nbytes for tensor in tensors.values())
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[tuple[Progress, Callable[[int], None]]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("converting", total=total)
-        yield progress, lambda size: progress.advance(task, size)
 
 
 def _write_host_settings(plan: _Plan, folder: Path, dtype: torch.dtype | None) -> None:

@@ -71,7 +71,6 @@ class Finding:
 
 
 _EXAMPLES = 12
-_SHOWN = 5
 _JUDGED = 20_000
 _BLOCK = 50_000
 _SHOWN = 5
@@ -201,7 +200,7 @@ class Collector:
 
     def __init__(self, sizes: ImageSizes, tally: Tally) -> None:
         self._sizes, self._read, self._seen = sizes, tally, Tally()
-        self._repeats = Repeats()
+        self.repeats = Repeats()
         self._rng, self._boxed = random.Random(0), 0
         self.columns: dict[int, BoxColumns] = {}
         """The boxes of each declared unit, by its id."""
@@ -215,7 +214,7 @@ class Collector:
     def add(self, row: int, record: Record) -> None:
         """Look at one record."""
         self.ids.append(record.id)
-        self._repeats.add(row, record)
+        self.repeats.add(row, record)
         self.sayings.add(record)
         if record.image:
             if self.images.setdefault(record.image, record.size_wh) is None:
@@ -232,14 +231,9 @@ class Collector:
             self._add_boxes(row, record, boxes, size_wh)
             self._keep_some(record, boxes, size_wh)
 
-    @property
-    def repeated(self) -> Sequence[int]:
-        """The rows that say only what earlier ones have said."""
-        return self._repeats.duplicates
-
     def findings(self) -> list[Finding]:
         """Return what is wrong with texts, single boxes and rows, and what is said twice."""
-        found = self._repeats.findings(self.ids)
+        found = self.repeats.findings(self.ids)
         if not self.ids:
             found.append(Finding(Fault.NO_SAMPLES, 1, 0, "No row could be read as a sample, nothing can be learned."))
         about = "Other samples state other sizes of the same images: one name may stand for two."

@@ -107,7 +107,7 @@ def examine(
         folder=folder,
         sizes=known,
         reading=reading,
-        rows=frozenset(collector.repeated).union(*(columns.fractions for columns in verdicts)),
+        rows=frozenset(collector.repeats.duplicates).union(*(columns.fractions for columns in verdicts)),
         images=frozenset(left_out),
         best=next((verdict.best for verdict in verdicts.values() if verdict and verdict.contradicts), None),
         undecided=undecided,

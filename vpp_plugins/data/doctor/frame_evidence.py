@@ -49,13 +49,11 @@ class Resize:
         if self.to == "square":
             return np.full_like(sizes_wh, self.number)
         if self.to == "long side":
-            scale: Sizes = self.number / sizes_wh.max(axis=1, keepdims=True)
-            return np.asarray(sizes_wh * scale)
+            return np.asarray(sizes_wh * (self.number / sizes_wh.max(axis=1, keepdims=True)))
         rounded = np.maximum(np.round(sizes_wh / PATCH), 1)
         shrink = np.sqrt(sizes_wh.prod(axis=1, keepdims=True) / (self.number * PATCH**2))
         shrunk = np.maximum(np.floor(sizes_wh / np.maximum(shrink, 1) / PATCH), 1)
-        patches: Sizes = np.where(rounded.prod(axis=1, keepdims=True) > self.number, shrunk, rounded)
-        return patches * PATCH
+        return np.where(rounded.prod(axis=1, keepdims=True) > self.number, shrunk, rounded) * PATCH
 
 
 @dataclass(frozen=True)
@@ -299,10 +297,8 @@ def _whole(other: Fit, best: Fit) -> bool:
 
 def _step(numbers: Columns) -> float:
     """The step of the decimals in which nearly all numbers are written; 0 beyond three."""
-    for decimals in range(4):
-        if np.mean(np.abs(numbers - np.round(numbers, decimals)) < 1e-9) > 0.99:
-            return float(10.0**-decimals)
-    return 0.0
+    written = (n for n in range(4) if np.mean(np.abs(numbers - np.round(numbers, n)) < 1e-9) > 0.99)
+    return next((10.0**-decimals for decimals in written), 0.0)
 
 
 def _tellable(candidate: Candidate, sizes_wh: Sizes) -> bool:

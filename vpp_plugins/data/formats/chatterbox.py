@@ -66,9 +66,7 @@ def _located_like_reference(question: str, answer: str) -> Turn:
     if len(sentences) < 2:  # the reference stops with an IndexError here
         raise RefusedError(Issue.NO_BOX, answer)
     boxes = _boxes(sentences[1])
-    if not boxes:
-        return Talk(question, answer)
-    return Locate(sentences[0].replace(_LEAD, ""), (boxes[0][1],))
+    return Locate(sentences[0].replace(_LEAD, ""), (boxes[0][1],)) if boxes else Talk(question, answer)
 
 
 def _described(question: str, answer: str) -> Turn:

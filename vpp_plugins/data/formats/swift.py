@@ -28,6 +28,7 @@ from vpp_plugins.data.sample import (
     Tally,
     Turn,
     numbers_of,
+    text_of_turn,
 )
 
 _REF = "<ref-object>"
@@ -89,20 +90,11 @@ def write_swift(samples: Iterable[Sample], writing: Writing) -> None:
 
 def _without_refs(sample: Sample, tally: Tally) -> Sample:
     """Leave out, counted, the turns whose own words hold what stands for an expression: no line of theirs is read."""
-    kept = tuple(turn for turn in sample.turns if not _says_ref(turn))
+    kept = tuple(turn for turn in sample.turns if isinstance(turn, Locate) or _REF not in text_of_turn(turn))
     if len(kept) == len(sample.turns):
         return sample
     tally.add(Issue.NOT_WRITABLE, sample.id, f"its text holds {_REF}")
     return replace(sample, turns=kept)
-
-
-def _says_ref(turn: Turn) -> bool:
-    match turn:
-        case Describe(_, description):
-            return _REF in description
-        case Talk(question, answer):
-            return _REF in question + answer
-    return False
 
 
 def _row(sample: Sample) -> dict[str, Any]:

@@ -123,8 +123,7 @@ def shard_paths(path: Path) -> list[Path]:
     shards = [Path(name) for name in _expanded(str(path))]
     if not shards:
         raise VPPError(f"'{path}' counts backwards, so it names no shard: write {{first..last}}.")
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
+    if missing := [shard for shard in shards if not shard.is_file()]:
         raise VPPError(f"{len(missing)} of {len(shards)} shards of '{path}' are not there, '{missing[0]}' for one.")
     return shards
 

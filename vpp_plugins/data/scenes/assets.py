@@ -90,8 +90,7 @@ def find_assets(folder: str | Path = DEFAULT_FOLDER) -> Assets:
         raise VPPError(f"No scene images in {folder}. Fetch them with fetch_assets({str(folder)!r}). {_WITHOUT}")
     hashes: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
     wanted = wanted_images()
-    damaged = [path for path in wanted if path not in hashes or _hash(folder / path) != hashes[path]]
-    if damaged:
+    if damaged := [path for path in wanted if path not in hashes or _hash(folder / path) != hashes[path]]:
         raise VPPError(
             f"{len(damaged)} of {len(wanted)} scene images are missing or changed in {folder}, such as {damaged[0]}. "
             f"Delete the folder and fetch it again. {_WITHOUT}"
@@ -113,8 +112,7 @@ def fetch_assets(folder: str | Path = DEFAULT_FOLDER, *, progress: Callable[[str
         return find_assets(folder)
     if folder.exists() and any(folder.iterdir()):
         raise VPPError(f"{folder} exists and holds something else. Name an empty or a new folder for the images.")
-    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
-    if missing:
+    if missing := [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]:
         raise VPPError(
             f"The scene images come from Debian packages, this machine has no {' and no '.join(missing)}. {_WITHOUT}"
         )

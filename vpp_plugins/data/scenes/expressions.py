@@ -229,13 +229,9 @@ def _relations(
             continue
         mark = objects[landmark]
         for directions, towards in _DIRECTIONS:
-            clear, possible = [], []
-            for index in group:
-                along, aside = towards(objects[index], mark)
-                if along > LEVEL_GAP * side and aside < 0.8 * along:
-                    clear.append(index)
-                if along > -SLACK * side:
-                    possible.append(index)
+            lies = {index: towards(objects[index], mark) for index in group}
+            clear = [i for i, (along, aside) in lies.items() if along > LEVEL_GAP * side and aside < 0.8 * along]
+            possible = [index for index, (along, _) in lies.items() if along > -SLACK * side]
             if len(clear) == 1 and possible == clear:
                 yield f"the {name} {rng.choice(directions)} the {mark.name}", clear[0], "relation"
         if len(group) >= 2:

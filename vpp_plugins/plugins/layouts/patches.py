@@ -57,9 +57,7 @@ class Patches:
         return torch.cat(parts).reshape(pixels.shape)
 
     def _merges(self, call: Mapping[str, Any], images: int) -> list[int]:
-        if isinstance(self.merge, int):
-            return [self.merge] * images
-        return _numbers(call, self.merge)
+        return [self.merge] * images if isinstance(self.merge, int) else _numbers(call, self.merge)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,5 @@ class TimmBackbone(nn.Module):
 
 def _apart(pixel_values: Float[Tensor, "images 3 height width"]) -> Sequence[Tensor]:
     """Return the images one by one on a CPU without gradients: the maps of one fit its caches, a batch's do not."""
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or traced
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return [pixel_values] if whole or not pixel_values.is_cpu else pixel_values.split(1)

@@ -98,8 +98,7 @@ def load_hf_weights(detector: HFDetector, source: str | os.PathLike[str]) -> Non
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise VPPError(f"'{source}' could not be loaded into this detector: {error}") from None
-    lost = sorted(report["missing_keys"])
-    if lost:
+    if lost := sorted(report["missing_keys"]):
         raise VPPError(
             f"'{source}' lacks {len(lost)} of this detector's tensors, such as '{lost[0]}': its configuration is "
             "another one, or it is another detector. Nothing was loaded."
@@ -115,7 +114,7 @@ def load_hf_weights(detector: HFDetector, source: str | os.PathLike[str]) -> Non
 
 def configuration_values(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return a detector's configuration as JSON values, for who has not the folder that holds it."""
-    values: dict[str, Any] = json.loads(_configuration(str(folder)).to_json_string())
+    values = json.loads(_configuration(str(folder)).to_json_string())
     return {name: value for name, value in values.items() if name not in ("_name_or_path", "transformers_version")}
 
 

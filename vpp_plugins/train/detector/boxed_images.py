@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -46,7 +45,7 @@ class BoxedImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self.images[index]
         kept = [(self._numbers[name], box) for name, box in zip(image.names, image.boxes, strict=True)]
-        pixels: Float[Tensor, "3 side side"] = letterbox(load_image(image_path(self.folder, image.image)), self.side)
+        pixels = letterbox(load_image(image_path(self.folder, image.image)), self.side)
         return {"pixel_values": pixels, "objects": kept, "size_hw": image.size_hw}
 
 

@@ -6,7 +6,7 @@ The result is a folder that `LocalVPPConfig(weights=...)` loads, with the same `
 import json
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -263,11 +263,9 @@ def _check_fresh(out: Path, last: Path | None, *, resume: bool) -> None:
 def _last_whole(out: Path) -> Path | None:
     """Return the last checkpoint that was written to its end: Trainer writes trainer_state.json last."""
     for folder in sorted(out.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        try:
+        with suppress(OSError, ValueError):
             _steps(folder)
-        except (OSError, ValueError):
-            continue
-        return folder
+            return folder
     return None
 
 

@@ -26,8 +26,7 @@ def coordinate_ids(tokenizer: Any) -> Int64[Tensor, "101"]:
     """Return the tokens of 0.0, 0.01 and so on to 1.0, as LLaVA writes them; raises VPPError where one is several."""
     numbers = [str(round(step / 100, 2)) for step in range(101)]
     vocabulary = tokenizer.get_vocab()
-    missing = [number for number in numbers if number not in vocabulary]
-    if missing:
+    if missing := [number for number in numbers if number not in vocabulary]:
         raise VPPError(
             "the loss 'coordinates' and hide_boxes need a tokenizer with a token for every number of a box, but this "
             f"one has none for {len(missing)} of 101, {missing[0]} for one: leave them out."
@@ -65,9 +64,7 @@ class SoftBoxLoss:
         soft = (wanted * (wanted.clamp(min=1e-9).log() - log_probability[is_number][:, coordinates])).sum()
         hard = F.nll_loss(log_probability[~is_number], target[~is_number], reduction="sum")
         mean = (soft + OTHERS * hard) / (is_number.sum() + OTHERS * (~is_number).sum()).clamp(min=OTHERS)
-        share = 1 if num_items_in_batch is None else learned.sum() / num_items_in_batch
-        loss: Tensor = mean * share
-        return loss
+        return mean if num_items_in_batch is None else mean * (learned.sum() / num_items_in_batch)
 
 
 @dataclass(frozen=True)
