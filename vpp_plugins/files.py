@@ -237,18 +237,16 @@ def _listed(folder: Path) -> dict[str, tuple[int, str]] | None:
         return None
     try:
         listed = unsealed(json.loads(path.read_bytes()), _FILES)["files"]
-        files = {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
+        return {name: (int(size), str(digest)) for name, (size, digest) in listed.items()}
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise VPPError(
             f"'{path}' is damaged ({error!r}): take another copy of '{folder}', or an earlier one."
         ) from None
-    return files
 
 
 def _check_listed(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
     for name, (size, digest) in files.items():
-        problem = _changed(folder / name, size, digest)
-        if problem:
+        if problem := _changed(folder / name, size, digest):
             raise VPPError(f"'{folder / name}' {problem}: take another copy of '{folder}', or an earlier one.")
 
 
@@ -456,7 +454,6 @@ def _disk_is_full(folder: Path, error: Exception) -> bool:
         return False
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    said = re.search(r"os error (\d+)", str(error))  # how Rust names what C calls errno
-    if said:
+    if said := re.search(r"os error (\d+)", str(error)):  # how Rust names what C calls errno
         return int(said[1]) in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20

@@ -37,13 +37,12 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 
 
 def _describe(
-    model: nn.Module, box_format: str, image_mean: RGB, image_std: RGB, mergers: tuple[str, ...] = ("merger",)
+    model: Any, box_format: str, image_mean: RGB, image_std: RGB, mergers: tuple[str, ...] = ("merger",)
 ) -> Backbone:
-    config: Any = model.config
-    vision = config.vision_config
+    vision = model.config.vision_config
     return Backbone(
         adapter="qwen_vl",
-        hidden_size=config.text_config.hidden_size,
+        hidden_size=model.config.text_config.hidden_size,
         vision_encoders=("model.visual",),
         projectors=tuple(f"model.visual.{merger}" for merger in mergers),
         box_format=box_format,

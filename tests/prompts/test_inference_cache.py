@@ -12,9 +12,9 @@ from vpp_plugins.prompts.inference_cache import InferenceCache
 class Counted:
     """A module, its cache, and how often the cached value had to be made."""
 
-    def __init__(self, limit: int = 1) -> None:
+    def __init__(self) -> None:
         self.module = nn.Sequential(nn.Linear(30, 3), nn.BatchNorm1d(3)).eval()
-        self.cache: InferenceCache[int] = InferenceCache(limit)
+        self.cache: InferenceCache[int] = InferenceCache()
         self.made = 0
 
     def get(self, key: object = "key") -> int | None:
@@ -132,16 +132,15 @@ def test_weights_made_in_inference_mode() -> None:
     assert counted.get() == 2
 
 
-def test_the_last_keys_are_kept() -> None:
-    counted = Counted(limit=2)
-    assert [counted.get(key) for key in "abacab"] == [1, 2, 1, 3, 1, 4]
+def test_the_last_key_is_kept() -> None:
+    counted = Counted()
+    assert [counted.get(key) for key in "aabba"] == [1, 1, 2, 2, 3]
 
 
 def test_copies_and_pickles_start_empty() -> None:
-    counted = Counted(limit=3)
+    counted = Counted()
     counted.get()
     for other in (copy.deepcopy(counted.cache), pickle.loads(pickle.dumps(counted.cache))):
-        assert other.limit == 3
         with torch.no_grad():
             assert other.get(counted.module, "key", lambda: 7) == 7
     assert counted.get() == 1

@@ -351,9 +351,7 @@ def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
 def _name_hub_weights(vpp: VPP) -> None:
     """Remember a generator that was just loaded from the hub, in the dtype of its host."""
     local = vpp.config.local_vpp
-    if local is None or local.weights is None or vpp.local_vpp is None or vpp.trained:
-        return
-    if is_hub_id(local.weights):
+    if local and local.weights and vpp.local_vpp is not None and not vpp.trained and is_hub_id(local.weights):
         vpp.hub_weights = hub_weights(vpp.local_vpp.generator, local.weights)
 
 

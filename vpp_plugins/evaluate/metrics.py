@@ -72,15 +72,11 @@ def single_precision_iou(a: Box, b: Box) -> float:
     return float(overlap / union) if overlap > 0 else 0.0
 
 
-def inclusive_iou(a: Box, b: Box) -> float:
-    """Return IoU with every box counted one pixel wider and higher, as MiniGPT-v2's script does."""
-    return box_iou(*((x1, y1, x2 + 1, y2 + 1) for x1, y1, x2, y2 in (a, b)))
-
-
 OVERLAPS: Mapping[str, Callable[[Box, Box], float]] = {
     "exact": box_iou,
     "single": single_precision_iou,
-    "inclusive": inclusive_iou,
+    # every box counted one pixel wider and higher, as MiniGPT-v2's script does
+    "inclusive": lambda a, b: box_iou(*((x1, y1, x2 + 1, y2 + 1) for x1, y1, x2, y2 in (a, b))),
     "generalised": lambda a, b: max(0.0, generalized_box_iou(a, b)),
 }
 """How protocols compare two boxes: IoU in ways that differ in the last digits, or by a pixel; GIoU, 0 if negative."""

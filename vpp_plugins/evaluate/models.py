@@ -69,11 +69,10 @@ def load_grounder(
     host = host.eval() if "device_map" in options else host.to(place).eval()
     beside = model if vpp is None else vpp
     bare = vpp is None or Path(beside, ADAPTER).is_file()  # a control's LoRA has no prompts beside it
-    prompts = None if bare and not Path(beside, CONFIG_FILE).is_file() else beside
-    if prompts is None:
-        return Grounder(host, processor, box_format=box_format)
-    attach_vpp(host, prompts)
-    return Grounder(host, VPPProcessor(processor, host), box_format=box_format)
+    if not bare or Path(beside, CONFIG_FILE).is_file():
+        attach_vpp(host, beside)
+        processor = VPPProcessor(processor, host)
+    return Grounder(host, processor, box_format=box_format)
 
 
 def load_pretrained(model: str, processor: str | None = None, **options: Any) -> tuple[Any, Any]:
@@ -110,8 +109,7 @@ def load_pretrained(model: str, processor: str | None = None, **options: Any) ->
 def _check_loaded(model: str, host: nn.Module, found: Mapping[str, Any]) -> None:
     """Raise VPPError where weights of a host were not in its files, or of other shapes: they start at random then."""
     weights = {name for name, _ in host.named_parameters()}
-    missing = sorted(weights & {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
-    if missing:
+    if missing := sorted(weights & {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
         raise VPPError(
             f"the files of '{model}' lack {len(missing)} weights of a {type(host).__name__}, or hold them in other "
             f"shapes, so that these would be random: {few(missing)}. Take a whole copy of the model."

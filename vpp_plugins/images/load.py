@@ -95,12 +95,9 @@ def flatten_images(images: Any) -> list[Image.Image]:
 
 
 def _each_once(read: Callable[[Any], Image.Image], sources: Iterable[Any]) -> list[Image.Image]:
-    images: dict[int | str, Image.Image] = {}
     sources = list(sources)  # data sets' columns decode anew at every look, and what is gone leaves its id to another
     names = [str(source) if isinstance(source, str | Path) else id(source) for source in sources]
-    for name, source in zip(names, sources, strict=True):
-        if name not in images:
-            images[name] = read(source)
+    images = {name: read(source) for name, source in dict(zip(names, sources, strict=True)).items()}
     return [images[name] for name in names]
 
 
@@ -122,10 +119,7 @@ def letterbox(image: Image.Image, side: int) -> Float[Tensor, "3 side side"]:
 
 def letterboxes(images: Sequence[Image.Image], side: int) -> Float[Tensor, "images 3 side side"]:
     """Return every image as `letterbox` does, in one batch; an object that comes several times is fitted once."""
-    fitted: dict[int, Tensor] = {}
-    for image in images:
-        if id(image) not in fitted:
-            fitted[id(image)] = letterbox(image, side)
+    fitted = {key: letterbox(image, side) for key, image in {id(image): image for image in images}.items()}
     return torch.stack([fitted[id(image)] for image in images])
 
 

@@ -125,13 +125,12 @@ def _process(
     plain = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
     marker = image_marker(processor, backbone.image_token)
     try:
-        inputs: Mapping[str, Any] = processor(images=[coordinates], text=[marker], **{**settings, **plain})
+        return processor(images=[coordinates], text=[marker], **{**settings, **plain})
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise VPPError(
             f"{type(processor).__name__} cannot tell what its tiles show, because it fails on an image of floats "
             f"({error}): pass vpp_tile_boxes of your own, or leave the global prompt out, VPPConfig(global_vpp=None)."
         ) from error
-    return inputs
 
 
 def _images(backbone: Backbone, inputs: Mapping[str, Any], name: str) -> list[Float[Tensor, "3 height width"]]:

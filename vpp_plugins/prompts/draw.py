@@ -19,15 +19,13 @@ def draw_overlay(prompt: GlobalVPP, image: Image.Image, *, gain: float = 1.0, si
     pixels = torch.from_numpy((np.array(square, dtype=np.float32) / 255 - mean) / std).permute(2, 0, 1)[None]
     with torch.no_grad():
         overlaid = prompt(pixels.to(prompt.prompt)).float().cpu()
-    shown = (pixels + gain * (overlaid - pixels))[0].permute(1, 2, 0).numpy() * std + mean
-    return _to_image(shown)
+    return _to_image((pixels + gain * (overlaid - pixels))[0].permute(1, 2, 0).numpy() * std + mean)
 
 
 def draw_prompt(prompt: GlobalVPP) -> Image.Image:
     """Return the axes themselves, as an image of the prompt's size."""
     mean, std = (np.array(value, dtype=np.float32) for value in (prompt.image_mean, prompt.image_std))
-    shown = prompt.prompt.detach().float().cpu().permute(1, 2, 0).numpy() * std + mean
-    return _to_image(shown)
+    return _to_image(prompt.prompt.detach().float().cpu().permute(1, 2, 0).numpy() * std + mean)
 
 
 def _to_image(shown: np.ndarray) -> Image.Image:

@@ -55,8 +55,7 @@ def show(data: TrainingData, collator: Collator, groups: Groups, *, off: Sequenc
 
 def preview(collator: Collator, index: int) -> Text:
     """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
-    row = collator.usable(collator.data[index], {})
-    batch = collator.batch([row])
+    batch = collator.batch([collator.usable(collator.data[index], {})])
     mask = real_tokens(batch["attention_mask"])[0]
     text = Text()
     for piece, learned in token_string(

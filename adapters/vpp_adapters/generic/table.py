@@ -112,8 +112,7 @@ def loose_patches(
     call: Mapping[str, Any],
 ) -> Float[Tensor, "*one patches 3 side side"]:
     """Patches in reading order; the encoder gets them with one more axis in front: PaddleOCR-VL."""
-    laid = Patches("grid_thw")(pixels.flatten(end_dim=-4), overlay, windows, call)
-    return laid.reshape(pixels.shape)
+    return Patches("grid_thw")(pixels.flatten(end_dim=-4), overlay, windows, call).reshape(pixels.shape)
 
 
 def _fixed(layout: PixelLayout) -> Callable[[Any], PixelLayout]:

@@ -117,9 +117,8 @@ class Candidate:
     def pixels(self, numbers: Columns, sizes_wh: Sizes) -> Columns:
         """Return the boxes as xyxy pixels of the original images, neither cut nor reordered."""
         region = self.region(sizes_wh)
-        offsets: Columns = np.tile(region[:, :2], 2)
-        scales: Columns = np.tile(sizes_wh / region[:, 2:], 2)
-        return np.asarray((self.corners(numbers) - offsets) * scales)
+        from_corner = self.corners(numbers) - np.tile(region[:, :2], 2)
+        return np.asarray(from_corner * np.tile(sizes_wh / region[:, 2:], 2))
 
 
 def declared_candidate(unit: BoxUnit | BoxCodec) -> Candidate | None:

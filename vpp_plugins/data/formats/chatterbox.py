@@ -58,7 +58,8 @@ def _records(path: Path, reading: Reading, turn_of: Callable[[str, str], Turn]) 
 
 def _located(question: str, answer: str) -> Turn:
     start, numbers = _only_box(answer)
-    return Locate(_expression(answer[:start]), (numbers,))
+    named = without_marks(_LABEL.sub("", answer[:start])).strip()
+    return Locate(named.removeprefix(_LEAD).removesuffix(".").strip(), (numbers,))
 
 
 def _located_like_reference(question: str, answer: str) -> Turn:
@@ -78,11 +79,6 @@ def _only_box(text: str) -> tuple[int, Numbers]:
     if len(boxes) != 1:
         raise RefusedError(Issue.AMBIGUOUS if boxes else Issue.NO_BOX, text)
     return boxes[0]
-
-
-def _expression(before: str) -> str:
-    """Return what an answer names before its box, without the label, the lead and the full stop."""
-    return without_marks(_LABEL.sub("", before)).strip().removeprefix(_LEAD).removesuffix(".").strip()
 
 
 def _boxes(text: str) -> list[tuple[int, Numbers]]:

@@ -1,6 +1,6 @@
 """Formats of one expression and one box a row: Genixer, the evaluation files of Qwen, InternVL and VPP, and GSEval."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,17 +56,14 @@ class RowFormat:
                 writing.tally.add(Issue.NOT_WRITABLE, sample.id)
             for turn in turns:
                 row: dict[str, Any] = {self.id: number} if self.id else {}
-                row |= {self.image: sample.image, self.expression: turn.expression, self.box: _plain(turn.boxes[0])}
+                box = [int(value) if float(value).is_integer() else value for value in turn.boxes[0]]
+                row |= {self.image: sample.image, self.expression: turn.expression, self.box: box}
                 if self.category:
                     row[self.category] = int(sample.category) if sample.category.isdecimal() else sample.category
                 if self.sized:
                     row |= {"height": sample.height, "width": sample.width}
                 number += 1
                 yield row
-
-
-def _plain(box: Sequence[float]) -> list[float]:
-    return [int(value) if float(value).is_integer() else value for value in box]
 
 
 GENIXER = RowFormat(image="img_path", expression="expression", box="bbox")

@@ -79,9 +79,8 @@ def draw_scenes(folder: str | Path, count: int, *, split: str, seed: int) -> Dra
     from rich.console import Console
 
     console = Console(stderr=True)
-    source: Any
     try:
-        source = fetch_assets(folder, progress=console.print)
+        source: Any = fetch_assets(folder, progress=console.print)
     except VPPError as error:
         console.print(f"{error} The training goes on with shapes drawn in code.", highlight=False)
         source = Shapes()

@@ -36,8 +36,7 @@ class HFDetector(nn.Module):
     ) -> Float[Tensor, "images {self.num_queries} {self.width}"]:
         """Return the object queries; the mask is True on image. RT-DETR and its descendants ignore it."""
         mask = pixel_mask if pixel_mask is None else pixel_mask.long()
-        queries: Tensor = self.model(pixel_values=pixel_values, pixel_mask=mask).last_hidden_state
-        return queries + self._untouched()
+        return self.model(pixel_values=pixel_values, pixel_mask=mask).last_hidden_state + self._untouched()
 
     def _untouched(self) -> Tensor:
         """Return zero, made of every parameter.

@@ -67,8 +67,7 @@ class DetectorTask(nn.Module):
         loss = detection_loss(seen, objects)
         if self.training:
             return {"loss": loss}
-        last = Detections(seen.logits[-1], seen.boxes_cxcywh[-1])
-        return {"loss": loss, "counts": count_found(last, objects)}
+        return {"loss": loss, "counts": count_found(Detections(seen.logits[-1], seen.boxes_cxcywh[-1]), objects)}
 
 
 class DetectorTrainer(Trainer):

@@ -7,7 +7,7 @@
 The heads are for training alone. They are no part of the model, so no host file and no `vpp.safetensors` holds them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -82,14 +82,8 @@ class AuxiliaryDetection(AuxiliaryLoss):
 
 def named_objects(samples: Sequence[Sample]) -> Objects:
     """Return what samples, with an image each, speak of: every box that is to be found or described, once."""
-    images: list[tuple[list[int], list[BoxLike]]] = []
-    for sample in samples:
-        boxes: list[BoxLike] = list(dict.fromkeys(_boxes(sample)))
-        images.append(([0] * len(boxes), boxes))
-    return stack_objects(images, [sample.meta.size_hw for sample in samples])
-
-
-def _boxes(sample: Sample) -> Iterator[tuple[float, ...]]:
-    for turn in sample.turns:
-        if isinstance(turn, Locate | Describe):
-            yield from turn.boxes
+    named: list[list[BoxLike]] = [
+        list(dict.fromkeys(box for turn in sample.turns if isinstance(turn, Locate | Describe) for box in turn.boxes))
+        for sample in samples
+    ]
+    return stack_objects([([0] * len(boxes), boxes) for boxes in named], [one.meta.size_hw for one in samples])

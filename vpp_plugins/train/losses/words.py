@@ -86,8 +86,7 @@ class WordAlignment(AuxiliaryLoss):
     def _ids(self, text: str) -> list[int]:
         if not text:
             return [self.tokenizer.pad_token_id]
-        ids: list[int] = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
-        return ids
+        return self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
 
 
 def described_things(sample: Sample) -> tuple[Float[Tensor, "things 4"], list[str]]:
