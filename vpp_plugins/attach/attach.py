@@ -345,7 +345,8 @@ def _put_on(host: Any, vpp: VPP, backbone: Backbone) -> None:
     host._vpp_state = state.slot.owner = state
     hooks.install(embedding, encoders, state.slot)
     hooks.install_inner(host)
-    _set_class(host, attached_class(type(host)))
+    kind: type = type(host)
+    _set_class(host, attached_class(kind))
 
 
 def _name_hub_weights(vpp: VPP) -> None:

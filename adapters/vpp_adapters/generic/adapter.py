@@ -48,9 +48,9 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
 
     if not isinstance(model, PreTrainedModel):
         return None
-    config: Any = model.config
-    kind = config.model_type
+    kind = model.config.model_type
     refuse(type(model), kind)
+    embedding: Any = model.get_input_embeddings()
     encoders = vision_encoders(model, kind)
     box_format = BOX_FORMATS.get(kind, DEFAULT_BOX_FORMAT)
     family = BOX_CODECS[box_format]
@@ -60,7 +60,7 @@ def vpp_adapter(model: nn.Module) -> Backbone | None:
     layout, tiled = pixel_layout(model, kind, encoders)
     return Backbone(
         adapter="generic",
-        hidden_size=model.get_input_embeddings().weight.shape[-1],
+        hidden_size=embedding.weight.shape[-1],
         vision_encoders=encoders,
         projectors=projectors(model, encoders),
         box_format=box_format,
