@@ -12,10 +12,11 @@ from vpp_plugins.data.scenes import FOLDER
 from vpp_plugins.pocket import load_pocket
 
 # --8<-- [start:ground]
-image, expression = FOLDER / "farm_animals_dog.jpg", "the dog"  # or a path of yours
+image, expression = FOLDER / "farm_animals_chicken.jpg", "the leftmost chicken"  # or a path of yours
 model, processor = load_pocket()  # a small LLaVA with trained prompts, and its VPPProcessor
 grounding = Grounder(model, processor)(image, expression)
-print(grounding.boxes, grounding.status, grounding.text)
+print([[round(side) for side in box] for box in grounding.boxes])
+print(grounding.status, grounding.text)  # ok: the answer could be read, be it right or wrong
 grounding.draw().save("boxed.png")
 # --8<-- [end:ground]
 
