@@ -32,6 +32,13 @@ def test_an_existing_target_is_kept_unless_told_otherwise(tmp_path: Path) -> Non
         convert(source, source, overwrite=True, **names)
 
 
+def test_a_parent_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    """The sentence named a temporary folder in it."""
+    (tmp_path / "0.tar").touch()
+    with pytest.raises(VPPError, match=r"the folder '.*nowhere' does not exist: make it first"):
+        convert(tmp_path / "0.tar", tmp_path / "nowhere/x", source_format="webdataset", target_format="webdataset")
+
+
 def test_nothing_left_names_the_reasons_and_the_command_that_helps(tmp_path: Path) -> None:
     source = lines(tmp_path / "in.jsonl", {**EVALUATION, "bbox": [1, 2, 3]})
     said = r"nothing of .* as odvg, so nothing was: 1 x box with a wrong.*vpp doctor .*in.jsonl --format eval-jsonl"

@@ -8,9 +8,10 @@ from PIL import Image
 
 from tests.data.formats.layouts import EVALUATION, gpt, human, lines, whole
 from vpp_plugins import VPPError
-from vpp_plugins.data.convert import convert
+from vpp_plugins.data.convert import Conversion, convert
 from vpp_plugins.data.doctor.doctor import examine
 from vpp_plugins.data.formats import read_samples
+from vpp_plugins.data.sample import Issue
 from vpp_plugins.data.split import Split, head, split_data
 
 SHARES = {"val": 0.2, "test": 0.1}
@@ -162,3 +163,51 @@ def test_images_that_lie_in_the_data_are_written_where_the_sides_hold_none(tmp_p
     done = split(source, tmp_path / "parts", **options)
     assert done.folder == tmp_path / "parts/images"
     assert all((done.folder / name).is_file() for file in done.files.values() for name in images_of(file))
+
+
+def test_an_image_folder_that_holds_others_of_the_same_names_costs_no_sample(tmp_path: Path) -> None:
+    """Images got new names there after their sides were chosen by the old ones: 44 of 66 samples were written."""
+    source = shards(tmp_path / "shards")
+    (tmp_path / "parts/images").mkdir(parents=True)
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (9, 9)).save(tmp_path / "parts/images" / name)
+    options: dict[str, Any] = {"source_format": "webdataset", "target_format": "neutral", "shares": {"val": 0.25}}
+    done = split(source, tmp_path / "parts", **options)
+    assert sum(side.samples for side in done.sides.values()) == 5
+    assert set.union(*map(images_of, done.files.values())) == {"0-2.png", "1-2.png", "2.png", "3.png"}
+    assert done.tally.counts[Issue.IMAGE_RENAMED] == 3
+
+
+def test_a_source_that_changes_between_its_readings_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = lines(tmp_path / "all.jsonl", *rows())
+
+    def cut(*given: Any, **options: Any) -> Conversion:
+        lines(source, *rows(19))
+        return convert(*given, **options)
+
+    monkeypatch.setattr("vpp_plugins.data.split.convert", cut)
+    with pytest.raises(VPPError, match=r"1 images of .* are on no side, '19.png' for one"):
+        split(source, tmp_path / "parts")
+
+
+def test_an_earlier_side_that_would_stay_is_refused(tmp_path: Path) -> None:
+    """Its images were on the other sides then."""
+    source = lines(tmp_path / "all.jsonl", *rows())
+    split(source, tmp_path / "parts")
+    before = {file: file.read_bytes() for file in (tmp_path / "parts").iterdir()}
+    with pytest.raises(VPPError, match=r"test.jsonl' is a side of an earlier split .*write it too \(--test\)"):
+        split(source, tmp_path / "parts", shares={"val": 0.4}, seed=3, overwrite=True)
+    assert {file: file.read_bytes() for file in (tmp_path / "parts").iterdir()} == before
+    split(source, tmp_path / "parts", seed=3, overwrite=True)
+
+
+@pytest.mark.parametrize("inside", ["000000.tar", "{000000..000000}.tar", ""])
+def test_shards_in_a_folder_that_would_be_written_are_kept(tmp_path: Path, inside: str) -> None:
+    """With overwriting they were gone before the second side was read."""
+    (tmp_path / "parts").mkdir()
+    folder = shards(tmp_path / "shards").rename(tmp_path / "parts/val")
+    before = (folder / "000000.tar").read_bytes()
+    options: dict[str, Any] = {"source_format": "webdataset", "shares": {"val": 0.25}, "overwrite": True}
+    with pytest.raises(VPPError, match="val' is read and cannot be written at the same time"):
+        split(folder / inside, tmp_path / "parts", **options)
+    assert [path.read_bytes() for path in folder.iterdir()] == [before]

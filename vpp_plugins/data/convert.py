@@ -54,7 +54,9 @@ def convert(
     reader, writer = data_format(source_format), data_format(target_format).write
     if writer is None:
         raise VPPError(f"the format '{target_format}' can only be read.")
-    check_target(target, [source], overwrite=overwrite)
+    check_target(target, data_format(source_format).files(source), overwrite=overwrite)
+    if not target.absolute().parent.is_dir():
+        raise VPPError(f"the folder '{target.parent}' does not exist: make it first.")
     reading = replace(reading or Reading(), family=family)
     folder = Path(images) if images is not None else None
     with ExitStack() as stack:
@@ -99,8 +101,11 @@ def _some(
 
 
 def check_target(target: Path, sources: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse a target that is one of the sources, or that exists and may not be overwritten."""
-    if target.exists() and any(source.exists() and source.samefile(target) for source in sources):
+    """Refuse a target that is one of the sources or holds one, or that exists and may not be overwritten."""
+    if target.exists() and any(
+        source.exists() and (source.samefile(target) or source.resolve().is_relative_to(target.resolve()))
+        for source in sources
+    ):
         raise VPPError(f"'{target}' is read and cannot be written at the same time: name another file.")
     if target.exists() and not overwrite:
         raise VPPError(f"'{target}' exists: name another file, or allow overwriting (--overwrite).")

@@ -62,22 +62,25 @@ def split_data(
     names = ["train", *shares]
     files = {name: Path(out) / f"{name}{_SUFFIX.get(target_format, '.jsonl')}" for name in names}
     for file in files.values():
-        check_target(file, [source], overwrite=options.get("overwrite", False))
+        check_target(file, data_format(source_format).files(source), overwrite=options.get("overwrite", False))
+    _check_no_other_side(files)
     tally = Tally()
+    folder = reading.images_to or copies(source_format, target_format, Path(out) / "images")
+    reading = replace(reading, images_to=folder)  # from the first reading on: images get the names there that are free
     side_of, compared = _sides(source, source_format, shares, seed, images, replace(reading, tally=tally), options)
     counts = {name: sum(side == name for image, side in side_of.items() if image[0] != "\0") for name in names}
     Path(out).mkdir(parents=True, exist_ok=True)
-    folder = reading.images_to or copies(source_format, target_format, Path(out) / "images")
-    reading = replace(reading, images_to=folder)
     settings = {"source_format": source_format, "target_format": target_format, "images": images, **options}
-    sides = {
-        name: convert(
-            source, files[name], reading=replace(reading, tally=Tally()), chosen=_on_side(name, side_of), **settings
+    sides, left = {}, set(side_of)
+    for name in names:
+        chosen = _on_side(name, side_of, left)
+        sides[name] = convert(source, files[name], reading=replace(reading, tally=Tally()), chosen=chosen, **settings)
+        tally.take(sides[name].tally, Issue.NOT_WRITABLE)  # what is faulty in the source was counted once for all sides
+    if left:
+        raise VPPError(
+            f"{len(left):,} images of '{source}' are on no side, {min(left).lstrip(chr(0))!r} for one: either no file "
+            "can be called so, or the source was changed while it was split. Mend that, and split again (--overwrite)."
         )
-        for name in names
-    }
-    for side in sides.values():  # what is faulty in the source was counted once for all sides
-        tally.take(side.tally, Issue.NOT_WRITABLE)
     return Split(sides, files, counts, compared, tally, folder)
 
 
@@ -113,6 +116,17 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         )
 
 
+def _check_no_other_side(files: Mapping[str, Path]) -> None:
+    """Refuse to write an earlier split's sides anew but for one, whose images may then be on the others."""
+    beside = {name: files["train"].with_stem(name) for name in ("val", "test") if name not in files}
+    other = next((file for file in beside.values() if file.exists()), None)
+    if other is not None and any(file.exists() for file in files.values()):
+        raise VPPError(
+            f"'{other}' is a side of an earlier split and would stay as it is, though its images may now be on other "
+            f"sides: write it too (--{other.stem}), move it away, or name another folder."
+        )
+
+
 def _sides(
     source: Path,
     source_format: str,
@@ -124,7 +138,7 @@ def _sides(
 ) -> tuple[dict[str, str], int]:
     """Return the side of each image, and of each sample without one, and how many images' bytes were compared."""
     folder, known = Path(images) if images is not None else None, options.get("sizes")
-    first = replace(reading, seen={}, images_to=None, family=options.get("family", "llava"))
+    first = replace(reading, seen={}, family=options.get("family", "llava"))
     sizes = ImageSizes(folder, Path(known) if known is not None else None)
     try:
         found = samples(data_format(source_format).records(source, first), sizes, first.tally)
@@ -165,5 +179,13 @@ def _subject(sample: Sample | Record) -> str:
     return sample.image or f"\0{sample.id}"  # no image has such a name
 
 
-def _on_side(name: str, side_of: Mapping[str, str]) -> Callable[[Iterable[Record]], Iterator[Record]]:
-    return lambda found: (record for record in found if side_of.get(_subject(record)) == name)
+def _on_side(name: str, side_of: Mapping[str, str], left: set[str]) -> Callable[[Iterable[Record]], Iterator[Record]]:
+    """Return what chooses the records of a side, and takes their images out of those that are `left`."""
+
+    def chosen(found: Iterable[Record]) -> Iterator[Record]:
+        for record in found:
+            if side_of.get(_subject(record)) == name:
+                left.discard(_subject(record))
+                yield record
+
+    return chosen
