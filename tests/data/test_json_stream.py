@@ -99,6 +99,23 @@ class TestArray:
         with pytest.raises(VPPError, match="holds no array named 'data'"):
             list(stream_array(file('{"other": [1]}'), "data"))
 
+    @pytest.mark.parametrize(
+        ("rest", "message"),
+        [
+            (', "data": [2]}', "the key 'data' stands twice"),
+            (', "more": [{"a": 1}, 2], "more": 3}', "the key 'more' stands twice"),
+            (', "more": [2, 3', "the file ends: is it complete?"),
+            ("} junk", "something after the end of the object"),
+        ],
+    )
+    def test_what_follows_the_array_under_a_key_is_looked_at(
+        self, file: Callable[..., Path], rest: str, message: str
+    ) -> None:
+        """Reading ended with the array, so that a second one, and a file that was cut off, went unnoticed."""
+        with pytest.raises(VPPError) as error:
+            list(stream_array(file('{"data": [1]' + rest), "data"))
+        assert message in str(error.value)
+
     def test_an_element_beyond_the_limit_is_a_broken_file(self, file: Callable[..., Path], tiny_chunks: None) -> None:
         with pytest.raises(VPPError, match="line 1, column 2"):
             list(stream_array(file('["' + "x" * 1000), largest=100))

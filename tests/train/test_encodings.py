@@ -1,5 +1,6 @@
 """Frozen encoders computed once: the same run to the bit, files that several runs share, and what cannot be kept."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,25 @@ def test_only_the_layers_that_the_host_reads_are_kept(tmp_path: Path) -> None:
     sizes = [tensor.numel() for tensor in load_file(files(tower.folder)[0]).values()]
 
     assert sum(size > 0 for size in sizes) == 1
+
+
+@pytest.mark.parametrize("view", [lambda made: made[:, 0], torch.Tensor.detach])
+def test_a_view_of_another_output_is_kept_too(tmp_path: Path, view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """safetensors refused it, as the two share their memory."""
+
+    class Viewing(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            made = 2 * pixels
+            return made, view(made)
+
+    pixels = torch.rand(2, 3)
+    for _ in range(2):  # computed and written, then read
+        module = Viewing()
+        KeptEncoder(module, tmp_path)
+        made, viewed = module(pixels)
+
+        assert torch.equal(made, 2 * pixels)
+        assert torch.equal(viewed, view(2 * pixels))
 
 
 def test_a_tensor_that_an_output_names_twice_is_kept_once(tmp_path: Path) -> None:

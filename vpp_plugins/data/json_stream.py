@@ -28,28 +28,12 @@ def stream_array(path: Path, key: str = "", *, largest: int = LARGEST_ELEMENT) -
     with _opened(path) as file:
         scanner = _Scanner(path, file, largest)
         opening = scanner.peek()
-        if key and opening == "{":
-            scanner.take("{")
-            names: list[Any] = []
-            while scanner.peek() != "}":
-                name = scanner.value()
-                if name in names:
-                    scanner.fail(f"the key {name!r} stands twice")
-                names.append(name)
-                scanner.take(":")
-                if name == key and scanner.peek() == "[":
-                    yield from scanner.elements()
-                    return
-                scanner.skip()
-                if scanner.peek() != "}":
-                    scanner.take(",")
-            raise VPPError(f"'{path}' holds no array named '{key}'. Is it another format?")
-        if key or opening != "[":
+        if opening != ("{" if key else "["):
             wanted = f'an object with an array "{key}"' if key else "an array of samples"
             raise VPPError(f"'{path}' should be {wanted}, and begins with {opening!r}. Is it another format?")
-        yield from scanner.elements()
+        yield from scanner.under(key) if key else scanner.elements()
         if scanner.peek():
-            scanner.fail("something after the end of the array")
+            scanner.fail(f"something after the end of the {'object' if key else 'array'}")
 
 
 def stream_lines(path: Path, *, largest: int = LARGEST_ELEMENT) -> Iterator[Any]:
@@ -166,7 +150,29 @@ class _Scanner:
                 return
             self.take(",")
 
-    def skip(self) -> None:
+    def under(self, key: str) -> Iterator[Any]:
+        """Yield the elements of the array under a key of the next object, and skip what else is in there."""
+        names: list[Any] = []
+        found = False
+        self.take("{")
+        while self.peek() != "}":
+            name = self.value()
+            if name in names:
+                self.fail(f"the key {name!r} stands twice")
+            names.append(name)
+            self.take(":")
+            if name == key and self.peek() == "[":
+                found = True
+                yield from self.elements()
+            else:
+                self._skip()
+            if self.peek() != "}":
+                self.take(",")
+        self.take("}")
+        if not found:
+            raise VPPError(f"'{self.path}' holds no array named '{key}'. Is it another format?")
+
+    def _skip(self) -> None:
         """Skip a value; an array by its elements, so that it need not fit the window."""
         if self.peek() == "[":
             for _ in self.elements():

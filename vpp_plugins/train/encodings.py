@@ -127,7 +127,8 @@ class KeptEncoder:
             )
         distinct = {id(tensor): tensor for tensor in tensors}
         self._places = [list(distinct).index(id(tensor)) for tensor in tensors]
-        return [tensor.contiguous() for tensor in distinct.values()], time.process_time() - started
+        own = [tensor.clone(memory_format=torch.contiguous_format) for tensor in distinct.values()]  # some are views
+        return own, time.process_time() - started
 
 
 def _check_axes(host: Any) -> None:

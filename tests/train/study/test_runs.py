@@ -88,6 +88,16 @@ def test_other_data_are_refused_within_a_seed(study: Load) -> None:
         check_equal_data(one)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", "{}"])
+def test_a_damaged_run_is_named(study: Load, damage: str) -> None:
+    """`vpp study report` ended with a traceback."""
+    one = study()
+    pretend(one)
+    Path("out/faint-0/run/run.json").write_text(damage)
+    with pytest.raises(VPPError, match=r"'out/faint-0/run/run\.json' is damaged"):
+        check_equal_data(one)
+
+
 def test_two_studies_in_one_folder_are_refused(study: Load) -> None:
     record(study())
     record(study(seeds=[0, 1, 2], arms={"faint": {"global_vpp.alpha": 0.99}, "weak": {"global_vpp.alpha": 0.9}}))

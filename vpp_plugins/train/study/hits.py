@@ -162,14 +162,13 @@ def _collected(run: StudyRun, name: str) -> Hits | None:
     answers = [one.answer for one in last.judged]
     images = [image_id(answer.image, answer.id) for answer in answers]
     numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
-    training = json.loads((run.folder / "run" / "run.json").read_bytes())
     return Hits(
         arm=run.arm,
         seed=run.seed,
         name=name,
         about={
             "rows_sha256": last.settings["rows_sha256"],
-            "data_sha256": training["data_sha256"],
+            "data_sha256": run.data_sha256(),
             "strict": last.protocol.correct == "iou > threshold",
         },
         checkpoints=tuple(_checkpoint(run, place) for place in places),

@@ -85,6 +85,14 @@ class StudyRun:
         """Return the folder of an evaluation."""
         return self.folder / "eval" / place / (f"{name}-shuffled" if shuffled else name)
 
+    def data_sha256(self) -> str:
+        """Return the digest of the data that it was trained on; raises VPPError where its `run.json` is damaged."""
+        path = self.folder / "run" / "run.json"
+        try:
+            return str(json.loads(path.read_bytes())["data_sha256"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise VPPError(f"'{path}' is damaged ({error!r}): delete its folder, and it is made anew.") from None
+
     def training(self) -> Task:
         """Return the training."""
         recipe = self.study.resolved(self.arm, self.seed)
@@ -132,9 +140,8 @@ def check_equal_data(study: Study) -> None:
     """Raise VPPError where runs of one seed were trained on different data; scenes are drawn anew for each seed."""
     found: dict[tuple[int, str], str] = {}
     for run in runs(study):
-        path = run.folder / "run" / "run.json"
-        if path.is_file():
-            found.setdefault((run.seed, str(json.loads(path.read_bytes()).get("data_sha256"))), run.name)
+        if (run.folder / "run" / "run.json").is_file():
+            found.setdefault((run.seed, run.data_sha256()), run.name)
     for seed in study.seeds:
         names = [name for (its, _), name in found.items() if its == seed]
         if len(names) > 1:
