@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from vpp_plugins import cli
 
 
 def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
@@ -22,6 +23,17 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     assert "nanodet\ta generator of the local prompt, from nanodet" in generators
     assert lines == sorted(adapters) + sorted(generators)
     assert [line.partition("\t")[0] for line in attentions] == ["attention on CUDA", "attention elsewhere"]
+
+
+def test_a_folder_without_permission_is_named(vpp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "photos")  # root, as whom tests may run, reads everything
+
+    monkeypatch.setattr(cli, "app", denied)
+    code, _, err = vpp("ground", "--images", "photos", "--expr", "the cup")
+
+    assert code == 1
+    assert err == "vpp: 'photos' may not be read or written by you: change its permissions, or name another place.\n"
 
 
 def test_what_cannot_be_fetched_is_named(vpp: Run) -> None:

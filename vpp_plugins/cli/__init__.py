@@ -80,7 +80,9 @@ def main() -> None:
         _fail(str(error))
     except (FileExistsError, NotADirectoryError) as error:
         _fail(f"'{error.filename}' is no folder, where one is needed: name another place.")
-    except OSError as error:  # a full disk, a folder without permission
+    except PermissionError as error:
+        _fail(f"'{error.filename}' may not be read or written by you: change its permissions, or name another place.")
+    except OSError as error:  # such as a full disk
         _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
 
 
