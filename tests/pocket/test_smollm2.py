@@ -1,5 +1,6 @@
 """SmolLM2 behind the pocket model's tower: its tokenizer and new rows, how the package is had, and the model itself."""
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,32 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
     with pytest.raises(VPPError, match="holds something else: name a new or an empty folder"):
         fetch_smollm2(tmp_path)
+
+
+def test_another_model_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
+
+    with pytest.raises(VPPError, match="holds something else"):
+        fetch_smollm2(tmp_path)
+
+
+def test_one_without_numbers_is_not_taken_for_one_with(tmp_path: Path) -> None:
+    (tmp_path / module.MADE_OF).write_text(json.dumps({"sha256": module.SHA256, "numbers": False}))
+
+    assert fetch_smollm2(tmp_path, numbers=False) == tmp_path
+    with pytest.raises(VPPError, match="holds something else"):
+        fetch_smollm2(tmp_path)
+
+
+def test_two_do_not_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def meanwhile() -> None:
+        with pytest.raises(VPPError, match=r"another fetch is writing .*or name another folder"):
+            fetch_smollm2(tmp_path / "model")
+        raise VPPError("stopped")
+
+    monkeypatch.setattr(module, "_installed", meanwhile)
+    with pytest.raises(VPPError, match="stopped"):
+        fetch_smollm2(tmp_path / "model")
 
 
 def test_what_pip_says_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

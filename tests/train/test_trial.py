@@ -11,6 +11,7 @@ from vpp_plugins import VPPError
 from vpp_plugins.data.formats import Writing
 from vpp_plugins.data.formats.conversations import write_conversations
 from vpp_plugins.data.sample import Locate, Sample, Talk
+from vpp_plugins.data.scenes import drawn
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.trial import dry_run
 
@@ -75,6 +76,16 @@ def test_what_needs_the_real_model_is_named(data: list[str]) -> None:
     run = dry_run(Recipe.load(FOLDER / "vpp-only.toml", changes=[*data, *changes]))
 
     assert run.sentences[1] == "Not tried here, as they need the real model: coordinates, hide_boxes, owner/prompts."
+
+
+def test_no_scene_images_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "fetch_assets", None)
+    monkeypatch.chdir(tmp_path)
+    run = dry_run(Recipe.load(FOLDER / "smollm2-lora.toml"))
+
+    assert run.trained.steps == 2
+    assert run.sentences[1] == "The scenes were of shapes, as the cut-outs are not in 'assets': the run fetches them."
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

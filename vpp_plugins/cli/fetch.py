@@ -29,4 +29,6 @@ def fetch(
     if name not in KNOWN:
         raise VPPError(f"nothing to fetch is called '{name}'.{nearest(name, KNOWN)} Known: {', '.join(KNOWN)}.")
     folder = fetch_smollm2(out or Path("out", name), numbers=numbers, progress=typer.echo)
-    typer.echo(f"written to {folder}: vpp train examples/recipes/smollm2-lora.toml")
+    changed = "" if out is None else f" --set model={folder}"
+    changed += "" if numbers else ' --set losses=["pointing:1"]'  # the others need numbers that are tokens
+    typer.echo(f"{folder} is there: vpp train examples/recipes/smollm2-lora.toml{changed}")

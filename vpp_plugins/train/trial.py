@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.data.formats import data_format
+from vpp_plugins.data.scenes import SHAPES
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.testing import TINY_DETR
 from vpp_plugins.train.evaluation import evaluation_of
@@ -70,6 +71,8 @@ def dry_run(recipe: Recipe) -> DryRun:
         samples = int(json.loads((trained.folder.parent / RUN).read_bytes())["samples"])
     host = "the untrained pocket model" if whole else f"a tiny random {type(model).__name__}"
     said = [f"{_done(trained, host, samples)}{unasked}."]
+    if little.data != recipe.data:
+        said.append(f"The scenes were of shapes, as the cut-outs are not in '{recipe.data}': the run fetches them.")
     if left_out:
         said.append(f"Not tried here, as they need the real model: {', '.join(left_out)}.")
     speed = [entry["samples_per_second"] for entry in trained.history if "samples_per_second" in entry][-1]
@@ -92,8 +95,10 @@ def in_little(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     trainer = {**kept, **LITTLE, "per_device_train_batch_size": batch, "per_device_eval_batch_size": batch}
     if recipe.trainer.get("optim") == "muon":
         trainer["optim"] = "muon"
+    drawn = recipe.data_format == "drawn-scenes" and not Path(recipe.data).is_dir()  # nothing is fetched
     little = replace(
         recipe,
+        data=SHAPES if drawn else recipe.data,
         output_dir=str(folder / "run"),
         cache_encodings=None if recipe.cache_encodings is None else str(folder / "encodings"),
         snapshots=(),

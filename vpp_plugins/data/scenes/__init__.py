@@ -1,7 +1,7 @@
 """The scene benchmark and the committed photographs: images made or loaded with objects and expressions."""
 
 from vpp_plugins.data.scenes.assets import Assets, fetch_assets, find_assets
-from vpp_plugins.data.scenes.drawn import DrawnScenes, draw_scenes
+from vpp_plugins.data.scenes.drawn import SHAPES, DrawnScenes, draw_scenes
 from vpp_plugins.data.scenes.folder import (
     FOLDER,
     SceneFolder,
@@ -17,6 +17,7 @@ from vpp_plugins.data.scenes.source import SceneSource
 __all__ = [
     "FOLDER",
     "SCENES_VERSION",
+    "SHAPES",
     "Assets",
     "DrawnScenes",
     "Scene",

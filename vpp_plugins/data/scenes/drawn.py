@@ -71,14 +71,20 @@ class DrawnScenes(TrainingData):
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
+SHAPES = "shapes"
+"""In a folder's place: scenes of shapes drawn in code, which need no files."""
+
+
 def draw_scenes(folder: str | Path, count: int, *, split: str, seed: int) -> DrawnScenes:
-    """Return scenes of the cut-outs in a folder, which are fetched if they are not there.
+    """Return scenes of the cut-outs in a folder, which are fetched if they are not there; of shapes for "shapes".
 
     Where they cannot be had, the scenes are of shapes drawn in code, and one line says so.
     """
     from rich.console import Console
 
     console = Console(stderr=True)
+    if str(folder) == SHAPES:
+        return DrawnScenes(Shapes(), count, split=split, seed=seed)
     try:
         source: Any = fetch_assets(folder, progress=console.print)
     except VPPError as error:
