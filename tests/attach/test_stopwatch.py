@@ -24,6 +24,14 @@ def test_a_moment_belongs_to_the_innermost_part(monkeypatch: pytest.MonkeyPatch)
     assert watch.sentence() == "Time: 6.0 s, of which data 33 %, language model 33 %, prompts 17 %, writing 17 %"
 
 
+def test_where_nothing_is_counted_there_are_no_parts() -> None:
+    """The sentence ended with "of which "."""
+    watch = Stopwatch()
+    assert watch.sentence() == "Time: 0.0 s"
+    watch.seconds["data"] = 0.0
+    assert watch.sentence() == "Time: 0.0 s"
+
+
 def test_the_parts_of_a_model_are_told_apart_and_nothing_stays() -> None:
     model, processor = attached()
     inputs, watch = inputs_for(processor, [2, 1]), Stopwatch()

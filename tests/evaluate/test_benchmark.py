@@ -180,6 +180,26 @@ class TestMeasure:
 
         assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
+    def test_the_time_of_one_that_was_interrupted_is_said_to_be_of_its_last_part(
+        self, rows: list[Row], tmp_path: Path
+    ) -> None:
+        """It read as that of the whole."""
+        answer, left = truthful(rows), iter(range(4))
+
+        def say(question: str, image: Image.Image) -> str:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return answer(question, image)
+
+        asked = {"model": "m", "data": "d", "batch_size": 2, "timed": True}
+        with pytest.raises(KeyboardInterrupt):
+            measure(Stub(say), rows, protocol("default"), tmp_path / "out", **asked)
+
+        asker = Stub(answer)
+        last, whole = (measure(asker, rows, protocol("default"), tmp_path / out, **asked) for out in ("out", "whole"))
+        assert " s since it was resumed, of which " in last["time"]
+        assert "resumed" not in whole["time"]
+
     def test_rows_are_counted_against_the_split(self, rows: list[Row], tmp_path: Path) -> None:
         assert measured(rows, tmp_path / "a", split="refcoco/testA")["notes"] == [
             "refcoco/testA has 5657 published rows, and these data have 10."

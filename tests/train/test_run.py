@@ -60,6 +60,13 @@ def test_a_stopwatch_tells_where_the_time_goes_and_changes_nothing(data: Path, t
     assert watch.sentence() in (tmp_path / "timed/report.html").read_text()
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
+    for left in ("final", "checkpoint-4"):
+        shutil.rmtree(tmp_path / "timed" / left)
+    model, processor = attached_family("llava")
+    settings = recipe(data, tmp_path / "timed", lora_scope="llm", resume_from_checkpoint="auto")
+    train(settings, model=model, processor=processor, watch=Stopwatch())
+    assert " s since it was resumed, of which " in (tmp_path / "timed/report.html").read_text()
+
 
 def test_logs_every_groups_rate_and_the_speed(data: Path, tmp_path: Path) -> None:
     rates = {"lr": {"llm": 1e-3, "vpp": {"global": 2e-3}}, "freeze": ["vision"]}

@@ -21,6 +21,8 @@ class Stopwatch:
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    resumed: bool = False
+    """Whether a run that had been interrupted goes on, so that this is the time of its last part alone."""
     _open: list[str] = field(default_factory=list)
     _since: float = 0.0
 
@@ -64,9 +66,9 @@ class Stopwatch:
         """Return each part's share, the largest first: what bounds a run."""
         total = sum(self.seconds.values())
         parts = sorted(self.seconds.items(), key=lambda part: -part[1])
-        return f"Time: {total:.1f} s, of which " + ", ".join(
-            f"{name} {100 * seconds / total:.0f} %" for name, seconds in parts
-        )
+        shares = ", ".join(f"{name} {100 * seconds / total:.0f} %" for name, seconds in parts if total)
+        since = " since it was resumed" if self.resumed else ""
+        return f"Time: {total:.1f} s{since}" + (f", of which {shares}" if shares else "")
 
     def _hooks(self, module: nn.Module, name: str) -> tuple[Any, Any]:
         return (

@@ -103,6 +103,8 @@ def _ask_all(
     left = [number for number in range(len(batches)) if number not in done]
     mine = left[state.process_index :: state.num_processes]
     finished = sum(map(len, done.values()))
+    if watch is not None:
+        watch.resumed = bool(done)
     timed = nullcontext() if watch is None else watch.calls_of(ledger, {"append": "writing"})
     with timed, progress_bar("Asking", shown=state.is_main_process, total=len(rows), done=finished) as advance:
         for number in mine:

@@ -103,6 +103,8 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any, watch: St
     with arguments.main_process_first(desc="reading the data"):  # they are converted by one and read by all
         data = load_mixture(recipe)
     _check_images(data, recipe)
+    if watch is not None:
+        watch.resumed = resume is not None
     evaluation = evaluation_of(recipe, arguments.per_device_eval_batch_size)  # before a model is loaded
     model, processor, groups = _prepared(recipe, model, processor)
     shard_by_units(arguments, model)
