@@ -204,6 +204,15 @@ def test_images_are_not_written_behind_a_link(tmp_path: Path) -> None:
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.parametrize("where", ["file", "file/images", "link"])
+def test_a_place_of_images_where_no_folder_can_be_is_named(tmp_path: Path, where: str) -> None:
+    """Every row was refused for the name of its image."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(VPPError, match=rf"{where.split('/')[0]}' is no folder, and images are to be written to"):
+        Reading(images_to=tmp_path / where)
+
+
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "0.png/1.png", "sub", "\ud800.png"], ids=ascii)
 def test_a_name_that_no_file_can_have_costs_its_row_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / "images/sub").mkdir(parents=True)

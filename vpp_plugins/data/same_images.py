@@ -1,7 +1,7 @@
 """Which images are one and the same: by their bytes, and COCO's by their number under any of its names."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from posixpath import normpath
 from unicodedata import normalize
@@ -11,25 +11,28 @@ from vpp_plugins.files import sha256_of
 
 _COCO = re.compile(r"(?:\A|/)(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.\w+\Z")
 
+Digest = Callable[[str], bytes | None]
+"""Of an image's bytes, by its name; None where they cannot be had."""
+
 
 def shared_images(
-    ours: Sequence[str], theirs: Iterable[str], our_folder: Path | None, their_folder: Path | None
+    ours: Sequence[str], theirs: Iterable[str], our_digest: Digest | None, their_digest: Digest | None
 ) -> list[str]:
     """Return which of our images are in the other set too.
 
-    With both folders given the files' bytes decide; else the names do. COCO's images are known by their number, under
+    With both sets' digests given they decide; else the names do. COCO's images are known by their number, under
     whichever of its names: `COCO_train2014_000000000009.jpg` is `train2017/000000000009.jpg`. Names that one file may
     have on some system are one.
     """
     others = set(theirs)
     numbers = {number for name in others if (number := _coco_number(name))}
     same = {name for name in ours if _coco_number(name) in numbers}
-    if our_folder is None or their_folder is None:
+    if our_digest is None or their_digest is None:
         spellings = set(map(_spelling, others))
         same |= {name for name in ours if _spelling(name) in spellings}
     else:
-        digests = {digest for name in others if (digest := image_digest(their_folder, name))}
-        same |= {name for name in ours if image_digest(our_folder, name) in digests}
+        digests = {digest for name in others if (digest := their_digest(name))}
+        same |= {name for name in ours if our_digest(name) in digests}
     return [name for name in ours if name in same]
 
 
@@ -59,9 +62,9 @@ def _spelling(name: str) -> str:
 
 
 def image_digest(folder: Path, name: str) -> bytes | None:
-    """Return the SHA-256 of an image's file, or None where it cannot be read."""
+    """Return the digest of an image's file, as `Reading.seen` has it, or None where it cannot be read."""
     try:
-        return bytes.fromhex(sha256_of(image_path(folder, name)))
+        return bytes.fromhex(sha256_of(image_path(folder, name)))[:16]
     except (ImageError, OSError, ValueError):
         return None
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.data.formats.layouts import image, lines, whole
 from vpp_plugins import VPPError
 from vpp_plugins.boxes import ImageMeta, codec
+from vpp_plugins.data.convert import convert
 from vpp_plugins.data.doctor import examine
 from vpp_plugins.data.doctor.collect import Fault
 from vpp_plugins.data.doctor.doctor import DoctorReport
@@ -254,6 +255,29 @@ class TestLeakage:
     def test_plain_names_count_only_where_no_bytes_can_be_compared(self, tmp_path: Path, images: Path) -> None:
         path = lines(tmp_path / "train.jsonl", *healthy_rows())
         assert named(examine(path, "eval-jsonl", against=path, progress=False)) == [Fault.LEAKAGE]
+
+    def test_bytes_count_where_the_images_lie_in_the_data(self, tmp_path: Path) -> None:
+        """Names alone were compared, in silence."""
+        for name, colour in (("a.png", "red"), ("b.png", "blue"), ("c.png", "blue")):
+            Image.new("RGB", (64, 48), colour).save(tmp_path / name)
+        row = healthy_rows()[0] | {"width": 64, "height": 48, "bbox": [1, 1, 9, 9]}
+        rows = [row | {"image": name} for name in ("a.png", "b.png")]
+        both, test = lines(tmp_path / "in.jsonl", *rows), lines(tmp_path / "test.jsonl", row | {"image": "c.png"})
+        options = {"source_format": "eval-jsonl", "target_format": "webdataset", "images": tmp_path, "progress": False}
+        convert(both, tmp_path / "in", **options)
+        against = {"against": test, "against_format": "eval-jsonl", "progress": False}
+        by_name = examine(tmp_path / "in", "webdataset", **against)
+        assert by_name.healthy
+        assert any("are known by their names alone" in note for note in by_name.notes)
+
+        found = examine(tmp_path / "in", "webdataset", **against, against_images=tmp_path)
+        assert found.findings[0].examples == ("b.png",)
+        assert not any("are known by their names alone" in note for note in found.notes)
+        with pytest.raises(VPPError, match="nowhere' does not exist"):
+            examine(tmp_path / "in", "webdataset", **against, against_images=tmp_path / "nowhere")
+        turned = {"against": tmp_path / "in", "against_format": "webdataset", "progress": False}
+        other = examine(test, "eval-jsonl", images=tmp_path, **turned)
+        assert other.findings[0].examples == ("c.png",)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.data.doctor.test_doctor import (
     Rows,
@@ -91,6 +92,26 @@ def test_shared_images_are_left_out(tmp_path: Path) -> None:
     found = examine(path, "eval-jsonl", against=test, progress=False)
     found.cure.write(tmp_path / "fixed.jsonl", progress=False)
     assert examine(tmp_path / "fixed.jsonl", "eval-jsonl", against=test, progress=False).healthy
+
+
+def test_shared_images_are_left_out_where_they_get_other_names(tmp_path: Path) -> None:
+    """Another image lay in the folder under their name; they were written beside it, and said to be left out."""
+    pa, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "out.images").mkdir()
+    for name in ("red", "blue"):
+        Image.new("RGB", (40, 30), name).save(tmp_path / f"{name}.png")
+        Image.new("RGB", (40, 30), "lime").save(tmp_path / f"out.images/{name}.png")
+    rows = [
+        {"question_id": name, "file_name": f"{name}.png", "answer": ["it"], "bbox": [1.0, 2.0, 8.0, 7.0],
+         "image": {"bytes": (tmp_path / f"{name}.png").read_bytes(), "path": None}}
+        for name in ("red", "blue")
+    ]  # fmt: skip
+    writer.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    test = lines(tmp_path / "test.jsonl", healthy_rows()[0] | {"image": "red.png"})
+    found = examine(tmp_path / "in.parquet", "lmms-parquet", against=test, against_format="eval-jsonl", progress=False)
+    assert named(found) == [Fault.LEAKAGE]
+    found.cure.write(tmp_path / "out.jsonl", progress=False)
+    assert [sample.image for sample in read_samples(tmp_path / "out.jsonl", "neutral")] == ["blue-2.png"]
 
 
 def test_image_marks_are_mended(tmp_path: Path, images: Path) -> None:

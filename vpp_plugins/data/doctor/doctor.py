@@ -5,6 +5,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -25,7 +26,8 @@ from vpp_plugins.data.record import (
     image_path,
     upright_size,
 )
-from vpp_plugins.data.same_images import shared_images
+from vpp_plugins.data.same_images import Digest, image_digest, shared_images
+from vpp_plugins.errors import VPPError
 
 _SHOWN = 5
 
@@ -94,10 +96,10 @@ def examine(
     else:
         notes.append(_unseen(format_name))
     if against is not None:
-        records = data_format(against_format or format_name).read(Path(against), Reading(family=family, pixels=pixels))
-        theirs = Path(against_images) if against_images else None
-        both = shared_images(list(collector.images), _names(records), folder, theirs)
+        theirs = against_format or format_name, Reading(family=family, pixels=pixels), against_images
+        both, by_names = _shared(collector.images, _digest(format_name, reading, images), Path(against), *theirs)
         left_out |= set(both)
+        notes += by_names
         found.append(_leakage(both, len(collector.images), against))
     other = {"against": against, "against_format": against_format, "against_images": against_images}
     cure = Cure(
@@ -159,6 +161,35 @@ def _collected(path: Path, format_name: str, reading: Reading, sizes: ImageSizes
 def _leakage(shared: Sequence[str], total: int, against: str | Path) -> Finding:
     meaning = f"What is learned on them, '{against}' no longer measures."
     return Finding(Fault.LEAKAGE, len(shared), total, meaning, tuple(shared[:_SHOWN]))
+
+
+def _shared(
+    ours: Iterable[str],
+    our_digest: Digest | None,
+    against: Path,
+    format_name: str,
+    reading: Reading,
+    folder: str | Path | None,
+) -> tuple[list[str], list[str]]:
+    """Return which of our images another set has too, and a note where only names could be compared."""
+    names = _names(data_format(format_name).read(against, reading))
+    their_digest = _digest(format_name, reading, folder)
+    both, notes = shared_images(list(ours), names, our_digest, their_digest), list[str]()
+    if our_digest is None or their_digest is None:
+        notes.append(
+            f"Images shared with '{against}' are known by their names alone: bytes are compared where --images and "
+            "--against-images are given, or the sets hold their images."
+        )
+    return both, notes
+
+
+def _digest(format_name: str, reading: Reading, folder: str | Path | None) -> Digest | None:
+    """Return what gives the digests of the images that were read, or lie in a folder; None where neither is so."""
+    if data_format(format_name).holds_images:
+        return reading.seen.get
+    if folder is not None and not Path(folder).is_dir():
+        raise VPPError(f"the folder of images '{folder}' does not exist.")
+    return None if folder is None else partial(image_digest, Path(folder))
 
 
 def _names(records: Iterable[Record]) -> set[str]:

@@ -125,8 +125,12 @@ class Cure:
         return self.best if finding.fault in _FRAMES and finding.count == finding.total else None
 
     def _kept(self, records: Iterable[Record]) -> Iterator[Record]:
+        seen = self.reading.seen  # where another image lies in its place, one that lies in the data gets a new name
+        left_out = {seen.get(name, name) for name in self.images}
         return (
-            record for row, record in enumerate(records) if row not in self.rows and record.image not in self.images
+            record
+            for row, record in enumerate(records)
+            if row not in self.rows and seen.get(record.image, record.image) not in left_out
         )
 
 

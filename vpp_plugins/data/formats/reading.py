@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,8 @@ class Reading:
     `split` "" takes all. `strip_prefix` is cut from the beginning of images' names (some published files hold the
     absolute paths of their authors), and `image_prefix` put before what is left. `largest` is the most characters that
     one sample may have. `pixels` is how the images were resized in whose pixels a family's boxes are counted (None: as
-    its own processor is set). `images_to` is a folder to which formats that carry images write them.
+    its own processor is set). `images_to` is a folder to which formats that carry images write them;
+    raises VPPError where no folder can be there.
     """
 
     tally: Tally = field(default_factory=Tally)
@@ -49,6 +51,12 @@ class Reading:
     """Whether images in the data are found by the place that their records say, so that names need not differ."""
     seen: dict[str, bytes] = field(default_factory=dict)
     """Digests of the images that lie in the data, by their names."""
+
+    def __post_init__(self) -> None:
+        places = (self.images_to, *self.images_to.parents) if self.images_to is not None else ()
+        there = next(filter(os.path.lexists, places), None)
+        if there is not None and not there.is_dir():
+            raise VPPError(f"'{there}' is no folder, and images are to be written to '{self.images_to}': name another.")
 
     def image_name(self, name: str) -> str:
         """Return the name of an image below its folder."""
