@@ -363,6 +363,15 @@ def test_accelerate_saves_and_loads_all_of_it(tmp_path: Path) -> None:
         assert again.vpp.trained is trained
 
 
+def test_prompts_that_take_the_place_of_those_on_meta_are_trained_ones() -> None:
+    """They were called untrained: there was nothing to compare them with."""
+    model = plain().to("meta")
+    model.load_state_dict(model.state_dict(), assign=True)
+    assert not model.vpp.trained
+    model.load_state_dict(moved(plain(), 1).state_dict(), assign=True)
+    assert model.vpp.trained
+
+
 @pytest.mark.parametrize("lacking", ["a prompt", "the prompts", "a shape"])
 def test_parts_of_prompts_are_not_taken_for_trained_ones(lacking: str) -> None:
     """A detector that is trained on its own, say."""

@@ -17,6 +17,7 @@ from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
 
 SEVEN = "owner/Model-7B-Instruct"
+HOST = ["llm", "projector", "vision"]
 
 
 def recipe(**values: Any) -> Recipe:
@@ -86,6 +87,8 @@ def test_four_bits_need_their_package(monkeypatch: pytest.MonkeyPatch, asked: li
         ("OpenGVLab/InternVL3-8B-hf", 8e9),
         ("llava-hf/llava-1.5-13b-hf", 13e9),
         ("owner/tiny-0.5B", 5e8),
+        ("owner/tiny-500M", 5e8),
+        ("owner/Model-7B-1M", 7e9),  # a million tokens of context
         ("owner/model", None),
     ],
 )
@@ -106,7 +109,7 @@ def test_the_forecast_is_that_of_the_recipes_first_lines() -> None:
     weights, memory, time = forecast(Recipe.load(path), 600_000)
 
     assert "Qwen/Qwen2.5-VL-7B-Instruct, facebook/detr-resnet-101" in weights
-    assert "about 14.0 GB of weights, 3.6 GB for 226 million numbers that learn" in memory
+    assert "about 14.0 GB of weights, 4.0 GB for 247 million numbers that learn" in memory
     assert "about 17.5 hours on one H100 for 600,000 samples" in time
     assert "not reckoned" in forecast(recipe(model="owner/model"), 10)[-1]
 
@@ -115,15 +118,21 @@ def test_the_forecast_is_that_of_the_recipes_first_lines() -> None:
     ("values", "learn"),
     [
         ({"local_vpp": {"generator": "nanodet"}}, 3 * 336**2 + (1113 + 4096) * 1024),
-        ({"local_vpp": {"generator": "nanodet"}, "freeze": ["llm", "vpp.global"]}, (1113 + 4096) * 1024),
+        ({"local_vpp": {"generator": "nanodet"}, "freeze": [*HOST, "vpp.global"]}, (1113 + 4096) * 1024),
         ({"local_vpp": False}, 3 * 336**2),
         ({"local_vpp": {"generator": "hf_detector", "generator_options": {"config": "owner/detector"}}}, 65e6),
         ({"vpp": "none", "lora_scope": "llm", "lora_r": 8}, 20e6),
+        ({"vpp": "none", "lora_scope": "vision", "lora_r": 64}, 28e6),
+        ({"vpp": "none", "lora_scope": "projector", "lora_r": 64}, 64 * (1024 + 3 * 4096)),
+        ({"vpp": "none", "lora_scope": "all", "lora_r": 64}, 161e6 + 28e6 + 1e6),
+        ({"vpp": "none", "lora_scope": "llm", "lora_r": 8, "freeze": []}, 20e6 + 21e6),
+        ({"vpp": "none", "freeze": ["llm", "vision"]}, 21e6),
+        ({"vpp": "none", "freeze": ["llm"]}, 321e6),
     ],
 )
 def test_what_learns_is_counted(values: dict[str, Any], learn: float) -> None:
-    """65 million numbers of prompts were assumed, whatever the detector."""
-    values = {"freeze": ["llm"], **values}
+    """65 million numbers of prompts were assumed, whatever the detector; LoRA anywhere was as large as on the model."""
+    values = {"freeze": HOST, **values}
     said = re.search(r"for ([\d,]+)( million)? numbers that learn", forecast(recipe(**values), 1)[1])
     assert said is not None
     assert int(said[1].replace(",", "")) * (1e6 if said[2] else 1) == pytest.approx(learn, rel=0.01)
@@ -133,7 +142,7 @@ def test_a_model_that_lies_here_says_its_width(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(10)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 128}}')
     local = {"generator": "nanodet", "projector_size": 256}
-    said = forecast(recipe(model=str(tmp_path), freeze=["llm", "vpp.global"], local_vpp=local), 1)[1]
+    said = forecast(recipe(model=str(tmp_path), freeze=[*HOST, "vpp.global"], local_vpp=local), 1)[1]
     assert f"for {256 * (1113 + 128):,} numbers that learn" in said
 
 

@@ -141,7 +141,8 @@ class VPP(nn.Module):
 
 
 def _differ(given: Tensor, own: Tensor) -> bool:
-    return not (given.is_meta or own.is_meta) and not torch.equal(given.to(own), own)
+    """Whether weights are others; whatever is put in the place of those on meta is."""
+    return not given.is_meta and (own.is_meta or not torch.equal(given.to(own), own))
 
 
 def _content_windows(content: Bool[Tensor, "images height width"]) -> Float[Tensor, "images 4"]:

@@ -16,7 +16,7 @@ from vpp_plugins.config import LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import is_hub_id, local_folder, safetensors_shapes
 from vpp_plugins.plugins import build_generator
-from vpp_plugins.train.model import POCKET, prompt_changes, settings_of
+from vpp_plugins.train.model import POCKET, projector_learns_whole, prompt_changes, settings_of
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 
 BYTES = {"float32": 4.0, "float64": 8.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
@@ -24,7 +24,9 @@ FOUR_BITS = 0.65  # bytes of a number, with its scales and what stays whole
 TRAINED = 16  # bytes of each number that is trained: float32 weights, gradients and AdamW's two
 DETECTOR = 60e6, 256  # numbers of a detector that is not here, and its queries' width: those of DETR on ResNet-101
 WIDTH = 4096  # of a language model of some billion numbers
+VISION = 3e8, 1024  # numbers of a vision encoder, and its width: those of ViT-L
 LORA = 0.023 / 64  # numbers of LoRA on all linear layers of a language model, of each number and rank
+VISION_LORA = 24 * 18 * 1024  # numbers of LoRA on all linear layers of ViT-L, of each rank
 TOKENS = 1500  # of a sample: an image and a few turns
 H100 = 4e14  # operations a second, as training reaches them
 
@@ -91,9 +93,19 @@ def forecast(recipe: Recipe, samples: int, whole: nn.Module | None = None, speed
 
 def _trained(recipe: Recipe, count: float) -> float:
     """Return how many numbers learn where the host has so many."""
-    host = count if recipe.lora_scope is None and "llm" not in recipe.freeze else 0.0
-    lora = 0.0 if recipe.lora_scope is None else LORA * recipe.lora_r * count
-    return host + lora + (0.0 if recipe.vpp == NO_PROMPTS else _learning_prompts(recipe))
+    return _learning_host(recipe, count) + (0.0 if recipe.vpp == NO_PROMPTS else _learning_prompts(recipe))
+
+
+def _learning_host(recipe: Recipe, count: float) -> float:
+    """Return how many numbers of the host and of its LoRA learn; its vision encoder and projector are LLaVA's."""
+    (vision, vision_width), width = VISION, _width(recipe.model)
+    projector = float((vision_width + width) * width)
+    if recipe.lora_scope is None:
+        sizes = {"vision": vision, "projector": projector}
+        return count if "llm" not in recipe.freeze else sum(sizes[part] for part in sizes.keys() - {*recipe.freeze})
+    each = {"llm": LORA * count, "vision": VISION_LORA, "projector": vision_width + 3 * width}
+    lora = recipe.lora_r * (sum(each.values()) if recipe.lora_scope == "all" else each[recipe.lora_scope])
+    return lora + (projector if projector_learns_whole(recipe) else 0.0)
 
 
 def _learning_prompts(recipe: Recipe) -> float:
@@ -164,8 +176,8 @@ def parameters(model: str) -> float | None:
     found = [*Path(model).glob("*.safetensors")] if Path(model).is_dir() else []
     if found:
         return float(sum(math.prod(shape) for path in found for shape in safetensors_shapes(path).values()))
-    named = re.findall(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)[Bb](?![A-Za-z\d])", model)
-    return float(named[-1]) * 1e9 if named else None
+    named = re.findall(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?)([BbMm])(?![A-Za-z\d])", model)
+    return max((float(number) * {"b": 1e9, "m": 1e6}[unit.lower()] for number, unit in named), default=None)
 
 
 def weights_bytes(recipe: Recipe) -> float | None:

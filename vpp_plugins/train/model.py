@@ -161,7 +161,7 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
     from peft import LoraConfig, get_peft_model
 
     scope = recipe.lora_scope or ""
-    whole = _projectors(unwrap(model)) if _projector_learns_whole(recipe) else []
+    whole = _projectors(unwrap(model)) if projector_learns_whole(recipe) else []
     config = LoraConfig(
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
@@ -174,7 +174,8 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
         return get_peft_model(model, config)
 
 
-def _projector_learns_whole(recipe: Recipe) -> bool:
+def projector_learns_whole(recipe: Recipe) -> bool:
+    """Whether the projector learns beside LoRA, which is elsewhere."""
     return recipe.lora_scope not in ("projector", "all") and "projector" not in recipe.freeze
 
 
@@ -205,7 +206,7 @@ def _four_bits(recipe: Recipe) -> Any:
     host, _ = empty_host(recipe)
     head = host.get_output_embeddings()
     kept = [name for name, module in host.named_modules() if module is head]
-    if _projector_learns_whole(recipe):
+    if projector_learns_whole(recipe):
         kept += plugins.describe(host).projectors
     return BitsAndBytesConfig(
         load_in_4bit=True,
