@@ -74,8 +74,8 @@ def _box(theme: dict[str, str], left: int, top: int, width: int, height: int, wo
 
 
 def read_study(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield each evaluated checkpoint of a study: arm, set, step, CPU minutes, and accuracies with their intervals."""
-    for path in sorted(folder.glob("*/eval/*/*/results.json")):
+    """Yield each evaluated checkpoint of a study's first seed: arm, set, step, CPU minutes, intervals of accuracy."""
+    for path in sorted(folder.glob("*-0/eval/*/*/results.json")):
         run, _, place, name, _ = path.relative_to(folder).parts
         arm, _, seed = run.rpartition("-")
         cost = json.loads((folder / run / "run" / place / "cost.json").read_text())

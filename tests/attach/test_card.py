@@ -45,6 +45,7 @@ def test_its_lines_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     exec(code, {})
 
+    assert "on no package index yet, `pip install '.[demo]'`, and:" in (tmp_path / "prompts/README.md").read_text()
     assert len([line for line in code.splitlines() if line]) == 5
     assert "<Grounding 'the dog'" in capsys.readouterr().out
 

@@ -40,10 +40,12 @@ class TestDemo:
         lines = out.splitlines()
         assert len([line for line in lines if " 1.00 1.00 " in line]) == 3
         assert "Composing scenes" in lines
+        (heading,) = (line for line in lines if line.startswith("image "))
+        assert lines[lines.index(heading) + 1].endswith(" ms")
         assert "VPP: Acc@0.5 = 1.000" in out
         assert "without VPP: Acc@0.5 = 1.000" in out.replace("\n", " ")
         assert "0 lies within: these images do not tell the two apart." in out
-        assert "On photographs what it is asked for is worth " in out
+        assert "all of them: README) what it is asked for is worth " in out
         assert out.endswith("The images: a[b]/page/index.html\n")
         assert Path("a[b]/page/index.html").is_file()
         assert pocket == [True, False]

@@ -18,6 +18,7 @@ from vpp_plugins.evaluate import demo, shuffled
 from vpp_plugins.evaluate.demo import (
     DemoResult,
     TimedGrounding,
+    answer_heading,
     answer_line,
     assets_or_none,
     box_text,
@@ -143,7 +144,11 @@ def test_a_line_per_image_comes_as_it_is_answered_and_the_accuracies_at_the_end(
         assert box_text(run.answers["VPP"][index].grounding) in line
         assert " 1.00 0.00 " in line
         assert line.endswith(" ms")
-    assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.rows)} expressions, shuffled-")
+    assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.rows)} expressions, ")
+    assert demo_summary(run)[0].endswith(f"; with shuffled expressions Acc@0.5 = {run.controls['VPP'].acc_50:.3f}")
+    heading = answer_heading(["VPP", "twin"])
+    assert heading.index("expression") == lines[0].index(run.rows[0].expression)
+    assert heading.index(" IoUs ") == lines[0].index(" 1.00 0.00 ")
 
 
 @pytest.mark.parametrize(
@@ -167,15 +172,27 @@ def test_a_sentence_says_whether_the_prompts_help(answers: tuple[str, str], mean
 
 
 def test_a_sentence_for_each_set_says_whether_it_reads() -> None:
-    (_, *knows), (control, *guesses) = (demo_sentences(result(VPP=answer)) for answer in ("truth", "no idea"))
+    (_, _, *knows), (_, control, *guesses) = (demo_sentences(result(VPP=answer)) for answer in ("truth", "no idea"))
 
-    assert control == "Asked for what is in other images, VPP hits 0 of them."
+    assert control == "With shuffled expressions, each image asked for what is in another, VPP hits 0 boxes."
     for said in (knows, guesses):
         assert [one.split()[1] for one in said] == ["photographs", "scenes"]
     assert all(one.endswith(" It reads what it is asked for.") for one in knows)
     for one in guesses:
         assert " is worth +0.0 points" in one
         assert one.endswith("0 lies within: these do not show that it reads what it is asked for.")
+
+
+def test_sentences_say_what_is_shown_and_how_much_of_the_photographs_was_asked() -> None:
+    run = result(VPP="truth", twin="no idea")
+
+    _, shown, _, photographs, scenes = demo_sentences(run)
+
+    assert shown.startswith(f"That is {len(run.rows)} expressions in 5 images. ")
+    assert shown.endswith(" these 5 are hit by: VPP 5, twin 0.")
+    asked = sum(row.kind == "photo" for row in run.rows)
+    assert photographs.startswith(f"On photographs ({asked} of their 50 expressions; all of them: README) what ")
+    assert "README" not in scenes
 
 
 def test_photographs_and_scenes_are_judged_apart() -> None:

@@ -43,6 +43,7 @@ def test_every_command_of_the_page_runs_in_an_empty_folder(tmp_path: Path) -> No
 
     ran = tutorial.run_page(PAGE, tmp_path)
 
+    assert re.search(r"^step 20/20  loss \d", ran, re.MULTILINE)
     assert re.search(r"B minus A: [+-]\d", ran)
     assert "<Grounding 'the dog'" in ran
     card = (tmp_path / "out/vpp/final/README.md").read_text()

@@ -44,6 +44,9 @@ def test_leaves_weights_that_load_a_record_and_a_page(data: Path, tmp_path: Path
     assert about["recipe"]["max_steps"] == 4
     page = (tmp_path / "run/report.html").read_text()
     assert all(word in page for word in ("Loss", "vpp.global", about["data_sha256"], about["versions"]["torch"]))
+    assert "<td>learning_rates</td><td><code>not used: learning_rate holds for every part" in page
+    faults = page[page.index("Faults of the data") : page.index("Versions")]
+    assert "<td>none</td>" in faults
 
 
 def test_a_stopwatch_tells_where_the_time_goes_and_changes_nothing(data: Path, tmp_path: Path) -> None:

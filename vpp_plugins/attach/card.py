@@ -16,6 +16,7 @@ from vpp_plugins.files import is_hub_id, unsealed, write_whole
 CARD = "README.md"
 LIBRARY = "vpp-plugins"
 _PROCESSOR = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_INSTALL = f"In a clone of {LIBRARY}, which is on no package index yet, `pip install '.[{{}}]'`, and:"
 _LOAD = """\
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -132,9 +133,9 @@ def _how_to_load(folder: Path, base: str, kind: str, name: str, *, prompts: bool
     if lora or whole:
         model = name if base or whole else host  # of a host on the hub PEFT knows by itself
         text = _LOAD_WHOLE.format(model=model, prompts=f', vpp="{name}"' if prompts or model == host else "")
-        return f"`pip install '{LIBRARY}[train]'`, and:{said}\n\n{text}"
+        return f"{_INSTALL.format('train')}{said}\n\n{text}"
     text = _LOAD.format(model=host, processor=name if own_processor else host, name=name)
-    return f"`pip install '{LIBRARY}[demo]'`, and:{said}\n\n{text}"
+    return f"{_INSTALL.format('demo')}{said}\n\n{text}"
 
 
 def _prompts(config: VPPConfig) -> str:

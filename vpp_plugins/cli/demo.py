@@ -31,9 +31,13 @@ def demo(
     models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
     progress.say(f"Printed are image, expression, the box of VPP, the IoU ({' and '.join(models)}) and the time")
-    result = evaluate.run_demo(
-        grounders, found, progress.track, lambda *answer: progress.say(evaluate.answer_line(*answer), markup=True)
-    )
+    heading = iter([evaluate.answer_heading(list(models))])  # comes once, above the first line
+
+    def show(*answer: Any) -> None:
+        for line in (*heading, evaluate.answer_line(*answer)):
+            progress.say(line, markup=True)
+
+    result = evaluate.run_demo(grounders, found, progress.track, show)
     for line in (*evaluate.demo_summary(result), *evaluate.demo_sentences(result)):
         progress.say(line)
     progress.say(f"The images: {evaluate.write_demo_page(result, grounders['VPP'], out, progress.track)}")

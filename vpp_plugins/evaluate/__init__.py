@@ -17,6 +17,7 @@ from vpp_plugins.evaluate.benchmarks import BENCHMARKS, find_benchmark, full_spl
 from vpp_plugins.evaluate.compare import compare, write_comparison
 from vpp_plugins.evaluate.controls import full_image, mean_box, random_object, shuffled, shuffled_rows
 from vpp_plugins.evaluate.demo import (
+    answer_heading,
     answer_line,
     assets_or_none,
     demo_sentences,
@@ -39,6 +40,7 @@ __all__ = [
     "Row",
     "Scores",
     "answer_card",
+    "answer_heading",
     "answer_line",
     "assets_or_none",
     "build_app",

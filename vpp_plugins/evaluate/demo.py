@@ -131,6 +131,11 @@ def assets_or_none(folder: Path, tell: Tell) -> Assets | None:
         return None
 
 
+def answer_heading(models: Sequence[str]) -> str:
+    """Return what stands above the lines of `answer_line`."""
+    return f"{'image':23} {'expression':22} {f'box of {models[0]}':>15} {'IoUs':{5 * len(models) - 1}} time"
+
+
 def answer_line(row: Row, answers: Mapping[str, TimedGrounding]) -> str:
     """Return a line, in rich's markup, of an image, an expression, the first model's box, and every model's IoU."""
     from rich.markup import escape
@@ -148,8 +153,8 @@ def _coloured(iou: float) -> str:
 def demo_summary(result: DemoResult) -> list[str]:
     """Return a line per model: accuracy, its shuffled control, and mean IoU, over all expressions of the images."""
     return [
-        f"{name}: Acc@0.5 = {scores.acc_50:.3f} over {scores.count} expressions, shuffled-expression control = "
-        f"{result.controls[name].acc_50:.3f}, mean IoU = {scores.mean_iou:.3f}"
+        f"{name}: Acc@0.5 = {scores.acc_50:.3f} over {scores.count} expressions, mean IoU = {scores.mean_iou:.3f}; "
+        f"with shuffled expressions Acc@0.5 = {result.controls[name].acc_50:.3f}"
         for name, scores in result.scores.items()
     ]
 
@@ -157,18 +162,30 @@ def demo_summary(result: DemoResult) -> list[str]:
 def demo_sentences(result: DemoResult) -> list[str]:
     """Return what the first model's hits mean, beside each other model's and beside its own shuffled control's."""
     name = next(iter(result.answers))
-    hits = {model: round(sum(_hits(given))) for model, given in result.answers.items()}
+    hit = {model: _hits(given) for model, given in result.answers.items()}
+    hits = {model: round(sum(own)) for model, own in hit.items()}
     said = [
         f"{name} hits {hits[name]} of {len(result.rows)} boxes (IoU at least 0.5), {other} {hits[other]}: "
         f"{_points(gap)}. {_meaning(gap, name)} Each was trained once, and another training may come out otherwise."
         for other, gap in result.gaps.items()
     ]
+    of_shown = ", ".join(f"{model} {sum(own[index] for index in result.shown):.0f}" for model, own in hit.items())
     control = round(result.controls[name].acc_50 * len(result.rows))
-    said.append(f"Asked for what is in other images, {name} hits {control} of them.")
+    said += [
+        f"That is {len(result.rows)} expressions in {len(result.shown)} images. One of each image is shown, and of "
+        f"these {len(result.shown)} are hit by: {of_shown}.",
+        f"With shuffled expressions, each image asked for what is in another, {name} hits {control} boxes.",
+    ]
     for images, gap in result.reading.items():
+        of_all = _of_all_photographs(result) if images == "photographs" else ""
         reads = "It reads" if gap.low > 0 else "0 lies within: these do not show that it reads"
-        said.append(f"On {images} what it is asked for is worth {_points(gap)}. {reads} what it is asked for.")
+        said.append(f"On {images}{of_all} what it is asked for is worth {_points(gap)}. {reads} what it is asked for.")
     return said
+
+
+def _of_all_photographs(result: DemoResult) -> str:
+    asked, there = len(_sets(result.rows)["photographs"]), len(rows_of_scenes(load_real_photos()))
+    return f" ({asked} of their {there} expressions; all of them: README)"
 
 
 def _points(gap: Interval) -> str:

@@ -26,6 +26,9 @@ def write_training_page(
     time: str = "",
 ) -> Path:
     """Write the page of a run from what `run.json` holds, and from Trainer's log; `time` says where it went."""
+    if "learning_rate" in about["recipe"]:
+        unused = {"learning_rates": "not used: learning_rate holds for every part that lr does not name"}
+        about = {**about, "recipe": {**about["recipe"], **unused}}
     steps = max((int(entry["step"]) for entry in history if "step" in entry), default=0)
     curves = [(title, lines) for title, names in CURVES if (lines := _lines(history, names))]
     tables = (("Recipe", "recipe"), ("Faults of the data", "faults"), ("Versions", "versions"))
