@@ -4,18 +4,17 @@ import pytest
 from vpp_plugins.boxes import BOX_CODECS, codec
 from vpp_plugins.data.doctor.frame_evidence import (
     Candidate,
-    Resize,
     agreement,
     all_candidates,
     declared_candidate,
     judge,
 )
-from vpp_plugins.data.record import BoxUnit
+from vpp_plugins.data.record import BoxUnit, LongSide, PixelBudget
 
 SIZES = np.array([(640, 480), (480, 640), (500, 375), (427, 640), (1024, 683)], float)
 LLAVA = Candidate(BoxUnit("square", 1.0))
 PIXELS = Candidate(BoxUnit())
-DECIMALS = {1.0: 2, 100.0: 0, 1000.0: 0, None: 1}
+DECIMALS = {1.0: 2, 100.0: 0, 1000.0: 0}  # others are pixels: 1
 
 
 def boxes(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,13 +36,13 @@ def written(candidate: Candidate, pixels: np.ndarray, sizes: np.ndarray) -> np.n
         numbers = np.concatenate([(numbers[:, :2] + numbers[:, 2:]) / 2, numbers[:, 2:] - numbers[:, :2]], axis=1)
     if candidate.unit.order == "yxyx":
         numbers = numbers[:, [1, 0, 3, 2]]
-    return np.round(numbers, DECIMALS[candidate.unit.full])
+    return np.round(numbers, DECIMALS.get(candidate.unit.full, 1))
 
 
-TRUTHS = [candidate for candidate in all_candidates() if candidate.unit.order != "yxyx" and candidate.resize is None]
+TRUTHS = [candidate for candidate in all_candidates() if candidate.unit.order != "yxyx" and not candidate.resized]
 TRUTHS += [Candidate(BoxUnit(order="yxyx")), Candidate(BoxUnit("square", 1.0, "yxyx"))]
-TRUTHS += [Candidate(BoxUnit(), Resize(to, 336)) for to in ("square", "long side")]
-TRUTHS += [Candidate(BoxUnit(), Resize("patches", 256))]
+TRUTHS += [Candidate(BoxUnit(full=336.0)), Candidate(BoxUnit(resized=LongSide(336)))]
+TRUTHS += [Candidate(BoxUnit(resized=PixelBudget(most=256 * 28**2)))]
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=str)
@@ -62,7 +61,7 @@ def test_the_truth_is_found_whatever_is_declared(truth: Candidate, count: int) -
 @pytest.mark.parametrize("truth", all_candidates(), ids=str)
 def test_pixels_of_what_was_written_are_the_boxes(truth: Candidate) -> None:
     pixels, sizes = boxes(50, 0)
-    step = 10.0 ** -DECIMALS[truth.unit.full] * (sizes / truth.region(sizes)[:, 2:]).max()
+    step = 10.0 ** -DECIMALS.get(truth.unit.full, 1) * (sizes / truth.region(sizes)[:, 2:]).max()
     assert np.abs(truth.pixels(written(truth, pixels, sizes), sizes) - pixels).max() <= step
 
 
@@ -87,7 +86,7 @@ def test_pixels_of_small_images_are_not_certainly_those_of_resized_ones() -> Non
     assert verdict.contradicts
     assert not verdict.decided
     assert verdict.best == PIXELS
-    assert {rival.resize.to for rival in verdict.rivals} == {"patches"}
+    assert {type(rival.unit.resized) for rival in verdict.rivals} == {PixelBudget}
     assert judge(numbers, sizes, PIXELS).best == PIXELS
 
 

@@ -161,9 +161,9 @@ class BoxColumns:
 
 def _differences(declared: Candidate, best: Candidate) -> list[Fault]:
     faults = []
-    if (declared.unit.full, declared.resize) != (best.unit.full, best.resize):
+    if (declared.unit.full, declared.unit.resized) != (best.unit.full, best.unit.resized):
         faults.append(Fault.WRONG_UNIT)
-    if not declared.resize and not best.resize and declared.unit.frame != best.unit.frame:
+    if not declared.resized and not best.resized and declared.unit.frame != best.unit.frame:
         faults.append(Fault.WRONG_FRAME)
     orders = {declared.unit.order, best.unit.order}
     if len(orders) == 2:

@@ -12,72 +12,43 @@ where the boxes fit what the file is said to be, a candidate must hold them too,
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vpp_plugins.boxes import BoxCodec, Rounded, box_iou
+from vpp_plugins.boxes import BoxCodec, box_iou
 from vpp_plugins.data.record import PATCH, BoxUnit, LongSide, Order, PixelBudget
-from vpp_plugins.data.units import words_of
+from vpp_plugins.data.units import order_of, words_of
 
 Columns = Float[np.ndarray, "n 4"]
 Sizes = Float[np.ndarray, "n 2"]
 """(width, height) of each box's image; NaN where it is not known."""
-
-
-@dataclass(frozen=True)
-class Resize:
-    """How a processor resized the images in whose pixels the boxes are counted.
-
-    square: to a square of that side. long side: that side, the shape kept. patches: at most so many squares of 28
-    pixels, sides rounded to 28, as Qwen's processors do.
-    """
-
-    to: Literal["square", "long side", "patches"]
-    number: int
-
-    def __str__(self) -> str:
-        return {
-            "square": f"resized to {self.number} x {self.number}",
-            "long side": f"resized to a long side of {self.number}",
-            "patches": f"resized to at most {self.number} patches of 28",
-        }[self.to]
-
-    def __call__(self, sizes_wh: Sizes) -> Sizes:
-        """Return the sizes after resizing."""
-        if self.to == "square":
-            return np.full_like(sizes_wh, self.number)
-        if self.to == "long side":
-            return np.asarray(sizes_wh * (self.number / sizes_wh.max(axis=1, keepdims=True)))
-        rounded = np.maximum(np.round(sizes_wh / PATCH), 1)
-        shrink = np.sqrt(sizes_wh.prod(axis=1, keepdims=True) / (self.number * PATCH**2))
-        shrunk = np.maximum(np.floor(sizes_wh / np.maximum(shrink, 1) / PATCH), 1)
-        return np.where(rounded.prod(axis=1, keepdims=True) > self.number, shrunk, rounded) * PATCH
+_SIDES = (224, 336, 384, 448, 512, 640, 768, 896, 1024, 1344)
+_SQUARES = tuple(BoxUnit(full=float(side)) for side in _SIDES)
+"""Pixels of images that were resized to squares, their shapes not kept."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to read the numbers: a unit, and for pixels of resized images how they were resized."""
+    """One way to read the numbers."""
 
     unit: BoxUnit
-    resize: Resize | None = None
 
     def __str__(self) -> str:
-        return f"{self.unit.order} in pixels of the image {self.resize}" if self.resize else str(self.unit)
+        if self.unit in _SQUARES:
+            return f"xyxy in pixels of the image resized to {self.unit.full:g} x {self.unit.full:g}"
+        return str(self.unit)
+
+    @property
+    def resized(self) -> bool:
+        """Whether the boxes are in pixels of resized images."""
+        return self.unit.resized is not None or self.unit in _SQUARES
 
     @property
     def stated(self) -> tuple[str, PixelBudget | None]:
         """How it is stated to our readers: `Reading.boxes`, and for pixels of resized images `Reading.pixels`."""
-        match self.resize:
-            case Resize("square", side):
-                return words_of(replace(self.unit, full=float(side))), None
-            case Resize("long side", side):
-                return words_of(replace(self.unit, resized=LongSide(side))), None
-            case Resize(_, patches):
-                budget = PixelBudget(most=patches * PATCH**2)
-                return words_of(replace(self.unit, resized=budget)), budget
-        return words_of(self.unit), None
+        by = self.unit.resized
+        return words_of(self.unit), by if isinstance(by, PixelBudget) else None
 
     @property
     def options(self) -> str:
@@ -89,18 +60,18 @@ class Candidate:
     def prior(self) -> float:
         """The logarithm of how rare the convention is, before any number is seen."""
         order = {"xyxy": 0.0, "xywh": -2.0, "cxcywh": -6.0, "yxyx": -8.0}[self.unit.order]
-        return order - 8.0 * (self.resize is not None)
+        return order - 8.0 * self.resized
 
     def region(self, sizes_wh: Sizes) -> Columns:
         """Return where each image lies in the numbers: left, top, width, height."""
-        if self.resize is not None:
-            return np.concatenate([np.zeros_like(sizes_wh), self.resize(sizes_wh)], axis=1)
         full = self.unit.full
         if self.unit.frame == "square":
             side = sizes_wh.max(axis=1, keepdims=True)
             scale = 1.0 if full is None else full / side
             return np.concatenate([(side - sizes_wh) // 2 * scale, sizes_wh * scale], axis=1)
         lengths = sizes_wh if full is None else np.full_like(sizes_wh, full)
+        if self.unit.resized is not None:
+            lengths = _resized(self.unit.resized, sizes_wh)
         return np.concatenate([np.zeros_like(sizes_wh), lengths], axis=1)
 
     def corners(self, numbers: Columns) -> Columns:
@@ -121,21 +92,24 @@ class Candidate:
         return np.asarray(from_corner * np.tile(sizes_wh / region[:, 2:], 2))
 
 
+def _resized(by: PixelBudget | LongSide, sizes_wh: Sizes) -> Sizes:
+    """Return the sizes after resizing; NaN stays NaN."""
+    if isinstance(by, LongSide):
+        return np.asarray(sizes_wh * (by.side / sizes_wh.max(axis=1, keepdims=True)))
+    sizes = list(map(tuple, sizes_wh.tolist()))
+    resized = {(w, h): (w, h) if math.isnan(w) else by((int(w), int(h))) for w, h in set(sizes)}
+    return np.array([resized[size] for size in sizes], dtype=float).reshape(-1, 2)
+
+
 def declared_candidate(unit: BoxUnit | BoxCodec) -> Candidate | None:
     """Return what a format or a family says of its boxes, or None for tokens that are no four coordinates."""
     if isinstance(unit, BoxUnit):
-        if unit.resized is None:
-            return Candidate(unit)
-        by = unit.resized
-        resize = Resize("long side", by.side) if isinstance(by, LongSide) else Resize("patches", by.most // PATCH**2)
-        return Candidate(BoxUnit("image", None, unit.order), resize)
-    scale = unit.scale
-    if scale.per_box != 4:
+        return Candidate(unit)
+    if unit.scale.per_box != 4:
         return None
-    order: Order = "yxyx" if isinstance(scale, Rounded) and scale.y_first else "xyxy"
-    if scale.full is None:
-        return Candidate(BoxUnit("image", None, order), Resize("patches", 1280))
-    return Candidate(BoxUnit(unit.frame, float(scale.full), order))
+    if unit.scale.full is None:
+        return Candidate(BoxUnit(resized=PixelBudget(most=1280 * PATCH**2)))
+    return Candidate(BoxUnit(unit.frame, float(unit.scale.full), order_of(unit)))
 
 
 def all_candidates() -> list[Candidate]:
@@ -143,10 +117,9 @@ def all_candidates() -> list[Candidate]:
     orders: tuple[Order, ...] = ("xyxy", "xywh", "yxyx", "cxcywh")
     plain = [BoxUnit("image", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
     padded = [BoxUnit("square", full, order) for order in orders for full in (None, 1.0, 100.0, 1000.0)]
-    sides = (224, 336, 384, 448, 512, 640, 768, 896, 1024, 1344)
-    resizes = [Resize("square", side) for side in sides] + [Resize("long side", side) for side in sides]
-    resizes += [Resize("patches", number) for number in (256, 512, 768, 1280)]
-    return [Candidate(unit) for unit in plain + padded] + [Candidate(BoxUnit(), by) for by in resizes]
+    resized = [BoxUnit(resized=LongSide(side)) for side in _SIDES]
+    resized += [BoxUnit(resized=PixelBudget(most=number * PATCH**2)) for number in (256, 512, 768, 1280)]
+    return [Candidate(unit) for unit in [*plain, *padded, *_SQUARES, *resized]]
 
 
 ENOUGH = 3.0
@@ -291,7 +264,8 @@ def _has_evidence(other: Fit, own: Fit) -> bool:
 def _whole(other: Fit, best: Fit) -> bool:
     """Whether a candidate is the best without its resizing, and loses to it by the size of its frame alone."""
     unfilled = best.reach < _REACHED and other.fits >= best.fits
-    return unfilled and best.candidate.resize is not None and other.candidate == replace(best.candidate, resize=None)
+    whole = replace(best.candidate.unit, full=None, resized=None)
+    return unfilled and best.candidate.resized and other.candidate.unit == whole
 
 
 def _step(numbers: Columns) -> float:
@@ -301,9 +275,9 @@ def _step(numbers: Columns) -> float:
 
 
 def _tellable(candidate: Candidate, sizes_wh: Sizes) -> bool:
-    if candidate.resize is None:
+    if not candidate.resized:
         return True
-    ratio: Float[np.ndarray, "n 2"] = candidate.resize(sizes_wh) / sizes_wh
+    ratio: Float[np.ndarray, "n 2"] = candidate.region(sizes_wh)[:, 2:] / sizes_wh
     return bool(np.mean((np.abs(ratio - 1) > _TELLABLE).any(axis=1)) > 0.5)
 
 
