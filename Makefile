@@ -109,9 +109,11 @@ setup: .venv/.ready ## only install
 			echo "  $$kit cannot be installed: $$(grep -m 1 ^ERROR .venv-kits/pip.log)"; done
 	@touch $@
 
-# One line for each large file and each 20 small ones, with the sum so far; pip writes sizes in kB, MB or GB.
+# One line for each large file and each 20 small ones, with the sum so far; pip writes sizes in kB, MB or GB. Debian's awk,
+# mawk, would wait for 4 kB of pip's words before it says the last of them, and be silent while pip unpacks.
 define SHOW_PIP
-awk '/^ *(Downloading|Using cached|Processing) .*\.whl/ && !/\.metadata/ { \
+awk $$(awk -W version 2>&1 </dev/null | grep -q ^mawk && echo -W interactive) \
+'/^ *(Downloading|Using cached|Processing) .*\.whl/ && !/\.metadata/ { \
 	name = $$2 == "cached" ? $$3 : $$2; sub(/.*\//, "", name); split(name, part, "-"); count++; size = 0; \
 	if (match($$0, /\([0-9.]+ [kMG]B\)/)) { \
 		split(substr($$0, RSTART + 1, RLENGTH - 2), word, " "); \
@@ -119,7 +121,7 @@ awk '/^ *(Downloading|Using cached|Processing) .*\.whl/ && !/\.metadata/ { \
 	sum += size; \
 	if (size > 20 || count % 20 == 0) { \
 		printf "  %4d MB, %3d packages: %s %s\n", sum, count, part[1], part[2]; fflush() } } \
-	/^Installing collected/ { printf "  installing %d packages, a minute or two\n", split($$0, all, ","); fflush() } \
+	/^Installing collected/ { printf "  unpacking and installing %d packages, some minutes\n", split($$0, all, ","); fflush() } \
 	/^Successfully installed/ { print "  done"; fflush() } \
 	/^(ERROR|WARNING: Retrying)/ { print "  " $$0; fflush() }'
 endef
