@@ -4,7 +4,7 @@ import difflib
 import functools
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
@@ -90,6 +90,13 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the option most like `name`, or "" when none is close."""
     match = difflib.get_close_matches(name, list(options), n=1)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def known_name(name: str, options: Collection[str], what: str) -> str:
+    """Return the name, or raise VPPError that names the nearest and all where it is none of the options."""
+    if name not in options:
+        raise VPPError(f"no {what} is called '{name}'.{nearest(name, options)} Known: {', '.join(options)}.")
+    return name
 
 
 def few(names: Sequence[str], most: int = 3) -> str:

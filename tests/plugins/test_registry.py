@@ -319,7 +319,7 @@ class TestBoxFormats:
     def test_an_unknown_name(self) -> None:
         with (
             installed(formats=box_format),
-            pytest.raises(VPPError, match=r"No box codec is called 'mime'\. Did you mean 'mine'\?|Known: .*llava"),
+            pytest.raises(VPPError, match=r"no box codec is called 'mime'\. Did you mean 'mine'\?|Known: .*llava"),
         ):
             box_codec("my-lava")
 

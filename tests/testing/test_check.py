@@ -159,7 +159,7 @@ class TestMistaken:
                 "description",
                 "frame is 'image', but the format 'llava' measures boxes on",
             ),
-            ({"box_format": "lava"}, "description", r"No box codec is called 'lava'. Did you mean 'llava'"),
+            ({"box_format": "lava"}, "description", r"no box codec is called 'lava'. Did you mean 'llava'"),
             ({"image_arguments": ("pictures",)}, "description", r"none of image_arguments ['pictures'] is among"),
             ({"never_ids": (-3,)}, "description", "never_ids holds -3"),
             (

@@ -22,7 +22,7 @@ from vpp_plugins.boxes.text import (
     location_tokens,
     tagged_label,
 )
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import known_name
 
 _LIST = BoxText(box="[{}, {}, {}, {}]", find=finder(BRACKETS))
 _SHIKRA = BoxText(box="{:.3f},{:.3f},{:.3f},{:.3f}", between_boxes=";", group="[{boxes}]", find=finder(BRACKETS))
@@ -153,8 +153,4 @@ BOX_CODECS: Mapping[str, BoxCodec] = _CODECS | {
 
 def codec(family: str) -> BoxCodec:
     """Return the codec of a family by its name in `BOX_CODECS`, or raise VPPError naming the nearest and all."""
-    if family not in BOX_CODECS:
-        raise VPPError(
-            f"No box codec is called '{family}'.{nearest(family, BOX_CODECS)} Known: {', '.join(sorted(BOX_CODECS))}."
-        )
-    return BOX_CODECS[family]
+    return BOX_CODECS[known_name(family, sorted(BOX_CODECS), "box codec")]

@@ -30,7 +30,7 @@ from vpp_plugins.data.formats.webdataset import CONVERTED
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ROW, ImageError, ImageSizes, image_path, to_sample
 from vpp_plugins.data.sample import CHOSEN, KEPT, Issue, Sample, Tally
-from vpp_plugins.errors import VPPError, named_extras, nearest
+from vpp_plugins.errors import VPPError, known_name, named_extras
 from vpp_plugins.files import sealed, sha256_of, unsealed, whole_file, why_unwritable
 
 LARGE = 64 << 20
@@ -368,8 +368,7 @@ def _shares(sources: Mapping[str, MixtureSource], weights: Mapping[str, float] |
     if weights is None:
         return [float(len(source)) for source in sources.values()]
     for name in weights:
-        if name not in sources:
-            raise VPPError(f"no source of the mixture is called '{name}'.{nearest(name, sources)}")
+        known_name(name, sources, "source of the mixture")
     if missing := [name for name in sources if name not in weights]:
         raise VPPError(f"the source '{missing[0]}' of the mixture has no weight: give every source one, or none any.")
     return [float(weights[name]) for name in sources]

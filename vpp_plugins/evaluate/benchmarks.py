@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vpp_plugins.data import Issue, Tally
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.errors import VPPError, few, nearest
+from vpp_plugins.errors import VPPError, few, known_name
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.files import sha256_of
 
@@ -95,9 +95,7 @@ class Found:
 
 def named_benchmark(name: str) -> Benchmark:
     """Return a benchmark by name, or raise VPPError that names the nearest and all."""
-    if name not in BENCHMARKS:
-        raise VPPError(f"no benchmark is called '{name}'.{nearest(name, BENCHMARKS)} Known: {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
+    return BENCHMARKS[known_name(name, BENCHMARKS, "benchmark")]
 
 
 def full_split(name: str, split: str | None) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, count_pairs, least_overlap
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, known_name
 from vpp_plugins.evaluate.metrics import OVERLAPS
 from vpp_plugins.evaluate.readers import READERS, ParsedBox
 from vpp_plugins.evaluate.rows import Row, Task
@@ -116,10 +116,7 @@ def write_alike(a: BoxCodec, b: BoxCodec) -> bool:
 
 def protocol(name: str) -> Protocol:
     """Return a protocol by name, or raise VPPError that names the nearest and all."""
-    known = protocols()
-    if name not in known:
-        raise VPPError(f"no protocol is called '{name}'.{nearest(name, known)} Known: {', '.join(sorted(known))}.")
-    return known[name]
+    return protocols()[known_name(name, protocols(), "protocol")]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from torch import nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, host_state, is_attached, unwrap
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, known_name
 from vpp_plugins.plugins import Backbone
 from vpp_plugins.train.recipe import PARTS
 
@@ -77,18 +77,15 @@ def choose_parts(
 
     Raises VPPError for a preset or part that does not exist.
     """
-    if preset not in PRESETS:
-        raise VPPError(f"no preset is called '{preset}'.{nearest(preset, PRESETS)} Known: {', '.join(PRESETS)}.")
     rates, schedules = lr or {}, schedule or {}
-    _check_names([*freeze, *rates, *schedules])
-    parts = dict(PRESETS[preset])
+    parts = dict(PRESETS[known_name(preset, PRESETS, "preset")])
     changes: list[tuple[str, dict[str, Any]]] = [
         *((name, {"lr": rate, "vector_lr": None}) for name, rate in rates.items()),
         *((name, {"schedule": kind}) for name, kind in schedules.items()),
         *((name, {"freeze": True}) for name in freeze),
     ]
     for name, change in changes:
-        parts[name] = replace(parts[name], **change)
+        parts[name] = replace(parts[known_name(name, PARTS, "part")], **change)
     return parts
 
 
@@ -103,7 +100,8 @@ def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[s
     Raises VPPError if a part that has parameters to train is not among `parts`, if one parameter belongs to two parts,
     or if nothing is left to train.
     """
-    _check_names(parts)
+    for name in parts:
+        known_name(name, PARTS, "part")
     groups: dict[str, dict[str, Any]] = {}
     owners: dict[int, tuple[str, str]] = {}
     for name, part, parameter in _placed(model):
@@ -140,8 +138,7 @@ def lora_targets(model: nn.Module, *, scope: str = "llm") -> str:
     Fused experts of mixture-of-experts hosts are no linear layers: name them in LoRA's `target_parameters`.
     Raises VPPError for an unknown scope, a host that no adapter knows, and a scope without linear layers.
     """
-    if scope not in SCOPES:
-        raise VPPError(f"no LoRA scope is called '{scope}'.{nearest(scope, SCOPES)} Known: {', '.join(SCOPES)}.")
+    known_name(scope, SCOPES, "LoRA scope")
     host = unwrap(model)
     backbone = host_state(host).backbone if is_attached(host) else plugins.describe(host)
     head = host.get_output_embeddings()
@@ -203,12 +200,6 @@ def _part_of(name: str, backbone: Backbone) -> str:
     if ".global_prompt." in name:
         return "vpp.global"
     return "vpp.local" if ".local_prompt.generator." in name else "vpp.projector"
-
-
-def _check_names(names: Collection[str]) -> None:
-    for name in names:
-        if name not in PARTS:
-            raise VPPError(f"no part is called '{name}'.{nearest(name, PARTS)} Known: {', '.join(PARTS)}.")
 
 
 def _below(name: str, path: str) -> bool:

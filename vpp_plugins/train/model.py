@@ -12,7 +12,7 @@ from torch import nn
 
 from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, known_name
 from vpp_plugins.evaluate import check_there, load_pretrained, not_loaded
 from vpp_plugins.pocket import register_pocket, start_queries, untrained_pocket
 from vpp_plugins.processor import VPPProcessor
@@ -48,13 +48,10 @@ def check_how_loaded(recipe: Recipe) -> None:
     """Raise VPPError for a dtype or an attention that nobody knows: better said before anything is loaded."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if recipe.dtype not in DTYPES:
-        raise VPPError(
-            f"no dtype is called '{recipe.dtype}'.{nearest(recipe.dtype, DTYPES)} Known: {', '.join(DTYPES)}."
-        )
-    known, asked = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()], recipe.attn_implementation
-    if asked is not None and asked not in known and "/" not in asked:  # a kernel of the hub has an owner
-        raise VPPError(f"no attention is called '{asked}'.{nearest(asked, known)} Known: {', '.join(known)}.")
+    known_name(recipe.dtype, DTYPES, "dtype")
+    asked = recipe.attn_implementation
+    if asked is not None and "/" not in asked:  # a kernel of the hub has an owner
+        known_name(asked, ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()], "attention")
 
 
 def _check_pocket(recipe: Recipe) -> None:

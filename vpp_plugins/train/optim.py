@@ -14,7 +14,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import SchedulerType, TrainerCallback, TrainingArguments, get_scheduler
 
 from vpp_plugins.attach import unwrap
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, known_name
 
 MUON = "muon"
 """The recipe's `optim` for it."""
@@ -72,10 +72,7 @@ def schedule_names() -> tuple[str, ...]:
 
 def check_schedule(name: str) -> str:
     """Return the name, or raise VPPError where no schedule of parts has it."""
-    if name not in schedule_names():
-        known = ", ".join(schedule_names())
-        raise VPPError(f"no schedule of a part is called '{name}'.{nearest(name, schedule_names())} Known: {known}.")
-    return name
+    return known_name(name, schedule_names(), "schedule of a part")
 
 
 def scheduled(

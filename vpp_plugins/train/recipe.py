@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self, get_args
 
 from vpp_plugins.config import fits
-from vpp_plugins.errors import VPPError, named_extras, nearest
+from vpp_plugins.errors import VPPError, known_name, named_extras, nearest
 
 PARTS = ("llm", "lora", "projector", "vision", "vpp.global", "vpp.local", "vpp.projector")
 """Every trainable parameter is in one of these. "vpp.local" is the query generator, "vpp.projector" what brings its
@@ -453,9 +453,7 @@ def _of_parts(ours: Mapping[str, Any]) -> dict[str, Any]:
     }
     frozen = ours.get("freeze", ())
     for part in (*said["lr"], *said["schedule"], *said["unfreeze"], *frozen):
-        if part not in PARTS:
-            near = nearest(part[:80], PARTS)
-            raise VPPError(f"no part of a model is called '{part[:80]}'.{near} Known: {', '.join(PARTS)}.")
+        known_name(part[:80], PARTS, "part of a model")
     if both := [part for part in said["unfreeze"] if part in frozen]:
         raise VPPError(f"freeze and unfreeze both name '{both[0]}': leave it in one of them.")
     return said

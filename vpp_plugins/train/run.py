@@ -18,7 +18,7 @@ from transformers.trainer_utils import align_special_tokens
 from vpp_plugins.attach import Stopwatch, host_state, unwrap
 from vpp_plugins.data import TrainingData
 from vpp_plugins.data.formats import data_format
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, known_name
 from vpp_plugins.evaluate import protocol
 from vpp_plugins.files import only_one, whole_file
 from vpp_plugins.plugins import box_codec
@@ -173,8 +173,8 @@ def _check_names(recipe: Recipe) -> None:
     if recipe.eval_data is not None:
         protocol(recipe.eval_protocol)
     check_how_loaded(recipe)
-    if recipe.lora_scope is not None and recipe.lora_scope not in SCOPES:
-        raise VPPError(f"no LoRA scope is called '{recipe.lora_scope}'. Known: {', '.join(SCOPES)}.")
+    if recipe.lora_scope is not None:
+        known_name(recipe.lora_scope, SCOPES, "LoRA scope")
     if recipe.vpp == NO_PROMPTS and recipe.trains_prompts_alone:
         raise VPPError(
             'the recipe trains prompts alone, so with vpp = "none" nothing is left to train: its control is the host '

@@ -210,7 +210,7 @@ def test_an_empty_stream_writes_an_empty_file(name: str, tmp_path: Path) -> None
 
 
 def test_an_unknown_format_names_the_nearest() -> None:
-    with pytest.raises(VPPError, match=r"No data format is called 'coco2'. Did you mean 'coco'\? Known: neutral"):
+    with pytest.raises(VPPError, match=r"no data format is called 'coco2'. Did you mean 'coco'\? Known: neutral"):
         data_format("coco2")
 
 

@@ -27,7 +27,7 @@ from vpp_plugins.data.formats.webdataset import read_webdataset, shard_paths, wr
 from vpp_plugins.data.record import ImageSizes, Record, samples
 from vpp_plugins.data.sample import Sample
 from vpp_plugins.data.units import stated_records
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import known_name
 
 _FAMILY = "text of one family"
 Reader = Callable[[Path, Reading], Iterator[Record]]
@@ -101,9 +101,7 @@ FORMATS: Mapping[str, Format] = {
 
 def data_format(name: str) -> Format:
     """Return a format by its name, or raise VPPError naming the nearest and all."""
-    if name not in FORMATS:
-        raise VPPError(f"No data format is called '{name}'.{nearest(name, FORMATS)} Known: {', '.join(FORMATS)}.")
-    return FORMATS[name]
+    return FORMATS[known_name(name, FORMATS, "data format")]
 
 
 def read_samples(
