@@ -1,5 +1,6 @@
 """Several boxes against several: which pair with which, one to one, and what cannot be a set."""
 
+from bisect import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,15 +25,8 @@ def least_overlap(overlaps: Float[np.ndarray, "found true"]) -> float:
     count, true = overlaps.shape
     if count != true:
         return 0.0
-    steps = np.unique(overlaps)  # rising
-    low, high = 0, len(steps) - 1  # the smallest always allows a pairing
-    while low < high:
-        middle = (low + high + 1) // 2
-        if count_pairs(overlaps >= steps[middle]) == count:
-            low = middle
-        else:
-            high = middle - 1
-    return float(steps[low])
+    steps = np.unique(overlaps)  # rising; the smallest always allows a pairing
+    return float(steps[bisect(steps, 0, lo=1, key=lambda step: count - count_pairs(overlaps >= step)) - 1])
 
 
 def count_repeats(boxes: Sequence[BoxLike]) -> int:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, known_name
 
 IMPLEMENTATIONS = ("xformers", "sdpa", "math")
 
@@ -28,7 +28,7 @@ _override: str | None = None
 def attention_implementation(implementation: str) -> Iterator[None]:
     """Run every attention of the process with "xformers", "sdpa" or "math"; an `implementation` argument still wins."""
     global _override
-    before, _override = _override, _known(implementation)
+    before, _override = _override, known_name(implementation, IMPLEMENTATIONS, "attention")
     try:
         yield
     finally:
@@ -192,7 +192,7 @@ def _aligned_bias(query: Tensor, mask: Tensor) -> Tensor:
 
 def _chosen(query: Tensor, implementation: str | None) -> str | None:
     """Return the implementation that somebody named, or None for a free choice."""
-    chosen = _override if implementation is None else _known(implementation)
+    chosen = _override if implementation is None else known_name(implementation, IMPLEMENTATIONS, "attention")
     if chosen == "xformers" and not (query.is_cuda and _xformers_installed()):
         lacks = "the tensors are on " + query.device.type if _xformers_installed() else "it is not installed"
         raise VPPError(f"attention 'xformers' needs CUDA tensors and the xformers package; {lacks}. Use 'sdpa' here.")
@@ -243,15 +243,6 @@ def _xformers_library() -> tuple[bool, str]:
         built = json.loads((folder / "cpp_lib.json").read_text(encoding="utf-8"))["version"]["torch"]
         return False, f"its library, built for torch {built}, does not load beside {torch.__version__} ({error})"
     return True, ""
-
-
-def _known(implementation: str) -> str:
-    if implementation not in IMPLEMENTATIONS:
-        raise VPPError(
-            f"attention must be one of {', '.join(IMPLEMENTATIONS)}; got '{implementation}'."
-            f"{nearest(implementation, IMPLEMENTATIONS)}"
-        )
-    return implementation
 
 
 def _swap_axes(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -241,20 +241,17 @@ def _write_shards(members: Iterable[dict[str, bytes]], folder: Path, most: int) 
 def _members(samples: Iterable[Sample], writing: Writing) -> Iterator[dict[str, bytes]]:
     for sample in samples:
         row = {"json": json_bytes(sample.to_row())}
-        if not sample.image:
-            writing.written.add(sample.turns)
-            yield row
-            continue
-        if writing.images is None:
-            raise VPPError("the format webdataset holds the images themselves: give their folder (--images).")
-        extension = sample.image.rpartition(".")[2].lower()
-        try:
-            if extension not in IMAGES:
-                raise ImageError(f"'{sample.image}' should end in one of {', '.join(IMAGES)}.")
-            row[extension] = image_path(writing.images, sample.image).read_bytes()
-        except (OSError, ValueError, ImageError) as error:
-            writing.tally.add(Issue.NO_IMAGE, sample.id, str(error))
-            continue
+        if sample.image:
+            if writing.images is None:
+                raise VPPError("the format webdataset holds the images themselves: give their folder (--images).")
+            extension = sample.image.rpartition(".")[2].lower()
+            try:
+                if extension not in IMAGES:
+                    raise ImageError(f"'{sample.image}' should end in one of {', '.join(IMAGES)}.")
+                row[extension] = image_path(writing.images, sample.image).read_bytes()
+            except (OSError, ValueError, ImageError) as error:
+                writing.tally.add(Issue.NO_IMAGE, sample.id, str(error))
+                continue
         writing.written.add(sample.turns)
         yield row
 

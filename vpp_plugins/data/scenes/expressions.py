@@ -86,9 +86,7 @@ def refer(objects: Sequence[SceneObject], side: int, rng: Random) -> tuple[Expre
 
     `side` is the image's side in pixels; margins are fractions of it.
     """
-    by_name: dict[str, list[int]] = {}
-    for index, item in enumerate(objects):
-        by_name.setdefault(item.name, []).append(index)
+    by_name = _places_by_name(objects)
     landmarks = [indices[0] for indices in by_name.values() if len(indices) == 1]
 
     found: list[Found] = []
@@ -110,13 +108,16 @@ def refer(objects: Sequence[SceneObject], side: int, rng: Random) -> tuple[Expre
     )
 
 
+def _places_by_name(objects: Sequence[SceneObject]) -> dict[str, list[int]]:
+    names = [item.name for item in objects]
+    return {name: [index for index, other in enumerate(names) if other == name] for name in names}
+
+
 def refer_to_sets(
     objects: Sequence[SceneObject], singles: Sequence[Expression], absent: Sequence[str], rng: Random
 ) -> tuple[Expression, ...]:
     """Some of the expressions of one object, one for each noun of several objects, and one for each absent thing."""
-    by_name: dict[str, list[int]] = {}
-    for index, item in enumerate(objects):
-        by_name.setdefault(item.name, []).append(index)
+    by_name = _places_by_name(objects)
     several = [
         Expression(
             f"{rng.choice(('every', 'each'))} {name}", tuple(objects[i].box_xyxy for i in group), "several", group[0]

@@ -17,7 +17,7 @@ from vpp_plugins.data.scenes.assets import Assets
 from vpp_plugins.data.scenes.cutouts import PhotoCutouts
 from vpp_plugins.data.scenes.expressions import Expression, SceneObject, refer, refer_to_sets
 from vpp_plugins.data.scenes.source import Cutout, SceneSource
-from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.errors import VPPError, known_name
 
 SCENES_VERSION = 1
 """Raised whenever the same (split, seed, index) would give another image or other texts."""
@@ -87,8 +87,7 @@ class SceneGenerator:
         max_objects: int = 6,
         distractors: float = 0.67,
     ) -> None:
-        if split not in SPLITS:
-            raise VPPError(f"Split must be one of {', '.join(SPLITS)}, not {split!r}.{nearest(split, SPLITS)}")
+        known_name(split, SPLITS, "split")
         if not 1 <= min_objects <= max_objects <= 8:
             raise VPPError(
                 f"A scene holds 1 to 8 objects with min_objects <= max_objects, "
