@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 SMALL: dict[str, Any] = {
     "seeds": [0],
     "arms": {"faint": {"global_vpp.alpha": 0.99}, "strong": {"global_vpp.alpha": 0.5}},
-    "sets": {"photos": {"data": "photos", "limit": 3, "batch_size": 3}},
+    "sets": {"photos": {"data": "photos", "limit": 4, "batch_size": 4}},
 }
 BASE = {"local_vpp": False, "global_vpp.size": 32, "global_vpp.border": 4, "save_total_limit": 1}
 
@@ -99,7 +99,7 @@ def test_a_study_from_recipe_to_report(tiny: Callable[..., Study], called: list[
         ("final", 2, 4),
     ]
     assert 0 < hits.minutes[0] < hits.minutes[1]
-    assert hits.iou.shape == (2, 3)
+    assert hits.iou.shape == (2, 4)
 
     first = markdown.read_bytes(), page.read_bytes()
     run_study(study, say=said.append)
