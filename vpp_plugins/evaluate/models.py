@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from vpp_plugins.attach import CONFIG_FILE, attach_vpp, check_found
-from vpp_plugins.errors import VPPError, few, named_extras, nearest
+from vpp_plugins.errors import VPPError, few, known_name, named_extras, nearest
 from vpp_plugins.evaluate.run import processes
 from vpp_plugins.files import check_weights_listed, is_hub_id, local_folder
 from vpp_plugins.ground import Grounder
@@ -47,8 +47,7 @@ def load_grounder(
     `device` defaults to the first GPU of this process, or else the CPU. `options` go to `load_pretrained`; where
     `device_map` is one of them, it places the host.
     """
-    if dtype not in DTYPES:
-        raise VPPError(f"the dtype must be one of {', '.join(DTYPES)}, but is '{dtype}'.")
+    known_name(dtype, DTYPES, "dtype")
     place = processes().device if device is None else torch.device(device)
     if model in POCKET:
         if vpp is not None:

@@ -6,14 +6,16 @@ import shutil
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import Trainer
 
 from vpp_plugins.attach import CONFIG_FILE, WEIGHTS_FILE
 from vpp_plugins.errors import VPPError
 from vpp_plugins.evaluate import ADAPTER, BASE
-from vpp_plugins.files import check_manifest, is_hub_id, read_safetensors, why_unwritable, write_whole
+from vpp_plugins.files import check_manifest, is_hub_id, read_safetensors, why_unwritable, write_manifest, write_whole
 
 FINAL = "final"
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -86,6 +88,16 @@ def check_checkpoint(folder: Path, *, prompts: bool = True) -> None:
                 f"the checkpoint '{folder}' lacks the {what} ({patterns[0]}), without which the run would end with "
                 "other weights: go on from another one, or begin a new run with it as model and vpp."
             )
+
+
+class SealedTrainer(Trainer):
+    """Trainer whose checkpoints have the manifest by which going on sees that every file is as it was saved."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
 
 def check_files(folder: Path) -> None:

@@ -19,15 +19,14 @@ from vpp_plugins import plugins
 from vpp_plugins.attach import active_vpp, host_state, unwrap
 from vpp_plugins.boxes import metas_of
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import write_manifest
 from vpp_plugins.images import letterbox, load_image
-from vpp_plugins.train.checkpoints import check_files
+from vpp_plugins.train.checkpoints import SealedTrainer, check_files
 
 Images = list[Float[Tensor, "images 3 side side"]]
 """The detector's images of each sample."""
 
 
-class VPPGRPOTrainer(GRPOTrainer):
+class VPPGRPOTrainer(SealedTrainer, GRPOTrainer):
     """GRPOTrainer for an attached model; `processing_class` is its VPPProcessor, and data have `image` or `images`.
 
     Not for hosts that cut images into tiles, nor for a reference model beside the trained one (`beta` above 0
@@ -58,13 +57,6 @@ class VPPGRPOTrainer(GRPOTrainer):
         self._images = [self._views(example) for example in inputs]
         output: dict[str, Any] = super()._generate_and_score_completions([self._sized(one) for one in inputs])
         return {**output, "vpp_pixel_values": self._images}
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Add the manifest by which going on sees that every file is as it was saved."""
-        super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Raise VPPError first where a file of the checkpoint is not as it was saved."""

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.files import only_one, whole_file, write_manifest
+from vpp_plugins.files import only_one, whole_file
 from vpp_plugins.prompts.generators import DETR, DetectionHeads, Detections, build_detr, load_detr_weights
-from vpp_plugins.train.checkpoints import check_files
+from vpp_plugins.train.checkpoints import SealedTrainer, check_files
 from vpp_plugins.train.detector.boxed_images import BoxedImages, collate_boxed, load_boxed
 from vpp_plugins.train.detector.loss import Objects, count_found, detection_loss
 
@@ -70,19 +70,12 @@ class DetectorTask(nn.Module):
         return {"loss": loss, "counts": count_found(Detections(seen.logits[-1], seen.boxes_cxcywh[-1]), objects)}
 
 
-class DetectorTrainer(Trainer):
+class DetectorTrainer(SealedTrainer):
     """Trainer with a learning rate of its own for the backbone, as DETR has."""
 
     def __init__(self, *args: Any, backbone_lr: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.backbone_lr = backbone_lr
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Add the manifest by which going on sees that every file is as it was saved."""
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW over two groups."""
