@@ -224,7 +224,7 @@ LOOK = "What is wrong: vpp doctor nothing.jsonl --format eval-jsonl"
         (("ground", "--model", "owner/nothing", "--image", "images/000.jpg", "--expr", "cup"), NOT_THERE),
         (("eval", "run", "--model", "owner/nothing", "--limit", "1"), NOT_THERE),
         (("data", "preview", "recipe.toml", "--set", "data=set.json", "--set", "model=owner/nothing"), NOT_THERE),
-        ((*TRAIN, "--set", "model=owner/nothing"), "try the recipe without it by `vpp train RECIPE --dry-run`"),
+        ((*TRAIN, "--set", "model=owner/nothing"), "or try the recipe without: `vpp train RECIPE --dry-run`"),
         (("data", "split", "one.json", "parts", "--from", "coco", "--images", "images"), "(--val 0 leaves that out"),
         (("data", "head", "nothing.jsonl", "--from", "eval-jsonl"), LOOK),
         (("eval", "run", "--data", "nothing.jsonl", "--format", "eval-jsonl"), LOOK),

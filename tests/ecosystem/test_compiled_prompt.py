@@ -42,8 +42,9 @@ def off_by(found, expected):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("mask_padding", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mask_padding", [True, False])
 def test_it_is_one_graph_on_one_device_with_the_same_numbers(mask_padding: bool) -> None:
     """Images of any shape, padding masked or not: one graph for a single one, and one for any number of them."""
     run(

@@ -69,7 +69,7 @@ def test_the_rows_of_near_numbers_are_near(letters: PreTrainedTokenizerFast) -> 
     torch.testing.assert_close(table.weight[-1], before.mean(dim=0))
 
 
-@pytest.mark.parametrize("vpp", ["both", "none"])
+@pytest.mark.parametrize("vpp", ["both", pytest.param("none", marks=pytest.mark.slow)])
 def test_its_recipe_trains_one_like_it(
     letters: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vpp: str
 ) -> None:
