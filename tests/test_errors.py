@@ -1,3 +1,4 @@
+import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vpp_plugins.errors import TESTED, warn_untested
+from vpp_plugins.errors import TESTED, install_command, warn_untested
 
 
 @pytest.fixture
@@ -45,3 +46,34 @@ def test_what_is_tested_is_not_warned_of(site: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_untested(stacklevel=2)
+
+
+WHEEL = "file:///tmp/vpp_plugins-0.1.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ({"url": "file:///a%20clone", "dir_info": {"editable": True}}, "pip install -e '/a clone[train]'"),
+        ({"url": "file:///clone", "dir_info": {}}, "pip install 'vpp-plugins[train] @ file:///clone'"),
+        ({"url": WHEEL, "archive_info": {}}, f"pip install 'vpp-plugins[train] @ {WHEEL}'"),
+        (
+            {"url": "https://host/vpp", "vcs_info": {"vcs": "git"}},
+            "pip install 'vpp-plugins[train] @ git+https://host/vpp'",
+        ),
+        (None, "pip install 'vpp-plugins[train]'"),
+    ],
+    ids=["editable clone", "clone", "wheel", "git", "index"],
+)
+def test_an_extra_comes_from_where_the_library_came(site: Path, origin: dict[str, object] | None, command: str) -> None:
+    """`pip install 'vpp-plugins[train]'` was said to all, and no index has the library."""
+    install(site, "vpp_plugins", "0.1.0")
+    if origin is not None:
+        (site / "vpp_plugins-0.1.0.dist-info/direct_url.json").write_text(json.dumps(origin))
+
+    assert install_command("train") == command
+
+
+def test_a_clone_that_was_never_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: iter(()))
+    assert install_command("train") == f"pip install -e '{Path(__file__).parents[1]}[train]'"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vpp_plugins.errors import EXTRAS
+from vpp_plugins.errors import EXTRAS, install_command
 
 ROOT = Path(__file__).parent.parent
 
@@ -138,7 +138,7 @@ def test_without_an_extra_every_public_door_and_command_names_it(tmp_path: Path)
 
     assert finished.returncode == 0, finished.stderr
     expected = [
-        f"MissingExtraError: this needs {name}, which the extra '{extra}' installs: pip install 'vpp-plugins[{extra}]'."
+        f"MissingExtraError: this needs {name}, which the extra '{extra}' installs: {install_command(extra)}."
         for _, name, extra in DOORS
     ]
     assert json.loads(finished.stdout.splitlines()[-1]) == expected

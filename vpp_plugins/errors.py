@@ -2,11 +2,16 @@
 
 import difflib
 import functools
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 
 class VPPError(ValueError):
@@ -59,8 +64,22 @@ def named_extras(extra: str = "") -> Iterator[None]:
             raise
         extra = extra or having[0]
         raise MissingExtraError(
-            f"this needs {name}, which the extra '{extra}' installs: pip install 'vpp-plugins[{extra}]'."
+            f"this needs {name}, which the extra '{extra}' installs: {install_command(extra)}."
         ) from None
+
+
+def install_command(extra: str) -> str:
+    """Return the shell's command that adds an extra from where this library came: a clone, a wheel or an index."""
+    from importlib.metadata import distributions
+
+    told = [found.read_text("direct_url.json") for found in islice(distributions(name="vpp-plugins"), 1)]
+    clone: dict[str, Any] = {"url": Path(__file__).parents[1].as_uri(), "dir_info": {"editable": True}}
+    origin: dict[str, Any] = json.loads(told[0] or "{}") if told else clone
+    url, version_control = origin.get("url", ""), origin.get("vcs_info", {}).get("vcs")
+    if origin.get("dir_info", {}).get("editable"):
+        return f"pip install -e '{url2pathname(urlsplit(url).path)}[{extra}]'"
+    source = f"{version_control}+{url}" if version_control else url
+    return f"pip install 'vpp-plugins[{extra}]{source and f' @ {source}'}'"
 
 
 TESTED = {"peft": "0.21", "torch": "2.15", "transformers": "5.24", "trl": "1.16"}

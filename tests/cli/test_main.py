@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from vpp_plugins import cli
+from vpp_plugins.errors import install_command
 
 
 def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
@@ -104,7 +105,7 @@ def test_without_typer_the_command_says_what_to_install() -> None:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert finished.returncode == 1
-    assert finished.stderr == "The command line needs typer: pip install 'vpp-plugins[demo]'.\n"
+    assert finished.stderr == f"The command line needs typer: {install_command('demo')}.\n"
 
 
 @pytest.mark.parametrize(("own", "found"), [({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")])

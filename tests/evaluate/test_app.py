@@ -171,7 +171,7 @@ class TestExport:
 
 @pytest.mark.slow
 class TestInTheBrowser:
-    """Needs what constraints.txt has not: Chromium, and `pip install 'vpp-plugins[app]' playwright`."""
+    """Needs what constraints.txt has not: Chromium, and `pip install -e '.[app]' playwright`."""
 
     @pytest.fixture
     def address(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, install_command
 from vpp_plugins.prompts.attention import (
     _xformers_library,
     attend,
@@ -339,7 +339,7 @@ class TestReport:
 
         assert attention_report() == {
             "attention on CUDA": "torch's scaled_dot_product_attention: xformers is not installed "
-            "(pip install 'vpp-plugins[all]')",
+            f"({install_command('all')})",
             "attention elsewhere": "torch's scaled_dot_product_attention",
         }
 

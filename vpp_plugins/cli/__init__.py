@@ -5,12 +5,12 @@ import sys
 from typing import Annotated, Never
 
 from vpp_plugins.config import MAX_IMAGE_PIXELS
-from vpp_plugins.errors import VPPError, named_extras
+from vpp_plugins.errors import VPPError, install_command, named_extras
 
 try:
     import typer
 except ModuleNotFoundError:  # the core installs without it
-    sys.exit("The command line needs typer: pip install 'vpp-plugins[demo]'.")
+    sys.exit(f"The command line needs typer: {install_command('demo')}.")
 
 from vpp_plugins.cli import (
     bake,

