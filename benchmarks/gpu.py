@@ -3,6 +3,7 @@
 - Prefill of an image and a question with VPP, against the floor of its extra work: the time of the bare host with as
   many tokens, and the detector's and projector's FLOPs at the rate that a large matrix product reaches here.
 - Decoding: tokens a second of `generate` with VPP, against the bare host with as many tokens.
+- Both again with the language model in 4 bits (bitsandbytes, where it is installed).
 - A LoRA training step, likewise, and the memory at its peak.
 - Attention: xformers, torch's SDPA and the plain twin, on the detector's own sizes, forward and backward; images of
   different lengths in one piece by xformers and by torch's own varlen_attn.
@@ -16,11 +17,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_prompt
@@ -34,6 +36,8 @@ COMMAND = "python -m benchmarks.gpu, on a machine with a GPU of 40 GB or more"
 NAMES = {
     "GPU: prefill with VPP, to the floor of its extra work": 1.10,
     "GPU: decoding with VPP, to the bare host": 1.01,
+    "GPU: prefill with VPP in 4 bits, to the floor of its extra work": 1.10,
+    "GPU: decoding with VPP in 4 bits, to the bare host in 4 bits": 1.01,
     "GPU: LoRA step with VPP, to the floor of its extra work": 1.10,
     "GPU: memory at the peak of a LoRA step with VPP, beyond the bare host's": None,
     "GPU: attention by xformers, to SDPA": None,
@@ -92,34 +96,61 @@ def run(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype, rounds:
     clock = _clock(device)
     rate = _flops_per_second(sizes["matrix"], device, dtype, clock)
     floor = _flops(lambda: attached.vpp(prompted["vpp_pixel_values"])) / rate
-    times = interleaved(
-        {"host": lambda: host(**longer), "attached": lambda: attached(**prompted)}, rounds=rounds, clock=clock
-    )
-    names = list(NAMES)
     note = f"{_device_name(device)}; floor of the local prompt {1000 * floor:.2f} ms at {rate / 1e12:.0f} TFLOP/s"
     answer = {"max_new_tokens": sizes["answer"], "min_new_tokens": sizes["answer"], "do_sample": False}
-    decoding = interleaved(
-        {
-            name: _decoding(model, given, answer)
-            for name, model, given in (("host", host, longer), ("attached", attached, prompted))
-        },
-        rounds=max(3, rounds // 3),
-        clock=clock,
-    )
-    # what is left when the prefill, of one token, is taken away
-    only = {name: [a - statistics.median(times[name]) for a in decoding[name]] for name in decoding}
-    with_floor = [seconds + floor for seconds in times["host"]]
-    rows = [
-        median_row(names[0], ratios(times["attached"], with_floor), unit="x", bar=1.10, note=note),
-        median_row(names[1], ratios(only["attached"], only["host"]), unit="x", bar=1.01, note=_device_name(device)),
-    ]
+    names = list(NAMES)
+
+    def inference(names: Sequence[str], host: Any, attached: Any) -> list[Row]:
+        models = (("host", host, longer), ("attached", attached, prompted))
+        prefill = interleaved(
+            {name: lambda model=model, given=given: model(**given) for name, model, given in models},  # type: ignore[misc]
+            rounds=rounds,
+            clock=clock,
+        )
+        decoding = interleaved(
+            {name: _decoding(model, given, answer) for name, model, given in models},
+            rounds=max(3, rounds // 3),
+            clock=clock,
+        )
+        # what is left when the prefill, of one token, is taken away
+        only = {name: [a - statistics.median(prefill[name]) for a in decoding[name]] for name in decoding}
+        with_floor = [seconds + floor for seconds in prefill["host"]]
+        return [
+            median_row(names[0], ratios(prefill["attached"], with_floor), unit="x", bar=1.10, note=note),
+            median_row(names[1], ratios(only["attached"], only["host"]), unit="x", bar=1.01, note=_device_name(device)),
+        ]
+
+    rows = inference(names[:2], host, attached)
+    if find_spec("bitsandbytes") is None:
+        rows += [Row(name=name, value=None, unit="x", note="bitsandbytes is not installed") for name in names[2:4]]
+    else:
+        small = in_four_bits(host, dtype)
+        rows += inference(names[2:4], small, attach(sharing(small), sizes))
+        del small
     options = gpu_prompt.prompt_rows(attached, prompted, rounds, clock)  # before PEFT puts its layers into the model
     training = _training(host, attached, longer, prompted)
     steps = interleaved(training, rounds=rounds, clock=clock)
     step_floor = [seconds + 3 * floor for seconds in steps["host"]]  # backward takes twice the forward's
-    rows.append(median_row(names[2], ratios(steps["attached"], step_floor), unit="x", bar=1.10, note=note))
-    rows.append(_memory(names[3], training, device))
+    rows.append(median_row(names[4], ratios(steps["attached"], step_floor), unit="x", bar=1.10, note=note))
+    rows.append(_memory(names[5], training, device))
     return rows + _attention(sizes, device, dtype, rounds, clock) + options
+
+
+def in_four_bits(host: Any, dtype: torch.dtype) -> Any:
+    """Return a copy on the same weights, but for the language model's linear layers, which are in NF4."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    small = sharing(host)
+    for block in small.model.language_model.layers.modules():
+        for name, linear in block.named_children():
+            if type(linear) is nn.Linear:
+                quantised = Linear4bit(
+                    linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, device="meta"
+                )
+                weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+                quantised.weight = weight.to(linear.weight.device)
+                setattr(block, name, quantised)
+    return small
 
 
 def build(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype) -> Any:
@@ -237,12 +268,12 @@ def _attention(
 
     names = ["sdpa", "math", *(["xformers"] if _has_xformers(device) else [])]
     times = interleaved({name: attention(name) for name in names}, rounds=rounds, clock=clock)
-    by_xformers, by_sdpa = list(NAMES)[4:6]
+    by_xformers, by_sdpa, ragged = list(NAMES)[6:9]
     missing = Row(name=by_xformers, value=None, unit="x", note="xformers is not installed, or has no GPU here")
     return [
         median_row(by_xformers, ratios(times["xformers"], times["sdpa"]), unit="x") if len(names) == 3 else missing,
         median_row(by_sdpa, ratios(times["sdpa"], times["math"]), unit="x"),
-        _ragged(list(NAMES)[6], query.detach(), rounds, clock),
+        _ragged(ragged, query.detach(), rounds, clock),
     ]
 
 
@@ -267,9 +298,7 @@ def _ragged(name: str, images: Tensor, rounds: int, clock: Callable[[], float]) 
 
 
 def _has_xformers(device: torch.device) -> bool:
-    import importlib.util
-
-    return device.type == "cuda" and importlib.util.find_spec("xformers") is not None
+    return device.type == "cuda" and find_spec("xformers") is not None
 
 
 def _clock(device: torch.device) -> Callable[[], float]:

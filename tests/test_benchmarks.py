@@ -275,7 +275,8 @@ from benchmarks import gpu
 
 rows = gpu.run(gpu.TINY, torch.device("cpu"), torch.float32, rounds=1)
 assert [row.name for row in rows] == list(gpu.NAMES)
-assert [row.value is None for row in rows] == [*[False] * 3, True, True, *[False] * 3]
+missing = {row.name: row.note for row in rows if row.value is None}
+assert all("memory" in name or "xformers" in name or "bitsandbytes" in note for name, note in missing.items()), missing
 """
 
 

@@ -77,7 +77,7 @@ def test_unknown_names_and_splits_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_folder_without_the_files_says_which_and_from_where(name: str, tmp_path: Path) -> None:
     split = next(iter(BENCHMARKS[name].splits(name)), "test")
-    with pytest.raises(VPPError, match=rf"does not hold .* of {name.replace('+', '.')}: it comes from .+"):
+    with pytest.raises(VPPError, match=rf"lacks .*: {name.replace('+', '.')} comes from .+"):
         find_benchmark(name, tmp_path, split)
     with pytest.raises(VPPError, match="does not exist: give the one of"):
         find_benchmark(name, tmp_path / "none", split)
@@ -86,8 +86,10 @@ def test_a_folder_without_the_files_says_which_and_from_where(name: str, tmp_pat
 def test_a_file_without_the_one_beside_it_is_not_enough(tmp_path: Path) -> None:
     folder = grefcoco_folder(tmp_path / "grefcoco")
     (folder / "instances.json").unlink()
-    with pytest.raises(VPPError, match=r"does not hold grefs\(unc\).json, instances.json of grefcoco"):
-        find_benchmark("grefcoco", tmp_path, "testA")
+    with pytest.raises(VPPError, match=r"grefcoco' lacks instances\.json: grefcoco comes from"):
+        find_benchmark("grefcoco", tmp_path / "grefcoco", "testA")
+    with pytest.raises(VPPError, match=r"refs\(unc\).p and instances.json, or refcoco_val.jsonl, or val-\*.parquet"):
+        find_benchmark("refcoco", tmp_path / "grefcoco" / "..", "val")
 
 
 def test_files_of_another_version_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vpp_plugins.data import Issue, Tally
 from vpp_plugins.data.formats import Reading, data_format
-from vpp_plugins.errors import VPPError, few, known_name
+from vpp_plugins.errors import VPPError, known_name
 from vpp_plugins.evaluate.protocol import protocol
 from vpp_plugins.files import sha256_of
 
@@ -36,6 +36,10 @@ class Layout:
     """Files that must be there too."""
     images: tuple[str, ...] = ()
     """Folders of the images, of which the first that is there is taken."""
+
+    def lacks(self, folder: Path, split: str) -> list[str]:
+        """Return which of the files are not in a folder."""
+        return [file for file in (self.read.format(split=split), *self.beside) if not any(folder.glob(file))]
 
 
 @dataclass(frozen=True)
@@ -117,17 +121,19 @@ def find_benchmark(name: str, folder: str | Path, split: str | None, images: str
         raise VPPError(f"{name} {said}: give one of {', '.join(known)} (--split).")
     if not root.is_dir():
         raise VPPError(f"the folder '{folder}' does not exist: give the one of {name}'s files, from {one.source}.")
+    lacking = []
     for layout in one.layouts:
-        for base in (root, root / name, root / "data"):
+        places = (root, root / name, root / "data")
+        missing, base = min(((layout.lacks(place, part), place) for place in places), key=lambda found: len(found[0]))
+        if not missing:
             files = sorted(base.glob(layout.read.format(split=part)))
-            if files and all((base / file).is_file() for file in layout.beside):
-                path = files[0] if len(files) == 1 else files[0].parent
-                place = Path(images) if images is not None else _images(layout, path, base, root)
-                found = Found(name, part, path, layout.data_format, place, known.get(part))
-                found.check_files(one.sha256)
-                return found
-    wanted = [file.format(split=part) for layout in one.layouts for file in (layout.read, *layout.beside)]
-    raise VPPError(f"'{folder}' does not hold {few(wanted)} of {name}: it comes from {one.source}.")
+            path = files[0] if len(files) == 1 else files[0].parent
+            place = Path(images) if images is not None else _images(layout, path, base, root)
+            found = Found(name, part, path, layout.data_format, place, known.get(part))
+            found.check_files(one.sha256)
+            return found
+        lacking.append(" and ".join(missing))
+    raise VPPError(f"'{folder}' lacks {', or '.join(lacking)}: {name} comes from {one.source}.")
 
 
 def _images(layout: Layout, path: Path, base: Path, root: Path) -> Path | None:
@@ -149,7 +155,7 @@ def _refer(name: str, by: str) -> tuple[Layout, ...]:
 
 def _reviewed(name: str) -> Benchmark:
     return Benchmark(
-        f"{name} without the expressions that Ref-L4's authors found wrong",
+        f"{name} without the expressions (counted here) that Ref-L4's authors found wrong",
         "CC BY-NC 4.0; Apache-2.0 and CC BY 4.0 (expressions), images as COCO",
         "the data set JierunChen/Ref-L4, and train2014 of COCO",
         (Layout("ref-l4-reviewed", f"refcocos_annotation_reviewed/{name}_{{split}}_reviewed.json", (), _TRAIN2014),),
