@@ -1,6 +1,7 @@
 """Bring the code on the pages up to date: `python docs/include.py`. It is that of files which run.
 
-What stands on a page between these two marks is a file, or sections of it with the imports that they need:
+What stands on a page between these two marks is a file, or sections of it with the imports that they need; of a table
+in Markdown, the rows that end with one of these words (`benchmarks/results.md:pass+fail`):
 
     <!-- from examples/families/llava.py:load+attach -->
     <!-- end -->
@@ -34,10 +35,18 @@ def brought_up_to_date(page: str) -> str:
 def _shown(path: Path, sections: str | None) -> str:
     text = path.read_text()
     if path.suffix == ".md":
-        return text
+        return _rows(text, sections.split("+")) if sections else text
     if sections is not None:
         text = _with_imports(text, "".join(_section(text, name) for name in sections.split("+")))
     return f"```python\n{_narrow(text)}```\n" if path.suffix == ".py" else f"```{path.suffix[1:]}\n{text}```\n"
+
+
+def _rows(text: str, ends: list[str]) -> str:
+    lines = text.partition("\n\n- ")[0].splitlines()
+    rule = next(number for number, line in enumerate(lines) if line.startswith("| ---"))
+    return "\n".join(
+        [*lines[: rule + 1], *(row for row in lines[rule + 1 :] if row.split("|")[-2].strip() in ends), ""]
+    )
 
 
 def _section(text: str, name: str) -> str:

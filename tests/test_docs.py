@@ -68,6 +68,14 @@ def test_an_included_section_has_the_imports_that_it_needs_and_fits_the_column()
         include.brought_up_to_date(page.replace("load+attach", "none"))
 
 
+def test_of_a_table_rows_are_included_by_their_last_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(include, "ROOT", tmp_path)
+    table = "Measured.\n\n| Row | Status |\n| --- | --- |\n"
+    (tmp_path / "results.md").write_text(f"{table}| a | pass |\n| b | no bar |\n| c | fail |\n\n- a: a note\n")
+    page = "<!-- from results.md:pass+fail -->\n<!-- end -->\n"
+    assert include.brought_up_to_date(page) == page.replace("<!-- end", f"{table}| a | pass |\n| c | fail |\n<!-- end")
+
+
 EXAMPLES = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] if "load_pocket" in page.read_text() else [])
     for page in DOCS
