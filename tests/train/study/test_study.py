@@ -109,6 +109,9 @@ def test_arms_that_differ_where_they_should_not(study: Load, key: str, value: An
         ({"sets": {"test": {"data": "x", "limit": 0}}}, "'limit' of the evaluation set 'test' cannot be 0"),
         ({"sets": {"test": {"data": "x", "protocol": "defalt"}}}, "Did you mean 'default'?"),
         ({"sets": {"test": {"data": "x", "protocol": "region-caption"}}}, "asks for words"),
+        ({"base": {"losses": ["pointin"]}}, "no loss is called 'pointin'. Did you mean 'pointing'?"),
+        ({"arms": {"one": {}, "two": {"local_vpp": False, "losses": ["detection"]}}}, "(the loss 'detection')"),
+        ({"arms": {"one": {}, "two": {"vpp": "none", "local_vpp.num_queries": 4}}}, "asks for its queries (local_vpp)"),
         ({"recipe": "nothing.toml"}, "there is no recipe 'nothing.toml'"),
     ],
 )
@@ -117,6 +120,12 @@ def test_what_is_no_study_is_refused_in_a_sentence(study: Load, changes: dict[st
         study(**changes).check_arms()
 
     assert said in str(refused.value)
+
+
+def test_the_control_leaves_out_the_losses_of_queries(study: Load) -> None:
+    losses = study(base={"losses": ["detection"]}, arms={"none": {"vpp": "none"}, "both": {}})
+
+    assert [losses.resolved(arm, 0).loss_weights() for arm in losses.arms] == [{}, {"detection": 1.0}]
 
 
 @pytest.mark.parametrize(("text", "said"), [("seeds = [", "is not valid TOML"), (None, "there is no study")])

@@ -10,7 +10,8 @@ from typing import Any, Self
 from vpp_plugins.config import fits
 from vpp_plugins.errors import VPPError, few, nearest
 from vpp_plugins.evaluate import protocol
-from vpp_plugins.train.recipe import Recipe, flat_names, read_toml
+from vpp_plugins.train.losses import check_losses
+from vpp_plugins.train.recipe import NEED_PROMPTS, NO_PROMPTS, Recipe, flat_names, read_toml
 
 OWN = ("output_dir", "seed", "snapshots", "resume_from_checkpoint")
 """Keys of a recipe that the study gives."""
@@ -96,7 +97,10 @@ class Study:
             if key in OWN:
                 raise VPPError(f"the study gives every run its {key}: take it out of the settings and the arms.")
         for arm in self.arms:
-            steps = self.resolved(arm, self.seeds[0]).trainer.get("max_steps", -1)
+            recipe = self.resolved(arm, self.seeds[0])
+            check_losses(recipe.loss_weights())
+            _check_queries(arm, self.arms[arm], recipe)
+            steps = recipe.trainer.get("max_steps", -1)
             if self.budgets and 0 < steps <= self.budgets[-1]:
                 raise VPPError(
                     f"the runs of arm '{arm}' end after {steps} steps, so the budget of {self.budgets[-1]} steps is "
@@ -194,6 +198,19 @@ def _check_names(study: Study) -> None:
     for one in study.sets.values():
         if protocol(one.protocol).task != "box":
             raise VPPError(f"the protocol '{one.protocol}' asks for words or sets: a study compares single boxes.")
+
+
+def _check_queries(arm: str, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise VPPError where an arm asks for queries and has no local prompt."""
+    if recipe.vpp != NO_PROMPTS and recipe.local_vpp is not False:
+        return
+    asks = [f"the loss '{name}'" for name in NEED_PROMPTS if name in recipe.loss_weights()]
+    asks += [key for key in settings if key.partition(".")[0] == "local_vpp" and settings[key] is not False]
+    if asks:
+        raise VPPError(
+            f"the arm '{arm}' has no local prompt, but asks for its queries ({few(asks)}): take that out, or give it "
+            "one."
+        )
 
 
 def _toml(key: str, value: Any) -> str:
