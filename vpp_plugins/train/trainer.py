@@ -41,7 +41,7 @@ from vpp_plugins.train.console import Console
 from vpp_plugins.train.cost import Cost
 from vpp_plugins.train.distributed import whole_weights
 from vpp_plugins.train.evaluation import TrainingEvaluation
-from vpp_plugins.train.losses import AuxiliaryLoss
+from vpp_plugins.train.losses import AuxiliaryLoss, learned_alone
 from vpp_plugins.train.optim import EveryStep, WeightAverage, build_muon, scheduled
 from vpp_plugins.train.preflight import check_gradients, give_every_parameter_a_gradient, squared_norms
 
@@ -133,7 +133,9 @@ class VPPTrainer(Trainer):
     ) -> Any:
         """Add the recipe's losses to the answer's own."""
         given = dict(inputs)  # Trainer may take the labels out
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        head = unwrap(self._parts[0]).get_output_embeddings()
+        with nullcontext() if self.compute_loss_func is None else learned_alone(head, inputs["labels"]):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         for added in self.losses:
             value = added.weighted(self._about, given, outputs)
             loss = loss + value.to(loss) / self._accumulated(num_items_in_batch)

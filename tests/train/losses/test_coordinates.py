@@ -11,7 +11,7 @@ from tests.tiny import tiny_processor
 from vpp_plugins.errors import VPPError
 from vpp_plugins.pocket import build_tokenizer
 from vpp_plugins.train.labels import IGNORED
-from vpp_plugins.train.losses.coordinates import OTHERS, HiddenBoxes, SoftBoxLoss, coordinate_ids
+from vpp_plugins.train.losses.coordinates import OTHERS, HiddenBoxes, SoftBoxLoss, coordinate_ids, learned_alone
 
 FIRST, VOCABULARY = 10, 120
 IDS = torch.arange(FIRST, FIRST + 101)
@@ -57,6 +57,19 @@ class TestSoftBoxLoss:
         assert float(loss_of(logits, [FIRST, WORD])) == pytest.approx(
             float((number + OTHERS * word) / (1 + OTHERS)), abs=1e-5
         )
+
+    def test_a_head_that_reads_the_learned_places_alone_costs_the_same(self) -> None:
+        head = torch.nn.Linear(8, VOCABULARY).requires_grad_(False)
+        hidden = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+        labels = torch.full((2, 6), IGNORED)
+        labels[0, 2:4], labels[1, 5] = torch.tensor([FIRST + 3, WORD]), FIRST + 9
+        with learned_alone(head, labels):
+            few = head(hidden)
+
+        assert few.shape == (3, VOCABULARY)
+        assert head(hidden).shape == (2, 6, VOCABULARY)
+        costs = [float(SoftBoxLoss(IDS)(SimpleNamespace(logits=logits), labels)) for logits in (few, head(hidden))]
+        assert costs[0] == pytest.approx(costs[1], abs=1e-6)
 
     def test_what_is_not_learned_has_no_part(self) -> None:
         logits = torch.randn(1, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ from torch import nn
 from vpp_plugins import plugins
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.losses.base import AuxiliaryLoss
-from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids
+from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids, learned_alone
 from vpp_plugins.train.losses.copying import Copying
 from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
 from vpp_plugins.train.losses.looking import Looking
@@ -25,6 +25,7 @@ __all__ = [
     "build_losses",
     "check_losses",
     "coordinate_ids",
+    "learned_alone",
     "named_objects",
 ]
 

@@ -3,13 +3,15 @@
 Both are for hosts whose tokenizer has a token for every number of a box, such as the pocket model's.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.labels import IGNORED
@@ -41,6 +43,20 @@ def bell(values: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 101"]:
     return weights / weights.sum(-1, keepdim=True)
 
 
+@contextmanager
+def learned_alone(head: nn.Module, labels: Int64[Tensor, "batch length"]) -> Iterator[None]:
+    """Have an output head read only the places whose next token is learned; its logits are [learned, vocabulary].
+
+    Of a vocabulary of tens of thousands that saves a tenth of a step and more.
+    """
+    learned = F.pad(labels[:, 1:] != IGNORED, (0, 1))
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0][learned], *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class SoftBoxLoss:
     """Cross-entropy on answers, a coordinate's target being a bell over its neighbours; Trainer's `compute_loss_func`.
 
@@ -53,11 +69,14 @@ class SoftBoxLoss:
     def __call__(
         self, outputs: Any, labels: Int64[Tensor, "batch length"], num_items_in_batch: Any = None
     ) -> Float[Tensor, ""]:
-        """Return the mean over all answers' tokens, weighted; of a part of a batch its share, as Trainer wants it."""
+        """Return the mean over all answers' tokens, weighted; of a part of a batch its share, as Trainer wants it.
+
+        The logits are those of all places [batch, length, vocabulary], or of `learned_alone`.
+        """
         after = labels[:, 1:]
         learned = after != IGNORED
-        target, logits = after[learned], outputs.logits[:, :-1][learned].float()
-        log_probability = logits.log_softmax(-1)
+        target, logits = after[learned], outputs.logits
+        log_probability = (logits if logits.ndim == 2 else logits[:, :-1][learned]).float().log_softmax(-1)
         coordinates, bell = self.coordinates.to(target.device), self.bell.to(target.device)
         is_number, step = (target[:, None] == coordinates).max(-1)
         wanted = bell[step[is_number]]
