@@ -20,6 +20,8 @@ from vpp_plugins.prompts.generators import DETR, build_detr
 NUMBERS, IMAGE = Path("docs/local-prompt.json"), Path("docs/local-prompt.svg")
 SIDE, QUERIES, TEXT_TOKENS = 640, 100, 40
 HOST = {"hidden_size": 1024, "intermediate_size": 2816, "layers": 8, "heads": 8}
+INK = "#7d8590"
+"""A grey that is read on light and on dark pages."""
 CURVES = {
     "size": "side of the images, pixels",
     "queries": "queries",
@@ -101,18 +103,19 @@ def draw(points: list[dict[str, Any]], target: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3), layout="constrained")
-    panels = figure.subplots(1, len(CURVES))
-    for (curve, label), panel in zip(CURVES.items(), panels, strict=True):
-        shown = [point for point in points if point["curve"] == curve]
-        values = [point["value"] for point in shown]
-        panel.plot(values, [point["ms"] / 1000 for point in shown], "o-", label="measured")
-        panel.plot(values, [point["floor_ms"] / 1000 for point in shown], "--", color="grey", label="floor")
-        panel.set(xlabel=label, xticks=values, ylim=(0, None))
-    panels[0].set_ylabel("seconds")
-    panels[0].legend(frameon=False)
-    with rc_context({"svg.hashsalt": "vpp"}):  # the same numbers give the same file
-        figure.savefig(target, metadata={"Date": None})
+    inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+    with rc_context({**dict.fromkeys(inked, INK), "svg.hashsalt": "vpp"}):  # the same numbers give the same file
+        figure = Figure(figsize=(12, 3), layout="constrained")
+        panels = figure.subplots(1, len(CURVES))
+        for (curve, label), panel in zip(CURVES.items(), panels, strict=True):
+            shown = [point for point in points if point["curve"] == curve]
+            values = [point["value"] for point in shown]
+            panel.plot(values, [point["ms"] / 1000 for point in shown], "o-", color="#4f80e6", label="measured")
+            panel.plot(values, [point["floor_ms"] / 1000 for point in shown], "--", color=INK, label="floor")
+            panel.set(xlabel=label, xticks=values, ylim=(0, None), facecolor="none")
+        panels[0].set_ylabel("seconds")
+        panels[0].legend(frameon=False)
+        figure.savefig(target, transparent=True, metadata={"Date": None})
 
 
 def main() -> None:

@@ -5,18 +5,27 @@ in Markdown, the rows that end with one of these words (`benchmarks/results.md:p
 
     <!-- from examples/families/llava.py:load+attach -->
     <!-- end -->
+
+Below a mark of mkdocstrings (`::: vpp_plugins.attach`) stand the names that it shows, each with its first sentence, for
+who reads the page on a code host; the site hides them (`stylesheets/pages.css`).
 """
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from pkgutil import resolve_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 INCLUDED = re.compile(r"(<!-- from ([^\s:]+)(?::([\w+]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+REFERENCE = re.compile(
+    r'^(::: (\S+)\n(?: +options:\n +members: \[([^]]*)]\n)?)(?:\n<div class="code-host">\n.*?</div>\n)?',
+    re.MULTILINE | re.DOTALL,
+)
 WIDTH = 86
 """Columns of code that fit beside navigation and contents on a screen of 1,280 pixels."""
 _COMMENT = re.compile(r"^( *)((?:\S.*  )?)# (.*)$", re.MULTILINE)
@@ -28,8 +37,26 @@ def main() -> None:
 
 
 def brought_up_to_date(page: str) -> str:
-    """Return a page's text with what it includes as the files have it now."""
+    """Return a page's text with what it includes, and names, as the files have it now."""
+    page = REFERENCE.sub(
+        lambda found: f'{found[1]}\n<div class="code-host">\n\n{_names(found[2], found[3])}\n</div>\n', page
+    )
     return INCLUDED.sub(lambda found: f"{found[1]}{_shown(ROOT / found[2], found[3])}{found[4]}", page)
+
+
+def _names(path: str, members: str | None) -> str:
+    """Return a list of what a mark of mkdocstrings shows: an object, or a module's members."""
+    shown = resolve_name(path)
+    if not inspect.ismodule(shown):
+        return _named(path.rpartition(".")[2], shown)
+    own = [name for name, one in vars(shown).items() if getattr(one, "__module__", "") == path and name[0] != "_"]
+    names = members.split(", ") if members else getattr(shown, "__all__", own)
+    return "".join(_named(name, getattr(shown, name)) for name in names)
+
+
+def _named(name: str, shown: object) -> str:
+    said = inspect.getdoc(shown) if inspect.isroutine(shown) or inspect.isclass(shown) else None
+    return f"- `{name}`: {said.splitlines()[0]}\n" if said else f"- `{name}`\n"
 
 
 def _shown(path: Path, sections: str | None) -> str:

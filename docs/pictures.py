@@ -5,7 +5,9 @@ that the model hits and the first six that it misses. Only the opening image is 
 Pages are shown by Chromium; without it those images stay as they are.
 """
 
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from vpp_plugins import GlobalVPP, Grounder
 from vpp_plugins.boxes import Box, box_iou, frame_rectangle
 from vpp_plugins.config import AxisStyle
 from vpp_plugins.data.scenes import FOLDER, Scene, load_real_photos
+from vpp_plugins.evaluate import app
 from vpp_plugins.evaluate.attention import attend
 from vpp_plugins.evaluate.demo import draw_axes
 from vpp_plugins.images import draw_boxes, shrink
@@ -89,6 +92,7 @@ def main() -> None:
     (DOCS / "gallery.md").write_text(text)
     draw_inputs(images[opening])
     show_pages()
+    show_app()
     diagrams.draw_all(IMAGES)
 
 
@@ -145,8 +149,34 @@ def show_pages() -> None:
         evaluation = ["eval", "--model", "pocket", "--data", "photos", "--split", "photos", "--out", "eval"]
         for words in (doctor, evaluation):  # the doctor's exit code says that something is to be mended
             subprocess.run([sys.executable, "-m", "vpp_plugins.cli", *words], cwd=folder, check=False)
-        save_image(Path(folder, "doctor.html"), IMAGES / "doctor-frame.webp")
-        save_image(Path(folder, "eval/report.html"), IMAGES / "evaluation.webp")
+        for theme in diagrams.THEMES:
+            save_image(Path(folder, "doctor.html"), IMAGES / f"doctor-frame-{theme}.webp")
+            save_image(Path(folder, "eval/report.html"), IMAGES / f"evaluation-{theme}.webp")
+
+
+def show_app() -> None:
+    """Show the app with an answer, light and dark; without gradio or playwright the images stay as they are."""
+    try:
+        sync_playwright = importlib.import_module("playwright.sync_api").sync_playwright
+        built = app.build_app(app.load_side_by_side())
+    except ImportError as error:
+        print(f"The app's images stay as they are: {error}")
+        return
+    _, address, _ = built.launch(prevent_thread_lock=True, quiet=True, allowed_paths=[str(FOLDER)])
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for theme in diagrams.THEMES:
+            page = browser.new_page(viewport={"width": 1100, "height": 1300})
+            page.set_default_timeout(240_000)
+            page.goto(f"{address}?__theme={theme}")
+            page.locator("input[type=file]").first.set_input_files(FOLDER / f"{OPENING}.jpg")
+            page.get_by_label("Expression").fill("the polar bear")
+            page.get_by_role("button", name="Ask").click()
+            page.get_by_text("Where the queries look").first.wait_for()
+            page.wait_for_timeout(2000)
+            page.screenshot(path=Path(folder, "app.png"))
+            save_image(Path(folder, "app.png"), IMAGES / f"app-{theme}.webp")
+    built.close()
 
 
 def misread(photo: Scene) -> dict[str, object]:

@@ -25,7 +25,7 @@ PAGE, NOTEBOOK = ROOT / "docs/tutorial.md", Path(__file__).with_name("tutorial.i
 WIDTH = 110
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*\n)", re.MULTILINE)
-SHOWN = re.compile(r"<!-- (\S+) -->\n!\[[^]]*]\((\S+)\)")
+SHOWN = re.compile(r"<!-- (\S+) -->\n!\[[^]]*]\(([^)#\s]+)")
 _PROGRESS = re.compile(r"[\u2801-\u28ff]|━{5,} .*\d|\d+%\||^\[transformers]|^\s*$")
 """Lines of bars and spinners, of transformers' own remarks, and empty ones: not shown."""
 
@@ -77,7 +77,7 @@ def run(words: list[str], folder: Path) -> str:
 
 
 def save_image(source: Path, target: Path) -> None:
-    """Save an image small, or the upper part of a page as Chromium shows it."""
+    """Save an image small, or the upper part of a page as Chromium shows it: dark where the target's name says so."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".html":
         chromium = shutil.which("chromium")
@@ -85,8 +85,9 @@ def save_image(source: Path, target: Path) -> None:
             print(f"{target} stays as it is: there is no Chromium to show {source.name}.")
             return
         taken = source.with_suffix(".png")
+        scheme = f"--blink-settings=preferredColorScheme={int('dark' not in target.stem)}"
         words = ["--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,1300", f"--screenshot={taken}"]
-        subprocess.run([chromium, *words, source.as_uri()], check=True, capture_output=True)
+        subprocess.run([chromium, scheme, *words, source.as_uri()], check=True, capture_output=True)
         source = taken
     with Image.open(source) as image:
         image.thumbnail((1100, 1300))
@@ -107,7 +108,8 @@ def notebook(page: str) -> dict[str, Any]:
 
 
 def _words(text: str) -> dict[str, Any]:
-    near = re.sub(r"]\((?!http)(images/\S+|\S+\.md\S*)\)", r"](../../docs/\1)", text.strip())
+    one = re.sub(r"<!-- \S+ -->\n.*#only-dark\)\n|#only-light", "", text.strip())  # a notebook would show both
+    near = re.sub(r"]\((?!http)(images/\S+|\S+\.md\S*)\)", r"](../../docs/\1)", one)
     return {"cell_type": "markdown", "metadata": {}, "source": near.splitlines(keepends=True)}
 
 

@@ -140,10 +140,9 @@ def test_a_line_per_image_comes_as_it_is_answered_and_the_accuracies_at_the_end(
     assert asked_by_then[-1] <= len(run.rows)
     for index, line in zip(run.shown, lines, strict=True):
         assert line.startswith(key(run.rows[index]))
-        assert run.rows[index].expression in line
+        assert line.endswith(f" ms  {run.rows[index].expression}")
         assert box_text(run.answers["VPP"][index].grounding) in line
         assert " 1.00 0.00 " in line
-        assert line.endswith(" ms")
     assert demo_summary(run)[0].startswith(f"VPP: Acc@0.5 = 1.000 over {len(run.rows)} expressions, ")
     assert demo_summary(run)[0].endswith(f"; with shuffled expressions Acc@0.5 = {run.controls['VPP'].acc_50:.3f}")
     heading = answer_heading(["VPP", "twin"])
@@ -211,6 +210,15 @@ def test_a_miss_never_reads_as_a_hit() -> None:
     line = answer_line(run.rows[0], {"VPP": replace(run.answers["VPP"][0], iou=0.4997)})
 
     assert "[red]0.49[/]" in line
+
+
+def test_a_long_expression_moves_no_column() -> None:
+    run = result()
+    answers = {"VPP": run.answers["VPP"][0]}
+    heading = answer_heading(["VPP"])
+    for expression in ("it", "the second chicken from the right, behind the others"):
+        line = Text.from_markup(answer_line(replace(run.rows[0], expression=expression), answers)).plain
+        assert line[heading.index("expression") :] == expression
 
 
 def test_what_people_wrote_is_no_markup() -> None:

@@ -30,7 +30,7 @@ def demo(
     progress.say("Loading the pocket model, with and without VPP")
     models = {"VPP": load_pocket(vpp=True), "without VPP": load_pocket(vpp=False)}
     grounders = {name: Grounder(model, processor) for name, (model, processor) in models.items()}
-    progress.say(f"Printed are image, expression, the box of VPP, the IoU ({' and '.join(models)}) and the time")
+    progress.say(f"Printed are image, the box of VPP, the IoU ({' and '.join(models)}), the time and the expression")
     heading = iter([evaluate.answer_heading(list(models))])  # comes once, above the first line
 
     def show(*answer: Any) -> None:

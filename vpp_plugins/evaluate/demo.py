@@ -133,17 +133,17 @@ def assets_or_none(folder: Path, tell: Tell) -> Assets | None:
 
 def answer_heading(models: Sequence[str]) -> str:
     """Return what stands above the lines of `answer_line`."""
-    return f"{'image':23} {'expression':22} {f'box of {models[0]}':>15} {'IoUs':{5 * len(models) - 1}} time"
+    return f"{'image':27} {f'box of {models[0]}':>15} {'IoUs':{5 * len(models) - 1}} {'time':>7}  expression"
 
 
 def answer_line(row: Row, answers: Mapping[str, TimedGrounding]) -> str:
-    """Return a line, in rich's markup, of an image, an expression, the first model's box, and every model's IoU."""
+    """Return a line, in rich's markup, of an image, the first model's box, every model's IoU, and the expression."""
     from rich.markup import escape
 
     first, *_ = answers.values()
-    words = f"{_key(row):23} {row.expression:22} {box_text(first.grounding):>15}"
+    asked = f"{_key(row):27} {box_text(first.grounding):>15}"
     ious = " ".join(_coloured(answer.iou) for answer in answers.values())
-    return f"{escape(words)} {ious} {1000 * first.seconds:4.0f} ms"
+    return f"{escape(asked)} {ious} {1000 * first.seconds:4.0f} ms  {escape(row.expression)}"
 
 
 def _coloured(iou: float) -> str:

@@ -345,7 +345,7 @@ class TestPage:
         found = dialogues(tmp_path, answers(_whole_0_1), images)
         text = write_doctor_page(found, tmp_path / "page.html").read_text()
         assert "wrong frame" in text
-        assert "how likely beside the first" in text
+        assert "odds beside the most likely" in text
         assert "less than 1 to a million" in text
         assert "log" not in text.partition("<h2>How the boxes")[0].partition("</style>")[2]
         assert "xyxy in 0-1 of the padded square (declared)" in text

@@ -85,8 +85,10 @@ def _evidence(verdict: FrameVerdict) -> list[list[str]]:
 
 def _odds(difference: float) -> str:
     """Say in words how a difference of two logarithms of likelihoods weighs, with odds of 20 to 1 as the line."""
+    if difference == 0:
+        return "the most likely"
     if abs(difference) < ENOUGH:
-        return "about as likely"
+        return "about even"
     if difference > 0:
         return "fits a smaller frame, which the boxes do not fill"
     return f"1 to {math.exp(-difference):,.0f}" if difference > -14 else "less than 1 to a million"
