@@ -230,6 +230,7 @@ LOOK = "What is wrong: vpp doctor nothing.jsonl --format eval-jsonl"
         (("eval", "run", "--data", "nothing.jsonl", "--format", "eval-jsonl"), LOOK),
         ((*TRAIN, "--set", "data=nothing.jsonl", "--set", "data_format=eval-jsonl"), LOOK),
         ((*TRAIN, "--set", "push_to_hub=true"), "at the end by hf upload OWNER/NAME "),
+        ((*TRAIN, "--set", "train_sampling_strategy=group_by_length"), 'take "random" or "sequential"'),
         ((*TRAIN, "--set", "family=llava"), "take another recipe, or --set family=qwen2_5_vl"),
     ],
 )

@@ -193,6 +193,12 @@ def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:
             "push_to_hub would upload all of the run's folder, this machine's paths in it and the prompts not: leave "
             f"it out, and upload what is to be shared at the end by hf upload OWNER/NAME {recipe.output_dir}/{FINAL}."
         )
+    order = recipe.trainer.get("train_sampling_strategy", "random")
+    if order not in ("random", "sequential"):
+        raise VPPError(
+            f'train_sampling_strategy = "{order}" goes by lengths in tokens, which nobody knows before a sample is '
+            'rendered: take "random" or "sequential".'
+        )
     if recipe.eval_data is not None and is_deepspeed_zero3_enabled():
         raise VPPError(
             "eval_data cannot be asked while ZeRO-3 shards the model: leave it out and run `vpp eval` on the final "
