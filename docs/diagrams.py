@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 DOCS = Path(__file__).parent
 STUDY, NUMBERS = DOCS.parent / "out/studies/pocket", DOCS / "study.json"
 THEMES = {
@@ -74,8 +76,8 @@ def _box(theme: dict[str, str], left: int, top: int, width: int, height: int, wo
 
 
 def read_study(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield each evaluated checkpoint of a study's first seed: arm, set, step, CPU minutes, intervals of accuracy."""
-    for path in sorted(folder.glob("*-0/eval/*/*/results.json")):
+    """Yield each evaluated checkpoint of a study: arm, seed, set, step, CPU minutes, intervals of accuracy over images."""
+    for path in sorted(folder.glob("*/eval/*/*/results.json")):
         run, _, place, name, _ = path.relative_to(folder).parts
         arm, _, seed = run.rpartition("-")
         cost = json.loads((folder / run / "run" / place / "cost.json").read_text())
@@ -86,37 +88,42 @@ def read_study(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def draw_curves(points: Sequence[dict[str, Any]], target: Path, theme: str) -> None:
-    """Draw the accuracy on test scenes over steps and over CPU minutes."""
+    """Draw the accuracy on test scenes over steps and over CPU minutes: each seed thin, the mean of an arm's thick."""
     panels = [("acc_50", "step", "steps"), ("acc_75", "step", "steps")]
     panels += [("acc_50", "minutes", "CPU minutes"), ("acc_75", "minutes", "CPU minutes")]
     with _figure(theme, (11, 3), len(panels), target) as axes:
         for panel, (share, over, label) in zip(axes, panels, strict=True):
             for arm, colour in _arms(points, theme):
                 own = [one for one in points if (one["arm"], one["set"]) == (arm, "test")]
-                own.sort(key=lambda one: one["step"])
-                x = [one[over] for one in own]
-                mean, low, high = zip(*(one[share] for one in own), strict=True)
-                panel.plot(x, mean, "o-", color=colour, label=arm, markersize=3)
-                panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+                curves = [sorted((one[over], one[share][0]) for one in own if one["seed"] == seed) for seed in _seeds(own)]
+                for curve in curves:
+                    panel.plot(*zip(*curve, strict=True), color=colour, linewidth=0.8, alpha=0.5)
+                panel.plot(*np.mean(curves, axis=0).T, "o-", color=colour, label=arm, markersize=3)
             panel.set(xlabel=label, title=f"Acc@0.{share[-2:]}".replace("0.50", "0.5"), ylim=(0, 0.85))
         axes[0].legend(frameon=False, fontsize=8)
 
 
 def draw_ends(points: Sequence[dict[str, Any]], target: Path, theme: str) -> None:
-    """Draw the study's table: what each arm reaches at the end, by set, with its control."""
+    """Draw what each arm reaches at the end, by set and seed, with its control; bars are intervals over images."""
     last = max(one["step"] for one in points)
-    with _figure(theme, (11, 2.6), len(SETS), target) as axes:
+    with _figure(theme, (11, 3.2), len(SETS), target) as axes:
         for panel, (name, title) in zip(axes, SETS.items(), strict=True):
             arms = _arms(points, theme)
             for row, (arm, colour) in enumerate(arms):
-                for control, marker, below in ((name, "o", -0.12), (f"{name}-shuffled", "x", 0.2)):
-                    (one,) = (one for one in points if (one["arm"], one["set"], one["step"]) == (arm, control, last))
-                    mean, low, high = one["acc_50"]
-                    panel.plot([low, high], [row + below] * 2, color=colour, linewidth=1.5)
-                    panel.plot([mean], [row + below], marker, color=colour, markersize=6)
+                for control, marker, below in ((name, "o", -0.25), (f"{name}-shuffled", "x", 0.1)):
+                    for one in points:
+                        if (one["arm"], one["set"], one["step"]) == (arm, control, last):
+                            mean, low, high = one["acc_50"]
+                            place = row + below + 0.15 * one["seed"]
+                            panel.plot([low, high], [place] * 2, color=colour, linewidth=1.5)
+                            panel.plot([mean], [place], marker, color=colour, markersize=5)
             panel.set(title=title, xlabel="Acc@0.5", xlim=(0, 0.85), yticks=range(len(arms)))
             panel.set_yticklabels([arm for arm, _ in arms])
             panel.invert_yaxis()
+
+
+def _seeds(points: Sequence[dict[str, Any]]) -> list[int]:
+    return sorted({one["seed"] for one in points})
 
 
 def _arms(points: Sequence[dict[str, Any]], theme: str) -> list[tuple[str, str]]:
