@@ -76,6 +76,17 @@ def test_equal_compute_is_where_the_cheapest_run_ends(study: Load) -> None:
     assert float(rows[1][area].split()[0]) == pytest.approx(both[0], abs=0.05)
 
 
+def test_runs_asked_at_the_end_alone_are_not_compared_at_equal_compute(study: Load) -> None:
+    two = study()
+    written(two)
+
+    head, *_ = tables(two)["Accuracy"]
+
+    assert "Acc@0.5, equal steps" in head
+    assert not [name for name in head if "compute" in name or "area" in name]
+    assert "asked too few times to be compared at equal compute" in write_study_report(two)[0].read_text()
+
+
 def test_differences_are_paired_and_corrected(study: Load) -> None:
     arms = {"faint": {}, "strong": {"global_vpp.alpha": 0.5}}
     two = study(budgets=[1], arms=arms, contrasts=[["faint", "strong"], ["strong", "faint"]])

@@ -139,28 +139,35 @@ def _measures(arms: Arms) -> dict[str, Measure]:
         "Acc@0.75, equal steps": lambda hits: hits.correct(0.75)[-1],
         "mean IoU, equal steps": lambda hits: hits.iou[-1],
     }
-    every = _every(arms)
-    shared = min(hits.minutes[-1] for hits in every)
-    measures["Acc@0.5, equal compute"] = lambda hits: curve_at(shared, hits.minutes, hits.correct(0.5))
-    measures["Acc@0.75, equal compute"] = lambda hits: curve_at(shared, hits.minutes, hits.correct(0.75))
-    begun, first, last = max(hits.minutes[0] for hits in every), every[0].samples[0], every[0].samples[-1]
-    if first < last:
-        measures["area, samples"] = lambda hits: mean_of_curve(first, last, hits.samples, hits.correct(0.5))
+    begun, shared = _compared_minutes(arms)
+    if begun <= shared:
+        measures["Acc@0.5, equal compute"] = lambda hits: curve_at(shared, hits.minutes, hits.correct(0.5))
+        measures["Acc@0.75, equal compute"] = lambda hits: curve_at(shared, hits.minutes, hits.correct(0.75))
+    samples = _every(arms)[0].samples
+    if len(samples) > 1:
+        measures["area, samples"] = lambda hits: mean_of_curve(samples[0], samples[-1], hits.samples, hits.correct(0.5))
     if begun < shared:
         measures["area, compute"] = lambda hits: mean_of_curve(begun, shared, hits.minutes, hits.correct(0.5))
     return measures
 
 
-def _compute_text(arms: Arms) -> str:
+def _compared_minutes(arms: Arms) -> tuple[float, float]:
+    """Return the minutes from which every run has a point, and those to which; the second may be the smaller."""
     every = _every(arms)
-    shared, begun = min(hits.minutes[-1] for hits in every), max(hits.minutes[0] for hits in every)
+    return max(hits.minutes[0] for hits in every), min(hits.minutes[-1] for hits in every)
+
+
+def _compute_text(arms: Arms) -> str:
+    run, (begun, shared) = _every(arms)[0], _compared_minutes(arms)
     spent = ", ".join(
         f"{arm} {fmean(hits.minutes[-1] for hits in by_seed.values()):.3g}" for arm, by_seed in arms.items()
     )
+    steps = f"Equal steps: {run.checkpoints[-1].step} steps, {run.samples[-1]:g} samples (minutes: {spent})."
+    if begun > shared:
+        return f"{steps} Runs of other costs were asked too few times to be compared at equal compute."
     return (
-        f"Equal steps: {every[0].checkpoints[-1].step} steps, {every[0].samples[-1]:g} samples. Equal compute: "
-        f"{shared:.3g} minutes, what the cheapest run took (means: {spent}), on straight lines between a run's points. "
-        f"Areas are means of Acc@0.5 along the curves, over samples and over {begun:.3g} to {shared:.3g} minutes."
+        f"{steps} Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a run's "
+        f"points. Areas are means of Acc@0.5 along the curves, over samples and over {begun:.3g} to {shared:.3g} minutes."
     )
 
 
