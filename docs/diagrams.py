@@ -76,7 +76,7 @@ def _box(theme: dict[str, str], left: int, top: int, width: int, height: int, wo
 
 
 def read_study(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield each evaluated checkpoint of a study: arm, seed, set, step, CPU minutes, intervals of accuracy over images."""
+    """Yield the evaluated checkpoints of a study: arm, seed, set, step, CPU minutes, accuracies with intervals."""
     for path in sorted(folder.glob("*/eval/*/*/results.json")):
         run, _, place, name, _ = path.relative_to(folder).parts
         arm, _, seed = run.rpartition("-")
@@ -95,7 +95,8 @@ def draw_curves(points: Sequence[dict[str, Any]], target: Path, theme: str) -> N
         for panel, (share, over, label) in zip(axes, panels, strict=True):
             for arm, colour in _arms(points, theme):
                 own = [one for one in points if (one["arm"], one["set"]) == (arm, "test")]
-                curves = [sorted((one[over], one[share][0]) for one in own if one["seed"] == seed) for seed in _seeds(own)]
+                seeds = sorted({one["seed"] for one in own})
+                curves = [sorted((one[over], one[share][0]) for one in own if one["seed"] == seed) for seed in seeds]
                 for curve in curves:
                     panel.plot(*zip(*curve, strict=True), color=colour, linewidth=0.8, alpha=0.5)
                 panel.plot(*np.mean(curves, axis=0).T, "o-", color=colour, label=arm, markersize=3)
@@ -120,10 +121,6 @@ def draw_ends(points: Sequence[dict[str, Any]], target: Path, theme: str) -> Non
             panel.set(title=title, xlabel="Acc@0.5", xlim=(0, 0.85), yticks=range(len(arms)))
             panel.set_yticklabels([arm for arm, _ in arms])
             panel.invert_yaxis()
-
-
-def _seeds(points: Sequence[dict[str, Any]]) -> list[int]:
-    return sorted({one["seed"] for one in points})
 
 
 def _arms(points: Sequence[dict[str, Any]], theme: str) -> list[tuple[str, str]]:

@@ -166,8 +166,9 @@ def _compute_text(arms: Arms) -> str:
     if begun > shared:
         return f"{steps} Runs of other costs were asked too few times to be compared at equal compute."
     return (
-        f"{steps} Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a run's "
-        f"points. Areas are means of Acc@0.5 along the curves, over samples and over {begun:.3g} to {shared:.3g} minutes."
+        f"{steps} Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a "
+        "run's points. Areas are means of Acc@0.5 along the curves, over samples and over "
+        f"{begun:.3g} to {shared:.3g} minutes."
     )
 
 
