@@ -10,7 +10,6 @@ from typing import Any, Self
 from vpp_plugins.config import fits
 from vpp_plugins.errors import VPPError, few, nearest
 from vpp_plugins.evaluate import protocol
-from vpp_plugins.train.losses import check_losses
 from vpp_plugins.train.recipe import NEED_PROMPTS, NO_PROMPTS, Recipe, flat_names, read_toml
 
 OWN = ("output_dir", "seed", "snapshots", "resume_from_checkpoint")
@@ -98,8 +97,7 @@ class Study:
                 raise VPPError(f"the study gives every run its {key}: take it out of the settings and the arms.")
         for arm in self.arms:
             recipe = self.resolved(arm, self.seeds[0])
-            check_losses(recipe.loss_weights())
-            _check_queries(arm, self.arms[arm], recipe)
+            _check_losses(arm, self.arms[arm], recipe)
             steps = recipe.trainer.get("max_steps", -1)
             if self.budgets and 0 < steps <= self.budgets[-1]:
                 raise VPPError(
@@ -200,8 +198,11 @@ def _check_names(study: Study) -> None:
             raise VPPError(f"the protocol '{one.protocol}' asks for words or sets: a study compares single boxes.")
 
 
-def _check_queries(arm: str, settings: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raise VPPError where an arm asks for queries and has no local prompt."""
+def _check_losses(arm: str, settings: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise VPPError for losses that nobody knows, and where an arm asks for queries and has no local prompt."""
+    from vpp_plugins.train.losses import check_losses  # after the recipe, which names the extra that all of it needs
+
+    check_losses(recipe.loss_weights())
     if recipe.vpp != NO_PROMPTS and recipe.local_vpp is not False:
         return
     asks = [f"the loss '{name}'" for name in NEED_PROMPTS if name in recipe.loss_weights()]
