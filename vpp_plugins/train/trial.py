@@ -35,7 +35,7 @@ LITTLE: Mapping[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
 }
-NEED_NUMBERS = ("coordinates", "looking", "copying")
+NEED_NUMBERS = ("coordinates", "looking", "copying", "writing")
 """Losses for tokenizers with a token for each number, which the tiny hosts' have not."""
 DETECTOR: Mapping[str, Any] = {
     "generator": "detr",

@@ -14,7 +14,7 @@ from vpp_plugins.data import Describe, Locate, Sample
 from vpp_plugins.pocket import build_pocket
 from vpp_plugins.train.collate import About
 from vpp_plugins.train.losses.coordinates import bell
-from vpp_plugins.train.losses.copying import Copying, shown_boxes
+from vpp_plugins.train.losses.copying import Copying, CopyingAloud, shown_boxes
 from vpp_plugins.train.losses.evidence import Evidence, answers
 from vpp_plugins.train.losses.looking import Looking
 from vpp_plugins.train.losses.pointing import Pointing
@@ -89,19 +89,25 @@ def test_looking_is_what_the_plain_attention_does(queries: bool) -> None:
     torch.testing.assert_close(value, torch.stack(on).mean() + 0.2 * torch.stack(away).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_copying_is_what_one_token_alone_would_say() -> None:
+@pytest.mark.parametrize("kind", [Copying, CopyingAloud])
+def test_copying_is_what_one_token_alone_would_say(kind: Any) -> None:
     model, processor = pocket(queries=True)
     inputs, about = batch(processor)
-    loss = Copying(model, processor)
+    loss = kind(model, processor)
     value = loss(about, inputs, model(**inputs))
     loss.remove()
 
-    attention, caught = model.get_decoder().layers[-1].self_attn, {}
+    caught: dict[str, Any] = {}
+    attention = model.get_decoder().layers[-1].self_attn
     handle = attention.register_forward_pre_hook(
         lambda _, args, named: caught.update(hidden=named["hidden_states"]), with_kwargs=True
     )
+    layer = model.get_decoder().layers[-1].register_forward_hook(lambda _, args, left: caught.update(stream=left))
     model(**inputs)
     handle.remove()
+    layer.remove()
+    spoken = (inputs["labels"] >= 0).nonzero() - torch.tensor([0, 1])
+    stream = torch.stack([caught["stream"][row, place].norm() for row, place in spoken.tolist()]).mean()
     losses = []
     for row in range(2):
         for place, box in zip(
@@ -113,7 +119,10 @@ def test_copying_is_what_one_token_alone_would_say() -> None:
             for k in range(4):
                 alone = torch.zeros_like(values)
                 alone[8 * k : 8 * k + 8] = values[8 * k : 8 * k + 8]
-                logits = model.lm_head(model.get_decoder().norm(attention.o_proj(alone)))[loss.coordinates]
+                handed = attention.o_proj(alone)
+                logits = model.lm_head(model.get_decoder().norm(handed))[loss.coordinates]
+                if kind is CopyingAloud:  # the norm's scale is then that of the stream
+                    logits = logits * handed.norm() / stream
                 target = bell(box[k])
                 losses.append((target * (target.clamp(min=1e-9).log() - logits.log_softmax(-1))).sum())
 
@@ -165,7 +174,7 @@ def test_all_of_it_comes_off() -> None:
     model, processor = pocket(queries=False)
     before = {name: dict(module._forward_hooks) for name, module in model.named_modules()}
     kind = type(model)
-    for loss in [kind_(model, processor) for kind_ in (Pointing, Looking, Copying)]:
+    for loss in [kind_(model, processor) for kind_ in (Pointing, Looking, Copying, CopyingAloud)]:
         loss.remove()
 
     assert {name: dict(module._forward_hooks) for name, module in model.named_modules()} == before
@@ -178,7 +187,7 @@ def test_a_batch_of_text_alone_costs_nothing() -> None:
     inputs, _ = batch(processor)
     samples = (Sample("s", "", 0, 0, ()),) * 2
     about = About(samples, (None, None), (0, 1), ())
-    for kind in (Pointing, Looking, Copying):
+    for kind in (Pointing, Looking, Copying, CopyingAloud):
         loss = kind(model, processor)
         assert float(loss(about, inputs, model(**inputs)).detach()) == 0
         loss.remove()

@@ -9,7 +9,7 @@ from vpp_plugins import plugins
 from vpp_plugins.errors import VPPError, nearest
 from vpp_plugins.train.losses.base import AuxiliaryLoss
 from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids, learned_alone
-from vpp_plugins.train.losses.copying import Copying
+from vpp_plugins.train.losses.copying import Copying, CopyingAloud
 from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
 from vpp_plugins.train.losses.looking import Looking
 from vpp_plugins.train.losses.pointing import Pointing
@@ -32,7 +32,7 @@ __all__ = [
 ANSWERS = "coordinates"
 """The name that is no loss beside the answer's own, but that loss itself with soft numbers."""
 BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {
-    kind.name: kind for kind in (WordAlignment, AuxiliaryDetection, Pointing, Looking, Copying)
+    kind.name: kind for kind in (WordAlignment, AuxiliaryDetection, Pointing, Looking, Copying, CopyingAloud)
 }
 
 

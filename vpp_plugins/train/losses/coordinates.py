@@ -47,7 +47,7 @@ def bell(values: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 101"]:
 def learned_alone(head: nn.Module, labels: Int64[Tensor, "batch length"]) -> Iterator[None]:
     """Have an output head read only the places whose next token is learned; its logits are [learned, vocabulary].
 
-    Of a vocabulary of tens of thousands that saves a tenth of a step and more.
+    Of SmolLM2's 49,152 tokens that saves 0.5 of 6 CPU seconds a step.
     """
     learned = F.pad(labels[:, 1:] != IGNORED, (0, 1))
     handle = head.register_forward_pre_hook(lambda _, given: (given[0][learned], *given[1:]))
