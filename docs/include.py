@@ -37,7 +37,12 @@ def main() -> None:
 
 
 def brought_up_to_date(page: str) -> str:
-    """Return a page's text with what it includes, and names, as the files have it now."""
+    """Return a page's text with what it includes, and names, as the files have it now.
+
+    Raises ValueError for a mark that cannot be read: what stands below it would never change.
+    """
+    if page.count("<!-- from ") > len(INCLUDED.findall(page)):
+        raise ValueError("a mark is not written as `<!-- from FILE:ONE+ANOTHER -->`, or has no end")
     page = REFERENCE.sub(
         lambda found: f'{found[1]}\n<div class="code-host">\n\n{_names(found[2], found[3])}\n</div>\n', page
     )

@@ -76,6 +76,12 @@ def test_of_a_table_rows_are_included_by_their_last_cell(tmp_path: Path, monkeyp
     assert include.brought_up_to_date(page) == page.replace("<!-- end", f"{table}| a | pass |\n| c | fail |\n<!-- end")
 
 
+@pytest.mark.parametrize("mark", ["results.md:no bar", "results.md:a-b", "results.md -->\n\n<!-- from results.md:a"])
+def test_a_mark_that_cannot_be_read_is_not_passed_over(mark: str) -> None:
+    with pytest.raises(ValueError, match="a mark is not written as"):
+        include.brought_up_to_date(f"<!-- from {mark} -->\nold\n<!-- end -->\n")
+
+
 EXAMPLES = [
     pytest.param(page, id=page.name, marks=[pytest.mark.slow] if "load_pocket" in page.read_text() else [])
     for page in DOCS

@@ -58,12 +58,16 @@ WHEEL = "file:///tmp/vpp_plugins-0.1.0-py3-none-any.whl"
         ({"url": "file:///clone", "dir_info": {}}, "pip install 'vpp-plugins[train] @ file:///clone'"),
         ({"url": WHEEL, "archive_info": {}}, f"pip install 'vpp-plugins[train] @ {WHEEL}'"),
         (
-            {"url": "https://host/vpp", "vcs_info": {"vcs": "git"}},
-            "pip install 'vpp-plugins[train] @ git+https://host/vpp'",
+            {"url": "https://host/vpp", "vcs_info": {"vcs": "git", "commit_id": "e83c516"}},
+            "pip install 'vpp-plugins[train] @ git+https://host/vpp@e83c516'",
         ),
         (None, "pip install 'vpp-plugins[train]'"),
+        (
+            {"url": "file:///it's/clone", "dir_info": {"editable": True}},
+            """pip install -e '/it'"'"'s/clone[train]'""",
+        ),
     ],
-    ids=["editable clone", "clone", "wheel", "git", "index"],
+    ids=["editable clone", "clone", "wheel", "git", "index", "quote in the path"],
 )
 def test_an_extra_comes_from_where_the_library_came(site: Path, origin: dict[str, object] | None, command: str) -> None:
     """`pip install 'vpp-plugins[train]'` was said to all, and no index has the library."""

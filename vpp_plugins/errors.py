@@ -4,6 +4,7 @@ import difflib
 import functools
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -75,11 +76,11 @@ def install_command(extra: str) -> str:
     told = [found.read_text("direct_url.json") for found in islice(distributions(name="vpp-plugins"), 1)]
     clone: dict[str, Any] = {"url": Path(__file__).parents[1].as_uri(), "dir_info": {"editable": True}}
     origin: dict[str, Any] = json.loads(told[0] or "{}") if told else clone
-    url, version_control = origin.get("url", ""), origin.get("vcs_info", {}).get("vcs")
+    url, repository = origin.get("url", ""), origin.get("vcs_info")
     if origin.get("dir_info", {}).get("editable"):
-        return f"pip install -e '{url2pathname(urlsplit(url).path)}[{extra}]'"
-    source = f"{version_control}+{url}" if version_control else url
-    return f"pip install 'vpp-plugins[{extra}]{source and f' @ {source}'}'"
+        return f"pip install -e {shlex.quote(f'{url2pathname(urlsplit(url).path)}[{extra}]')}"
+    source = f"{repository['vcs']}+{url}@{repository['commit_id']}" if repository else url
+    return f"pip install {shlex.quote(f'vpp-plugins[{extra}]' + (f' @ {source}' if source else ''))}"
 
 
 TESTED = {"peft": "0.21", "torch": "2.15", "transformers": "5.24", "trl": "1.16"}

@@ -1,6 +1,7 @@
 """What holds for every command."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ import pytest
 from tests.cli.conftest import Run
 from vpp_plugins import cli
 from vpp_plugins.errors import install_command
+from vpp_plugins.train.recipe import Recipe
+from vpp_plugins.train.trial import NEED_NUMBERS
 
 
 def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
@@ -42,6 +45,20 @@ def test_what_cannot_be_fetched_is_named(vpp: Run) -> None:
 
     assert code == 1
     assert err == "vpp: nothing to fetch is called 'smolm2'. Did you mean 'smollm2'? Known: smollm2.\n"
+
+
+def test_what_fetch_says_to_run_can_be_pasted(vpp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell took the quotes out of `--set losses=["pointing:1"]`, and the recipe was refused."""
+    monkeypatch.setattr("vpp_plugins.pocket.fetch_smollm2", lambda folder, **_: folder)
+
+    _, out, _ = vpp("fetch", "smollm2", "--no-numbers", "--out", "my models/smollm2")
+
+    _, _, command = out.partition(" is there: ")
+    _, _, recipe, *changes = shlex.split(command)
+    told = Recipe.load(recipe, changes=[word for word in changes if word != "--set"])
+    ours = Recipe.load(recipe)
+    assert told.model == "my models/smollm2"
+    assert {*ours.losses} - {*told.losses} == {loss for loss in ours.losses if loss.partition(":")[0] in NEED_NUMBERS}
 
 
 @pytest.mark.parametrize(

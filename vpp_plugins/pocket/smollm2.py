@@ -70,6 +70,8 @@ def fetch_smollm2(
     folder that holds something else, and where another process is writing it.
     """
     folder, tell, made_of = Path(folder), progress or (lambda sentence: None), {"sha256": SHA256, "numbers": numbers}
+    if folder.name in ("", ".."):
+        raise VPPError(f"'{folder}' is no name of a folder: name a new or an empty one for the model.")
     with only_one(folder.with_name(f".{folder.name}.fetch"), "fetch", advice="name another folder"):
         if folder.exists() and _read(folder / MADE_OF) == made_of:
             return folder
@@ -96,7 +98,7 @@ def _read(file: Path) -> Any:
 def build_smollm2(
     gguf: str | Path, *, numbers: bool = True, image_size: int = 320, seed: int = 0
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Return the model in float32 and its processor; the projector is drawn from `seed`, nothing else is random.
+    """Return the model in float32 and its processor; projector and numbers' rows are drawn from `seed`.
 
     Raises VPPError for a file that is not the packaged one, and where it cannot be read here.
     """

@@ -196,8 +196,8 @@ def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:
     order = recipe.trainer.get("train_sampling_strategy", "random")
     if order not in ("random", "sequential"):
         raise VPPError(
-            f'train_sampling_strategy = "{order}" goes by lengths in tokens, which nobody knows before a sample is '
-            'rendered: take "random" or "sequential".'
+            f'train_sampling_strategy = "{order}": take "random" or "sequential", as the others go by lengths in '
+            "tokens, which nobody knows before a sample is rendered."
         )
     if recipe.eval_data is not None and is_deepspeed_zero3_enabled():
         raise VPPError(

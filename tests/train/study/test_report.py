@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,24 @@ def test_runs_asked_at_the_end_alone_are_not_compared_at_equal_compute(study: Lo
     assert "Acc@0.5, equal steps" in head
     assert not [name for name in head if "compute" in name or "area" in name]
     assert "asked too few times to be compared at equal compute" in write_study_report(two)[0].read_text()
+
+
+def test_only_the_areas_in_the_table_are_explained(study: Load) -> None:
+    """Of one run that is asked once, the report spoke of areas over 2 to 2 minutes, which it did not show."""
+    alone = study()
+    written(alone, leave_out=lambda run: run.name != "faint-0")
+    assert "Areas" not in write_study_report(alone)[0].read_text()
+
+    three = study(budgets=[1], seeds=[0, 1, 2], output_dir="three")
+    hits = written(three)
+    dear = hits["strong-2"]
+    late = tuple(replace(one, minutes=10 * one.minutes) for one in dear.checkpoints)
+    write_hits(hits_file(runs(three)[-1], "photos"), replace(dear, checkpoints=late))
+    text = write_study_report(three)[0].read_text()
+
+    assert "area, samples" in text
+    assert "asked too few times" in text
+    assert "Areas are means of Acc@0.5 along the curves, over samples.\n" in text
 
 
 def test_differences_are_paired_and_corrected(study: Load) -> None:

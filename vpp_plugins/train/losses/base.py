@@ -44,7 +44,8 @@ class AuxiliaryLoss(nn.Module):
         """Return the loss of the forward that just ran, before its weight.
 
         `about` has the batch's samples, with all their turns and boxes, and their images' metas; `inputs` are the
-        model's, with `labels` (-100 where nothing is learned), and `outputs` what it returned.
+        model's, with `labels` (-100 where nothing is learned), and `outputs` what it returned. Beside the loss
+        "coordinates" its logits are those of the learned places alone, [learned, vocabulary].
         """
         raise NotImplementedError
 

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def read_hits(path: Path, run: StudyRun, name: str) -> Hits:
             random=_column(rows, "random"),
             shuffled=_column(rows, "shuffled") if rows and "shuffled" in rows[0] else None,
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, LookupError, TypeError, AttributeError) as error:
         raise VPPError(f"'{path}' is damaged ({error!r}): delete it, or put a copy back.") from None
 
 

@@ -164,12 +164,16 @@ def _compute_text(arms: Arms) -> str:
     )
     steps = f"Equal steps: {run.checkpoints[-1].step} steps, {run.samples[-1]:g} samples (minutes: {spent})."
     if begun > shared:
-        return f"{steps} Runs of other costs were asked too few times to be compared at equal compute."
-    return (
-        f"{steps} Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a "
-        "run's points. Areas are means of Acc@0.5 along the curves, over samples and over "
-        f"{begun:.3g} to {shared:.3g} minutes."
-    )
+        compute = "Runs of other costs were asked too few times to be compared at equal compute."
+    else:
+        compute = (
+            f"Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a run's "
+            "points."
+        )
+    over = ["samples"] if len(run.samples) > 1 else []
+    over += [f"{begun:.3g} to {shared:.3g} minutes"] if begun < shared else []
+    areas = f" Areas are means of Acc@0.5 along the curves, over {' and over '.join(over)}." if over else ""
+    return f"{steps} {compute}{areas}"
 
 
 def _accuracies(arms: Arms, measures: Mapping[str, Measure]) -> tuple[list[str], list[list[Cell]]]:
