@@ -26,7 +26,7 @@ def test_benchmarks_are_listed_with_size_terms_source_and_layout(vpp: Run) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--data", "grefcoco", "--split", "val"), "does not hold grefs(unc).json"),
+        (("--data", "grefcoco", "--split", "val"), "lacks grefs(unc).json and instances.json"),
         (("--data", "grefcoco", "--split", "train"), "has no split 'train'"),
         (("--data", "photos"), "no benchmark is called 'photos'"),
     ],

@@ -133,13 +133,17 @@ class VPPTrainer(Trainer):
     ) -> Any:
         """Add the recipe's losses to the answer's own."""
         given = dict(inputs)  # Trainer may take the labels out
-        head = unwrap(self._parts[0]).get_output_embeddings()
-        with nullcontext() if self.compute_loss_func is None else learned_alone(head, inputs["labels"]):
+        with self._head_reads_what_is_learned(inputs["labels"]):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         for added in self.losses:
             value = added.weighted(self._about, given, outputs)
             loss = loss + value.to(loss) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _head_reads_what_is_learned(self, labels: Tensor) -> AbstractContextManager[None]:
+        if self.compute_loss_func is None:
+            return nullcontext()
+        return learned_alone(unwrap(self._parts[0]).get_output_embeddings(), labels)
 
     def _accumulated(self, num_items_in_batch: Any) -> int:
         """Return by how much to divide a loss of our own for accumulation: 1 where Trainer will divide the sum."""

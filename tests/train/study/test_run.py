@@ -90,7 +90,7 @@ def test_a_study_from_recipe_to_report(tiny: Callable[..., Study], called: list[
     assert len(called) == 8
     markdown, page = write_study_report(study)
     assert "2 of 2 runs are finished." in markdown.read_text()
-    assert "Equal steps: 2 steps, 4 samples." in markdown.read_text()
+    assert "Equal steps: 2 steps, 4 samples (minutes: " in markdown.read_text()
     assert page.is_file()
     one = runs(study)[1]
     hits = read_hits(Path("out/hits/photos/strong-0.csv.gz"), one, "photos")
