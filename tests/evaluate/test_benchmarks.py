@@ -86,6 +86,7 @@ def test_a_folder_without_the_files_says_which_and_from_where(name: str, tmp_pat
 def test_a_file_without_the_one_beside_it_is_not_enough(tmp_path: Path) -> None:
     folder = grefcoco_folder(tmp_path / "grefcoco")
     (folder / "instances.json").unlink()
+    (folder / "instances.json").mkdir()
     with pytest.raises(VPPError, match=r"grefcoco' lacks instances\.json: grefcoco comes from"):
         find_benchmark("grefcoco", tmp_path / "grefcoco", "testA")
     with pytest.raises(VPPError, match=r"refs\(unc\).p and instances.json, or refcoco_val.jsonl, or val-\*.parquet"):

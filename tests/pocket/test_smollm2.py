@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,6 +157,7 @@ def test_what_reading_takes_is_said_before_the_download(tmp_path: Path, monkeypa
     with pytest.raises(VPPError, match=r"takes 2\.5 GB of memory, and 1\.5 GB are free: close other programs"):
         fetch_smollm2(tmp_path / "model", progress=told.append)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "psutil", None)
     with pytest.raises(VPPError, match=r"reading SmolLM2 takes gguf: pip install"):
         fetch_smollm2(tmp_path / "model", progress=told.append)
 

@@ -39,7 +39,8 @@ class Layout:
 
     def lacks(self, folder: Path, split: str) -> list[str]:
         """Return which of the files are not in a folder."""
-        return [file for file in (self.read.format(split=split), *self.beside) if not any(folder.glob(file))]
+        wanted = (self.read.format(split=split), *self.beside)
+        return [file for file in wanted if not any(found.is_file() for found in folder.glob(file))]
 
 
 @dataclass(frozen=True)

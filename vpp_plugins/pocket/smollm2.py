@@ -116,10 +116,10 @@ def build_smollm2(
 
 def _check_machine() -> None:
     """Raise VPPError where the package's file cannot be read: without gguf, or with too little memory."""
-    import psutil
-
     if find_spec("gguf") is None:
         raise VPPError(f"reading SmolLM2 takes gguf: {install_command('train')}.")
+    import psutil  # which the same extra installs
+
     free = psutil.virtual_memory().available
     if free < MEMORY:
         raise VPPError(

@@ -15,7 +15,7 @@ from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError, hookimpl
 from vpp_plugins.plugins.registry import manager
 from vpp_plugins.train.collate import About
-from vpp_plugins.train.losses import AuxiliaryLoss, answer_loss, build_losses
+from vpp_plugins.train.losses import AuxiliaryLoss, answer_loss, build_losses, check_losses
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
 
@@ -108,7 +108,7 @@ def test_a_loss_that_the_model_cannot_have_says_why() -> None:
     with pytest.raises(VPPError, match="tokenizer with a token for every number"):
         answer_loss({"coordinates": 1.0}, processor.tokenizer)
     with pytest.raises(VPPError, match=r"whose weight is 1, but is given 0\.5"):
-        answer_loss({"coordinates": 0.5}, processor.tokenizer)
+        check_losses({"coordinates": 0.5})
 
 
 def of(**values: Any) -> Recipe:

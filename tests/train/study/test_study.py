@@ -109,6 +109,7 @@ def test_arms_that_differ_where_they_should_not(study: Load, key: str, value: An
         ({"sets": {"test": {"data": "x", "limit": 0}}}, "'limit' of the evaluation set 'test' cannot be 0"),
         ({"sets": {"test": {"data": "x", "protocol": "defalt"}}}, "Did you mean 'default'?"),
         ({"sets": {"test": {"data": "x", "protocol": "region-caption"}}}, "asks for words"),
+        ({"base": {"losses": ["coordinates:0.5"]}}, "whose weight is 1, but is given 0.5"),
         ({"base": {"losses": ["pointin"]}}, "no loss is called 'pointin'. Did you mean 'pointing'?"),
         ({"arms": {"one": {}, "two": {"local_vpp": False, "losses": ["detection"]}}}, "(the loss 'detection')"),
         ({"arms": {"one": {}, "two": {"vpp": "none", "local_vpp.num_queries": 4}}}, "asks for its queries (local_vpp)"),

@@ -37,7 +37,9 @@ BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {
 
 
 def check_losses(weights: Mapping[str, float]) -> None:
-    """Raise VPPError for a name that is not built in, where no plugin brings losses; needs no model."""
+    """Raise VPPError for a name that nobody can bring, and for a weight of the answer's own loss; needs no model."""
+    if weights.get(ANSWERS, 1) != 1:
+        raise VPPError(f"'{ANSWERS}' is the answer's own loss, whose weight is 1, but is given {weights[ANSWERS]:g}.")
     for name in weights.keys() - {*BUILT_IN, ANSWERS}:
         if not plugins.brings_losses():
             raise _unknown(name)
@@ -66,11 +68,7 @@ def build_losses(weights: Mapping[str, float], model: nn.Module, processor: Any)
 
 def answer_loss(weights: Mapping[str, float], tokenizer: Any) -> SoftBoxLoss | None:
     """Return what Trainer takes in place of the host's own loss, or None where the recipe keeps that."""
-    if ANSWERS not in weights:
-        return None
-    if weights[ANSWERS] != 1:
-        raise VPPError(f"'{ANSWERS}' is the answer's own loss, whose weight is 1, but is given {weights[ANSWERS]:g}.")
-    return SoftBoxLoss(coordinate_ids(tokenizer))
+    return SoftBoxLoss(coordinate_ids(tokenizer)) if ANSWERS in weights else None
 
 
 def _build(name: str, model: nn.Module, processor: Any) -> AuxiliaryLoss:
