@@ -122,7 +122,8 @@ def run(sizes: dict[str, Any], device: torch.device, dtype: torch.dtype, rounds:
 
     rows = inference(names[:2], host, attached)
     if find_spec("bitsandbytes") is None:
-        rows += [Row(name=name, value=None, unit="x", note="bitsandbytes is not installed") for name in names[2:4]]
+        missing = "bitsandbytes is not installed"
+        rows += [Row(name=name, value=None, unit="x", bar=NAMES[name], note=missing) for name in names[2:4]]
     else:
         small = in_four_bits(host, dtype)
         rows += inference(names[2:4], small, attach(sharing(small), sizes))

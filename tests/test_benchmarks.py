@@ -274,7 +274,7 @@ import torch
 from benchmarks import gpu
 
 rows = gpu.run(gpu.TINY, torch.device("cpu"), torch.float32, rounds=1)
-assert [row.name for row in rows] == list(gpu.NAMES)
+assert [(row.name, row.bar) for row in rows] == list(gpu.NAMES.items())
 missing = {row.name: row.note for row in rows if row.value is None}
 assert all("memory" in name or "xformers" in name or "bitsandbytes" in note for name, note in missing.items()), missing
 """
