@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from vpp_plugins import cli
+from vpp_plugins import __version__, cli
 from vpp_plugins.errors import install_command
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.trial import NEED_NUMBERS
@@ -27,6 +27,10 @@ def test_plugins_lists_the_adapters_and_their_modules(vpp: Run) -> None:
     assert "nanodet\ta generator of the local prompt, from nanodet" in generators
     assert lines == sorted(adapters) + sorted(generators)
     assert [line.partition("\t")[0] for line in attentions] == ["attention on CUDA", "attention elsewhere"]
+
+
+def test_the_version_is_said(vpp: Run) -> None:
+    assert vpp("--version") == (0, f"{__version__}\n", "")
 
 
 def test_a_folder_without_permission_is_named(vpp: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from vpp_plugins import VPPError
+from vpp_plugins.pocket import load_pocket
 from vpp_plugins.train import machine
 from vpp_plugins.train.machine import check_machine, forecast, parameters
 from vpp_plugins.train.recipe import Recipe
@@ -128,6 +129,7 @@ def test_the_forecast_is_that_of_the_recipes_first_lines() -> None:
         ({"vpp": "none", "lora_scope": "llm", "lora_r": 8, "freeze": []}, 20e6 + 21e6),
         ({"vpp": "none", "freeze": ["llm", "vision"]}, 21e6),
         ({"vpp": "none", "freeze": ["llm"]}, 321e6),
+        ({"vpp": "none", "freeze": ["vision"]}, 6.7e9),
     ],
 )
 def test_what_learns_is_counted(values: dict[str, Any], learn: float) -> None:
@@ -143,7 +145,16 @@ def test_a_model_that_lies_here_says_its_width(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 128}}')
     local = {"generator": "nanodet", "projector_size": 256}
     said = forecast(recipe(model=str(tmp_path), freeze=[*HOST, "vpp.global"], local_vpp=local), 1)[1]
-    assert f"for {256 * (1113 + 128):,} numbers that learn" in said
+    assert f"for {1114 * 256 + 257 * 128:,} numbers that learn" in said
+
+
+def test_what_is_frozen_of_a_host_that_lies_here_does_not_learn(tmp_path: Path) -> None:
+    """The frozen vision encoder of the tutorial's host was counted: 4.7 million numbers for 1.6 million."""
+    for part in load_pocket(vpp=False):
+        part.save_pretrained(tmp_path)
+    local = {"generator": "nanodet", "projector_size": 256}
+    said = forecast(recipe(model=str(tmp_path), freeze=["vision", "vpp.global"], local_vpp=local), 1)[1]
+    assert f"for {114_944 + 1_185_152 + 318_080:,} numbers that learn" in said
 
 
 def test_time_is_in_the_unit_that_fits() -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from typing import Annotated, Never
 
+from vpp_plugins import __version__
 from vpp_plugins.config import MAX_IMAGE_PIXELS
 from vpp_plugins.errors import VPPError, install_command, named_extras
 
@@ -37,11 +38,20 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def settings(
     max_image_pixels: Annotated[
         int | None, typer.Option(help="The most pixels of an image; 64 million unless named.", min=1, max=178_956_970)
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_say_version)
+    ] = False,
 ) -> None:
     """Set what holds for every command."""
     if max_image_pixels is not None:

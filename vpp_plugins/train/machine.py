@@ -11,12 +11,14 @@ import psutil
 import torch
 from torch import nn
 
+from vpp_plugins import plugins
 from vpp_plugins.attach import CONFIG_FILE
 from vpp_plugins.config import LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import is_hub_id, local_folder, safetensors_shapes
 from vpp_plugins.plugins import build_generator
-from vpp_plugins.train.model import POCKET, projector_learns_whole, prompt_changes, settings_of
+from vpp_plugins.train.groups import part_of
+from vpp_plugins.train.model import POCKET, empty_host, projector_learns_whole, prompt_changes, settings_of
 from vpp_plugins.train.recipe import NO_PROMPTS, Recipe
 
 BYTES = {"float32": 4.0, "float64": 8.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
@@ -97,15 +99,27 @@ def _trained(recipe: Recipe, count: float) -> float:
 
 
 def _learning_host(recipe: Recipe, count: float) -> float:
-    """Return how many numbers of the host and of its LoRA learn; its vision encoder and projector are LLaVA's."""
+    """Return how many numbers of the host and of its LoRA learn; a host that is not here has LLaVA's other parts."""
     (vision, vision_width), width = VISION, _width(recipe.model)
     projector = float((vision_width + width) * width)
     if recipe.lora_scope is None:
-        sizes = {"vision": vision, "projector": projector}
-        return count if "llm" not in recipe.freeze else sum(sizes[part] for part in sizes.keys() - {*recipe.freeze})
+        learns = {"vision", "projector", "llm"} - {*recipe.freeze}
+        sizes = {"vision": vision, "projector": projector, "llm": max(count - vision - projector, 0.0)}
+        if learns and Path(recipe.model, "config.json").is_file():
+            sizes = _parts(recipe)
+        return sum(sizes[part] for part in learns)
     each = {"llm": LORA * count, "vision": VISION_LORA, "projector": vision_width + 3 * width}
     lora = recipe.lora_r * (sum(each.values()) if recipe.lora_scope == "all" else each[recipe.lora_scope])
     return lora + (projector if projector_learns_whole(recipe) else 0.0)
+
+
+def _parts(recipe: Recipe) -> dict[str, float]:
+    """Return how many numbers each part of a host has that lies here; no weights are read."""
+    host, _ = empty_host(recipe)
+    backbone, sizes = plugins.describe(host), dict.fromkeys(("vision", "projector", "llm"), 0.0)
+    for name, parameter in host.named_parameters():
+        sizes[part_of(name, backbone)] += parameter.numel()
+    return sizes
 
 
 def _learning_prompts(recipe: Recipe) -> float:
@@ -121,7 +135,8 @@ def _learning_prompts(recipe: Recipe) -> float:
     if config.local_vpp is not None:
         own, width = _generator_size(config.local_vpp)
         count += own if "vpp.local" in learns else 0
-        count += (width + _width(recipe.model)) * config.local_vpp.projector_size if "vpp.projector" in learns else 0
+        hidden, host_width = config.local_vpp.projector_size, _width(recipe.model)
+        count += (width + 1) * hidden + (hidden + 1) * host_width if "vpp.projector" in learns else 0
     return count
 
 

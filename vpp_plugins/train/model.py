@@ -82,6 +82,7 @@ def empty_host(recipe: Recipe) -> tuple[Any, Any]:
         raise not_loaded(recipe.model, error) from None
     for table in (host.get_input_embeddings(), host.get_output_embeddings()):
         table.to_empty(device="cpu")  # prompts take device and dtype from it, and may add a row
+    host.tie_weights()
     return host, processor
 
 
