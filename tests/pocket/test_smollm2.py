@@ -153,8 +153,8 @@ def test_another_release_that_is_installed_is_refused(tmp_path: Path, monkeypatc
 
 def test_what_reading_takes_is_said_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1.5e9))
-    with pytest.raises(VPPError, match=r"takes 2\.5 GB of memory, and 1\.5 GB are free: close other programs"):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1.0e9))
+    with pytest.raises(VPPError, match=r"takes 1\.5 GB of memory, and 1\.0 GB are free: close other programs"):
         fetch_smollm2(tmp_path / "model", progress=told.append)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "psutil", None)

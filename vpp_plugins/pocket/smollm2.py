@@ -32,7 +32,7 @@ DEFAULT_FOLDER = Path("out/smollm2")
 MADE_OF = "made_of.json"
 """Beside the model: which file it was made of, and whether numbers have tokens."""
 
-MEMORY = 2.5e9
+MEMORY = 1.5e9
 """Bytes that reading the file and writing the model take."""
 NEARER = 0.7
 """How far numbers' rows begin from the mean row, as a share of how far words' rows lie."""

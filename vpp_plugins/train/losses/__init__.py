@@ -40,8 +40,8 @@ def check_losses(weights: Mapping[str, float]) -> None:
     """Raise VPPError for a name that nobody can bring, and for a weight of the answer's own loss; needs no model."""
     if weights.get(ANSWERS, 1) != 1:
         raise VPPError(f"'{ANSWERS}' is the answer's own loss, whose weight is 1, but is given {weights[ANSWERS]:g}.")
-    for name in weights.keys() - {*BUILT_IN, ANSWERS}:
-        if not plugins.brings_losses():
+    for name in weights:
+        if name not in (*BUILT_IN, ANSWERS) and not plugins.brings_losses():
             raise _unknown(name)
 
 
