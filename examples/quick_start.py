@@ -15,7 +15,7 @@ from vpp_plugins.pocket import load_pocket
 image, expression = FOLDER / "farm_animals_chicken.jpg", "the leftmost chicken"  # or a path of yours
 model, processor = load_pocket()  # a small LLaVA with trained prompts, and its VPPProcessor
 grounding = Grounder(model, processor)(image, expression)
-print([[round(side) for side in box] for box in grounding.boxes])
+print([[round(side) for side in box] for box in grounding.boxes])  # [[15, 44, 84, 193]]
 print(grounding.status, grounding.text)  # ok: the answer could be read, be it right or wrong
 grounding.draw().save("boxed.png")
 # --8<-- [end:ground]
@@ -30,14 +30,17 @@ save_vpp(model, "my_vpp")  # the prompts alone: vpp_config.json and vpp.safetens
 # --8<-- [end:save]
 
 # --8<-- [start:attach]
-host, host_processor = load_pocket(vpp=False)  # any LLaVA of transformers does
+# Another day `from_pretrained` gives the host and its processor. It has to be the host that learned with these prompts.
+host, host_processor = detach_vpp(model), processor.processor
 attach_vpp(host, "my_vpp")  # the same object, now with prompts; attach_vpp(host) would start untrained ones
-host_processor = VPPProcessor(host_processor, host)
-inputs = host_processor(
-    images=grounding.image, text=f"USER: <image>\nWhere is {expression}? ASSISTANT:", return_tensors="pt"
+vpp_processor = VPPProcessor(host_processor, host)
+question = "Please provide the bounding box coordinate of the region this sentence describes:"  # LLaVA's words for it
+inputs = vpp_processor(
+    images=grounding.image, text=f"USER: <image>\n{question} {expression}. ASSISTANT:", return_tensors="pt"
 )
 print({name: tuple(value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor)})
-print(host_processor.batch_decode(host.generate(**inputs, max_new_tokens=12), skip_special_tokens=True))
+answer = host.generate(**inputs, max_new_tokens=32)[:, inputs["input_ids"].shape[1] :]
+print(vpp_processor.batch_decode(answer, skip_special_tokens=True))  # ['[0.04, 0.28, 0.22, 0.67]']
 # --8<-- [end:attach]
 
 # --8<-- [start:detach]
