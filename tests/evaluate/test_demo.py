@@ -290,6 +290,7 @@ def test_the_page_holds_everything_itself(tmp_path: Path, changes: dict[str, Any
     assert tracked == [5]
     page = Page(path)
     assert page.tags.count("figure") == 5
+    assert page.tags.count("th") == 1 + len(run.answers)  # models are columns: with rows of eight a phone cut them
     assert page.tags.count("img") == 5 * (1 + inside) + 2 * ("global_vpp" not in changes)
     assert len(page.links) == page.tags.count("img")
     assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)

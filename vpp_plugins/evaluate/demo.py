@@ -220,21 +220,32 @@ def write_demo_page(result: DemoResult, grounder: Grounder, folder: Path, track:
         title="vpp-plugins: the pocket model grounds images",
         models=list(result.answers),
         sentences=demo_sentences(result),
-        scores=[_score_row(result, name) for name in result.answers],
+        scores=zip(MEASURES, *(_measured(result, name) for name in result.answers), strict=True),
         sections=[("Photographs", cards[True]), ("Composed scenes", cards[False])],
         axes=_axes(grounder, result.rows[0].load_image()),
     )
 
 
-def _score_row(result: DemoResult, name: str) -> list[Any]:
-    """Return a model's row of the table: Acc@0.5 of all, photographs and scenes, and all else of all."""
+MEASURES = (
+    "Acc@0.5",
+    "on photographs",
+    "on scenes",
+    "with shuffled expressions",
+    "mean IoU",
+    "answers without a box",
+    "expressions",
+)
+
+
+def _measured(result: DemoResult, name: str) -> list[Any]:
+    """Return a model's MEASURES: Acc@0.5 of all, photographs and scenes, and all else of all."""
     scores, hits = result.scores[name], _hits(result.answers[name])
     accuracies = []
     for rows in (range(len(result.rows)), *_sets(result.rows).values()):
         share = share_interval([hits[index] for index in rows], [_key(result.rows[index]) for index in rows])
         accuracies.append((f"{share.mean:.3f}", f"{share.low:.2f} to {share.high:.2f}"))
     control = f"{result.controls[name].acc_50:.3f}"
-    return [name, *accuracies, control, f"{scores.mean_iou:.3f}", scores.without_box, scores.count]
+    return [*accuracies, control, f"{scores.mean_iou:.3f}", scores.without_box, scores.count]
 
 
 @dataclass(frozen=True)

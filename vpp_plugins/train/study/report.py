@@ -116,7 +116,8 @@ def _sections(study: Study, name: str, arms: Arms) -> list[Section]:
     some = next(iter(next(iter(arms.values())).values()))
     images = len(set(some.images.tolist()))
     text = (
-        f"{len(some.ids)} expressions about {images} images; in %, means over seeds with 95 % t-intervals. Shuffled: "
+        f"{len(some.ids)} expressions about {images} images; in %, means over seeds with 95 % t-intervals, "
+        "which of two seeds are wide, and may pass 0 or 100. Shuffled: "
         "each image was asked about another's expressions. A random object: one of an image's objects, boxed perfectly."
     )
     return [
