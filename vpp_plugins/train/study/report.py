@@ -1,6 +1,6 @@
 """The report of a study: tables over seeds, paired differences, curves, and the images where arms differ most."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -121,7 +121,7 @@ def _sections(study: Study, name: str, arms: Arms) -> list[Section]:
         "each image was asked about another's expressions. A random object: one of an image's objects, boxed perfectly."
     )
     return [
-        Section("Accuracy", f"{text} {_compute_text(arms)}", *_accuracies(arms, measures)),
+        Section("Accuracy", f"{text} {_compute_text(arms, measures)}", *_accuracies(arms, measures)),
         *_contrasts(study, arms, measures),
         *_curves(arms),
         *_groups(arms, some),
@@ -158,21 +158,19 @@ def _compared_minutes(arms: Arms) -> tuple[float, float]:
     return max(hits.minutes[0] for hits in every), min(hits.minutes[-1] for hits in every)
 
 
-def _compute_text(arms: Arms) -> str:
+def _compute_text(arms: Arms, measures: Collection[str]) -> str:
     run, (begun, shared) = _every(arms)[0], _compared_minutes(arms)
     spent = ", ".join(
         f"{arm} {fmean(hits.minutes[-1] for hits in by_seed.values()):.3g}" for arm, by_seed in arms.items()
     )
     steps = f"Equal steps: {run.checkpoints[-1].step} steps, {run.samples[-1]:g} samples (minutes: {spent})."
-    if begun > shared:
-        compute = "Runs of other costs were asked too few times to be compared at equal compute."
-    else:
-        compute = (
-            f"Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a run's "
-            "points."
-        )
-    over = ["samples"] if len(run.samples) > 1 else []
-    over += [f"{begun:.3g} to {shared:.3g} minutes"] if begun < shared else []
+    compute = (
+        f"Equal compute: {shared:.3g} minutes, what the cheapest run took, on straight lines between a run's points."
+        if "Acc@0.5, equal compute" in measures
+        else "Runs of other costs were asked too few times to be compared at equal compute."
+    )
+    ranges = {"area, samples": "samples", "area, compute": f"{begun:.3g} to {shared:.3g} minutes"}
+    over = [what for name, what in ranges.items() if name in measures]
     areas = f" Areas are means of Acc@0.5 along the curves, over {' and over '.join(over)}." if over else ""
     return f"{steps} {compute}{areas}"
 
