@@ -26,6 +26,9 @@ LARGEST_PIXELS = 64_000_000
 MOST = {"size": 4096, "font_size": 4096, "num_queries": 10_000, "image_size": 8192, "projector_size": 65_536}
 """The largest values that are taken: far beyond any model's, and small enough to be built."""
 
+MOST_GAIN = 10_000
+"""The largest gain of projected queries: beyond it their products overflow in half precision."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalVPPConfig:
@@ -107,6 +110,10 @@ class LocalVPPConfig:
     """Side of the detector's square input, in pixels, a multiple of 32."""
     projector_size: int = 1024
     """Width of the projector's hidden layer."""
+    gain: float = 1.0
+    """What the projected queries are multiplied by. In a deep pretrained language model the residual stream grows to
+    hundreds of times a word's length, and a token that enters as quietly as a word cannot be told from others in the
+    last layers: with 64 it can in SmolLM2, see docs/evidence.md."""
     overlay: bool = True
     """Whether the global prompt is laid over the detector's image too; the reference does."""
     overlay_units: Literal["detector", "host"] = "detector"
@@ -126,6 +133,8 @@ class LocalVPPConfig:
         for name, value in (("num_queries", self.num_queries), ("projector_size", self.projector_size)):
             if value < 1:
                 raise VPPError(f"local_vpp.{name} must be at least 1, but is {value}.")
+        if not 0 < self.gain <= MOST_GAIN:
+            raise VPPError(f"local_vpp.gain must be above 0 and at most {MOST_GAIN:,}, but is {self.gain}.")
         if self.image_size < 32 or self.image_size % 32:
             raise VPPError(f"local_vpp.image_size must be a multiple of 32, but is {self.image_size}.")
 

@@ -33,6 +33,7 @@ BAD = {
     "hide_boxes=3": "from 0 to 1, but is 3",
     "losses=['nope']": "no loss is called 'nope'",
     "losses=['words:x']": "written name:weight",
+    "answers=false": "leaves nothing to learn",
     "optim=nope": "nope is not a valid",
     "learning_rates=nope": "no preset is called 'nope'",
     "lora_scope=nope": "no LoRA scope is called 'nope'",

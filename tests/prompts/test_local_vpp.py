@@ -28,6 +28,14 @@ def test_queries_come_out_at_the_language_models_width(images: int) -> None:
     assert prompt()(torch.randn(images, 3, 32, 64)).shape == (images, 5, 8)
 
 
+def test_a_gain_multiplies_the_projected_queries() -> None:
+    local, pixels = prompt(), torch.randn(2, 3, 32, 32)
+    quiet = local(pixels)
+    local.gain = 64.0
+
+    assert torch.equal(local(pixels), 64 * quiet)
+
+
 def test_the_projector_is_linear_gelu_linear() -> None:
     """As VPP-LLaVA's grd_projector, whose published keys are 0 and 2."""
     local, pixels = prompt(), torch.randn(2, 3, 32, 32)

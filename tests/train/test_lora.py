@@ -110,6 +110,22 @@ def test_the_longest_path_says_what_a_parameter_is(name: str, part: str) -> None
     assert part_of(name, backbone) == part
 
 
+@every_family
+def test_from_a_layer_on_those_before_it_are_left_out(name: str) -> None:
+    model = FAMILIES[name].model()
+    every, later = (matched(model, lora_targets(model, scope="all", first_layer=first)) for first in (0, 1))
+
+    early = {path for path in every if path.startswith("model.language_model.layers.0.")}
+    assert early
+    assert later == every - early
+
+
+@pytest.mark.parametrize(("scope", "first"), [("llm", 99), ("vision", 1)])
+def test_a_layer_that_is_not_there_is_said(scope: str, first: int) -> None:
+    with pytest.raises(VPPError, match=f"LoRA from layer {first} of the language model on has nothing to act on"):
+        lora_targets(FAMILIES["llava"].model(), scope=scope, first_layer=first)
+
+
 def test_an_unknown_scope_is_named_with_its_neighbour() -> None:
     with pytest.raises(
         VPPError, match=r"no LoRA scope is called 'visoin'\. Did you mean 'vision'\? Known: llm, vision"

@@ -93,6 +93,32 @@ def test_a_host_that_is_frozen_stays_and_its_checkpoints_hold_prompts_alone(data
     assert not (tmp_path / "run/checkpoint-4/model.safetensors").exists()
 
 
+def test_without_answers_the_language_model_is_not_run(data: Path, tmp_path: Path) -> None:
+    model, processor = attached_family("llava")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layer = model.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda *_: pytest.fail("the language model was run"))
+    quiet = {
+        "freeze": ["llm", "vision", "vpp.global", "vpp.local", "vpp.projector"],
+        "answers": False,
+        "losses": ["alignment"],
+    }
+
+    trained = train(recipe(data, tmp_path / "run", **quiet), model=model, processor=processor)
+
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("model.multi_modal_projector.") for name in moved)
+    assert "forward" not in vars(model.get_decoder())
+    assert (trained.folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("changes", [{"losses": ["coordinates", "words"]}, {"losses": ["words"], "hide_boxes": 0.5}])
+def test_answers_that_are_left_out_and_named_are_refused(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(VPPError, match="answers = false leaves the answers out"):
+        train(recipe(data, tmp_path / "run", answers=False, **changes))
+
+
 def test_a_bare_host_gets_the_recipes_prompts(data: Path, tmp_path: Path) -> None:
     family = FAMILIES["llava"]
     prompts = {

@@ -284,6 +284,7 @@ def _build_local(config: VPPConfig, backbone: Backbone, *, pretrained: bool) -> 
         query_width=generator.width,
         hidden_size=backbone.hidden_size,
         projector_size=local.projector_size,
+        gain=local.gain,
     )
 
 

@@ -32,8 +32,8 @@ def train(
     data, data_format, data_family, data_boxes, data_pixels, images, split, mix, keep, box_format, max_samples,
     max_length, max_turns, max_skipped; learning_rates (reference or paper), lr.vpp.global (and llm, lora, projector,
     vision, vpp.local, vpp.projector), schedule.llm (likewise), freeze, unfreeze; lora_scope, lora_r, lora_alpha,
-    lora_dropout;
-    turns_apart, hide_boxes, cache_encodings, losses, average_weights, snapshots; eval_data,
+    lora_dropout, lora_first_layer;
+    turns_apart, hide_boxes, cache_encodings, answers, losses, average_weights, snapshots; eval_data,
     eval_format, eval_images, eval_protocol, eval_limit. All others are transformers' TrainingArguments by their own
     names: output_dir, max_steps, save_steps, learning_rate, bf16, ...; optim = "muon" is one more optimizer.
 

@@ -23,7 +23,7 @@ with named_extras():
         REGION_QUESTION,
         build_tokenizer,
     )
-    from vpp_plugins.pocket.untrained import pocket_config, start_queries, untrained_pocket
+    from vpp_plugins.pocket.untrained import pocket_config, start_queries, untrained_pocket, written_boxes
     from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
     from vpp_plugins.pocket.weights import FOLDER, load_pocket, save_pocket
 
@@ -50,4 +50,5 @@ __all__ = [
     "save_pocket",
     "start_queries",
     "untrained_pocket",
+    "written_boxes",
 ]

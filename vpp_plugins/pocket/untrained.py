@@ -61,13 +61,18 @@ def start_queries(model: Any, *, length: float | None = None, seed: int = 0) -> 
     the language model. `length` is that of a word's vector; None measures it.
     """
     local = model.vpp.local_vpp
-    if local is None or not isinstance(local.generator, WritesBoxes):
-        return
-    first, _, last = local.projector
-    if first.out_features >= 4 * last.out_features:
+    if local is not None and written_boxes(local):
         words = model.get_input_embeddings().weight.detach().float()
         length = float(words.norm(dim=-1).mean()) if length is None else length
         start_with_boxes(local.projector, local.generator.box_code, length=length, seed=seed)
+
+
+def written_boxes(local: Any) -> slice | None:
+    """Return which hidden numbers of a LocalVPP's projector write boxes, see `start_with_boxes`; None where none do."""
+    first, _, last = local.projector
+    width = int(last.weight.shape[0])
+    wide = isinstance(local.generator, WritesBoxes) and int(first.weight.shape[0]) >= 4 * width
+    return slice(0, 2 * width) if wide else None
 
 
 @torch.no_grad()

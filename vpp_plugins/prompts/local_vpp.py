@@ -21,9 +21,10 @@ class LocalVPP(nn.Module):
         query_width: int,
         hidden_size: int,
         projector_size: int = 1024,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.num_queries, self.query_width = num_queries, query_width
+        self.num_queries, self.query_width, self.gain = num_queries, query_width, gain
         self.generator = generator
         self.projector = nn.Sequential(
             nn.Linear(query_width, projector_size), nn.GELU(), nn.Linear(projector_size, hidden_size)
@@ -45,4 +46,5 @@ class LocalVPP(nn.Module):
                 f"the generator {type(self.generator).__name__} returned {tuple(queries.shape)}, but "
                 f"[images, num_queries, query_width] = {expected} is expected: fix it, or say what it makes."
             )
-        return self.projector(queries)
+        projected: Tensor = self.projector(queries)
+        return projected if self.gain == 1 else projected * self.gain

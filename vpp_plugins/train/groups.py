@@ -126,10 +126,11 @@ def parameter_groups(model: nn.Module, parts: Mapping[str, Part]) -> list[dict[s
     return list(groups.values())
 
 
-def lora_targets(model: nn.Module, *, scope: str = "llm") -> str:
+def lora_targets(model: nn.Module, *, scope: str = "llm", first_layer: int = 0) -> str:
     """Return a pattern for peft's `LoraConfig(target_modules=...)` that matches a scope's linear layers, and no others.
 
-    `scope` is llm, vision, projector, or all for the three.
+    `scope` is llm, vision, projector, or all for the three. Of the language model's layers those before `first_layer`
+    are left out: where nothing before them learns, the backward pass ends there.
     Works on a bare host and on an attached one, before `get_peft_model`; prompts and output head never match. A pattern
     and not a list, because peft shortens long lists to endings, and an ending may name a layer of the prompts too.
 
@@ -143,11 +144,19 @@ def lora_targets(model: nn.Module, *, scope: str = "llm") -> str:
     backbone = host_state(host).backbone if is_attached(host) else plugins.describe(host)
     head = host.get_output_embeddings()
     wanted = SCOPES if scope == "all" else (scope,)
-    patterns = {
-        _any_layer(name): None  # a dict keeps the model's order
+    chosen = [
+        name
         for name, module in host.named_modules()
         if isinstance(module, nn.Linear) and module is not head and part_of(name, backbone) in wanted
-    }
+    ]
+    if first_layer:
+        chosen = [name for name in chosen if part_of(name, backbone) != "llm" or _layer(name) >= first_layer]
+        if not any(part_of(name, backbone) == "llm" for name in chosen):
+            raise VPPError(
+                f"LoRA from layer {first_layer} of the language model on has nothing to act on in this "
+                f"{type(host).__name__}: choose an earlier layer, and a scope with the language model."
+            )
+    patterns = dict.fromkeys(re.escape(name) if first_layer else _any_layer(name) for name in chosen)
     if not patterns:
         raise VPPError(
             f"the scope '{scope}' holds no linear layers in this {type(host).__name__}: choose another, or mend the "
@@ -204,6 +213,12 @@ def _part_of(name: str, backbone: Backbone) -> str:
 
 def _below(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}.")
+
+
+def _layer(name: str) -> int:
+    """Return which layer a module is in, -1 where its name has no number."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 def _any_layer(name: str) -> str:

@@ -164,7 +164,7 @@ def _with_lora(model: Any, recipe: Recipe) -> Any:
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=lora_targets(model, scope=scope),
+        target_modules=lora_targets(model, scope=scope, first_layer=recipe.lora_first_layer),
         modules_to_save=whole or None,
     )
     with warnings.catch_warnings():

@@ -41,7 +41,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
         "gradient_accumulation_steps save_total_limit".split(),
         (1, 2**62),
     ),
-    **dict.fromkeys("max_skipped dataloader_num_workers".split(), (0, 2**62)),
+    **dict.fromkeys("max_skipped dataloader_num_workers lora_first_layer".split(), (0, 2**62)),
     **dict.fromkeys("learning_rate weight_decay max_grad_norm warmup_steps num_train_epochs".split(), (0, _MOST)),
     **dict.fromkeys("max_steps save_steps eval_steps logging_steps".split(), (-1, 2**62)),
     **dict.fromkeys("seed data_seed".split(), (0, 2**32 - 1)),
@@ -143,6 +143,9 @@ class Recipe:
     lora_r: int = 64
     lora_alpha: int = 128
     lora_dropout: float = 0.05
+    lora_first_layer: int = 0
+    """The language model's first layer with LoRA, from 0. Where nothing before it learns, the backward pass ends
+    there."""
 
     cache_encodings: str | None = None
     """Folder in which what frozen encoders (the vision encoder, the local prompt's generator) make of each image is
@@ -153,14 +156,17 @@ class Recipe:
     hide_boxes: float = 0.0
     """Share of the answers' boxes that the model reads as random numbers while it learns them; for tokenizers with a
     token for each number."""
+    answers: bool = True
+    """Whether answers are learned. False leaves `losses` alone, and where none of them listens to the language model
+    that is not run: a first stage, which brings projectors to the language model in minutes."""
     losses: tuple[str, ...] = ()
     """Losses beside the answer's own, as "name:weight", or "name" for weight 1. words aligns the image's tokens with
     the words that describe its regions; detection teaches the local prompt's queries where the named objects are;
     coordinates, the answer's own loss, counts numbers near to a coordinate as nearly right, for tokenizers as
     `hide_boxes`. pointing binds an answer's hidden states to the tokens that show what it speaks of: the local prompt's
     queries where the generator says where they look, else the image's own. looking and copying do so for the heads of
-    the last layer, for tokenizers as `hide_boxes`; writing is copying for pretrained language models. Plugins bring
-    more."""
+    the last layer, for tokenizers as `hide_boxes`. For pretrained language models alignment stands for words, naming
+    for pointing, and writing for copying. Plugins bring more."""
 
     snapshots: tuple[int, ...] = ()
     """Steps after which the weights are also written as they are at the end, to `step-N/` beside `final/`, for good."""

@@ -31,7 +31,7 @@ from vpp_plugins.train.encodings import KeptEncodings
 from vpp_plugins.train.evaluation import TrainingEvaluation, evaluation_of
 from vpp_plugins.train.forgetting import Forgetting
 from vpp_plugins.train.groups import SCOPES
-from vpp_plugins.train.losses import HiddenBoxes, answer_loss, build_losses, check_losses, coordinate_ids
+from vpp_plugins.train.losses import ANSWERS, HiddenBoxes, answer_loss, build_losses, check_losses, coordinate_ids
 from vpp_plugins.train.machine import check_machine
 from vpp_plugins.train.model import (
     attach,
@@ -182,7 +182,19 @@ def _check_names(recipe: Recipe) -> None:
         )
     pixel_budget(recipe)
     check_losses(recipe.loss_weights())
+    _check_answers(recipe)
     learning_rates(recipe)
+
+
+def _check_answers(recipe: Recipe) -> None:
+    weights = recipe.loss_weights()
+    if recipe.answers:
+        return
+    if not weights:
+        raise VPPError('answers = false leaves nothing to learn: name losses, such as losses = ["alignment"].')
+    if ANSWERS in weights or recipe.hide_boxes:
+        named = f"the loss '{ANSWERS}'" if ANSWERS in weights else "hide_boxes"
+        raise VPPError(f"answers = false leaves the answers out, and {named} is about them: leave one of the two out.")
 
 
 def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:
@@ -255,6 +267,7 @@ def _trainer(
         muon=recipe.trainer.get("optim") == MUON,
         average=_average(recipe, groups),
         snapshots=recipe.snapshots,
+        answers=recipe.answers,
     )
     trainer.card_sections = {"Data": _data_told(recipe, collator.data)}
     if recipe.keep:

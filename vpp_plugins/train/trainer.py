@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
@@ -50,7 +51,8 @@ class VPPTrainer(Trainer):
     """Trainer for an attached model.
 
     `groups` are those of `parameter_groups`; `max_skipped` samples may be lost; `evaluation` is what `evaluate` asks;
-    `losses` are added to the answer's own; after the steps `snapshots` the weights are written to `step-N/`.
+    `losses` are added to the answer's own, which `answers=False` leaves out; after the steps `snapshots` the weights
+    are written to `step-N/`.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class VPPTrainer(Trainer):
         muon: bool = False,
         average: WeightAverage | None = None,
         snapshots: Collection[int] = (),
+        answers: bool = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -71,7 +74,7 @@ class VPPTrainer(Trainer):
         self.add_callback(Console())
         self.groups, self.max_skipped, self.evaluation = groups, max_skipped, evaluation
         self.losses = [loss.to(self.args.device) for loss in losses]
-        self._muon, self.average = muon, average
+        self._muon, self.average, self.answers = muon, average, answers
         averaging = [] if average is None else [average.update]
         emptying = [partial(_empty_gradients, loss) for loss in losses]  # Trainer empties those of the model alone
         self.add_callback(EveryStep([*averaging, partial(_snapshot, self, frozenset(snapshots)), *emptying]))
@@ -133,12 +136,23 @@ class VPPTrainer(Trainer):
     ) -> Any:
         """Add the recipe's losses to the answer's own."""
         given = dict(inputs)  # Trainer may take the labels out
-        with self._head_reads_what_is_learned(inputs["labels"]):
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.answers:
+            with self._head_reads_what_is_learned(inputs["labels"]):
+                loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        else:
+            loss, outputs = self._unanswered(model, inputs)
         for added in self.losses:
             value = added.weighted(self._about, given, outputs)
             loss = loss + value.to(loss) / self._accumulated(num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _unanswered(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
+        """Return no loss and what the model says; of its language model nothing, where no loss listens to it."""
+        asked = {name: value for name, value in inputs.items() if name != "labels"}
+        silent = not any(loss.reads_language_model for loss in self.losses)
+        with without_decoder(unwrap(model)) if silent else nullcontext():
+            outputs = model(**asked)
+        return torch.zeros((), device=self.args.device), outputs
 
     def _head_reads_what_is_learned(self, labels: Tensor) -> AbstractContextManager[None]:
         if self.compute_loss_func is None:
@@ -357,6 +371,21 @@ class VPPTrainer(Trainer):
     @property
     def _has_lora(self) -> bool:
         return isinstance(self.model, PeftModel)
+
+
+@contextmanager
+def without_decoder(host: Any) -> Iterator[None]:
+    """Have a host's language model return the first place of what it is given, at no cost."""
+    decoder = host.get_decoder()
+
+    def first_place(*args: Any, inputs_embeds: Tensor, **kwargs: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds[:, :1])
+
+    decoder.forward = first_place
+    try:
+        yield
+    finally:
+        del decoder.forward
 
 
 @contextmanager

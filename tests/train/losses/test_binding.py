@@ -1,9 +1,11 @@
 """Losses that bind answers to the tokens which show what they speak of, each against a plain twin."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -13,10 +15,12 @@ from vpp_plugins import VPPConfig, VPPError, VPPProcessor, attach_vpp
 from vpp_plugins.data import Describe, Locate, Sample
 from vpp_plugins.pocket import build_pocket
 from vpp_plugins.train.collate import About
+from vpp_plugins.train.losses.alignment import drawn_rows
 from vpp_plugins.train.losses.coordinates import bell
 from vpp_plugins.train.losses.copying import Copying, CopyingAloud, shown_boxes
 from vpp_plugins.train.losses.evidence import Evidence, answers
 from vpp_plugins.train.losses.looking import Looking
+from vpp_plugins.train.losses.naming import NAMED, Naming
 from vpp_plugins.train.losses.pointing import Pointing
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -152,6 +156,46 @@ def test_pointing_is_a_softmax_over_cosines() -> None:
     torch.testing.assert_close(value, torch.stack(losses).mean(), rtol=1e-4, atol=1e-5)
 
 
+def test_naming_is_pointing_and_the_words_that_the_table_reads() -> None:
+    model, processor = pocket(queries=True)
+    inputs, about = batch(processor)
+    named = (Describe((BOXES[0],), "cup"), Describe((BOXES[1],), "cup"))
+    samples = tuple(replace(sample, turns=(*sample.turns, *named)) for sample in about.samples)
+    losses = [kind(model, processor) for kind in (Naming, Pointing)]
+    output = model(**inputs, output_hidden_states=True)
+    naming, pointing = (loss(replace(about, samples=samples), inputs, output) for loss in losses)
+    for loss in losses:
+        loss.remove()
+
+    table, words = (
+        model.get_input_embeddings().weight,
+        processor.tokenizer(" cup", add_special_tokens=False)["input_ids"],
+    )
+    rows = sorted({*words, *drawn_rows(processor.tokenizer).tolist()})
+    read = []
+    for state in (output.hidden_states[1], output.hidden_states[2]):
+        for row in range(2):
+            start = answers(inputs["labels"][row])[0][0]
+            for place in (start, *numbers(processor, inputs["labels"][row])):
+                said = F.rms_norm(state[row, place - 1], state.shape[-1:])  # the maps begin as they are
+                logs = (table[rows] @ said).log_softmax(-1)
+                read.append(-torch.stack([logs[rows.index(word)] for word in words]).mean())
+
+    torch.testing.assert_close(naming, pointing + NAMED * torch.stack(read).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_naming_without_descriptions_is_pointing() -> None:
+    model, processor = pocket(queries=True)
+    inputs, about = batch(processor)
+    losses = [kind(model, processor) for kind in (Naming, Pointing)]
+    output = model(**inputs)
+    naming, pointing = (loss(about, inputs, output) for loss in losses)
+    for loss in losses:
+        loss.remove()
+
+    assert torch.equal(naming, pointing)
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
 def test_pointing_works_on_any_host_with_image_tokens(family: str) -> None:
     model, processor = attached_family(family)
@@ -174,7 +218,7 @@ def test_all_of_it_comes_off() -> None:
     model, processor = pocket(queries=False)
     before = {name: dict(module._forward_hooks) for name, module in model.named_modules()}
     kind = type(model)
-    for loss in [kind_(model, processor) for kind_ in (Pointing, Looking, Copying, CopyingAloud)]:
+    for loss in [kind_(model, processor) for kind_ in (Pointing, Naming, Looking, Copying, CopyingAloud)]:
         loss.remove()
 
     assert {name: dict(module._forward_hooks) for name, module in model.named_modules()} == before
@@ -187,7 +231,7 @@ def test_a_batch_of_text_alone_costs_nothing() -> None:
     inputs, _ = batch(processor)
     samples = (Sample("s", "", 0, 0, ()),) * 2
     about = About(samples, (None, None), (0, 1), ())
-    for kind in (Pointing, Looking, Copying, CopyingAloud):
+    for kind in (Pointing, Naming, Looking, Copying, CopyingAloud):
         loss = kind(model, processor)
         assert float(loss(about, inputs, model(**inputs)).detach()) == 0
         loss.remove()

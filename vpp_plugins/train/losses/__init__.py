@@ -7,11 +7,13 @@ from torch import nn
 
 from vpp_plugins import plugins
 from vpp_plugins.errors import VPPError, nearest
+from vpp_plugins.train.losses.alignment import Alignment
 from vpp_plugins.train.losses.base import AuxiliaryLoss
 from vpp_plugins.train.losses.coordinates import HiddenBoxes, SoftBoxLoss, coordinate_ids, learned_alone
 from vpp_plugins.train.losses.copying import Copying, CopyingAloud
 from vpp_plugins.train.losses.detection import AuxiliaryDetection, named_objects
 from vpp_plugins.train.losses.looking import Looking
+from vpp_plugins.train.losses.naming import Naming
 from vpp_plugins.train.losses.pointing import Pointing
 from vpp_plugins.train.losses.words import WordAlignment
 
@@ -32,7 +34,8 @@ __all__ = [
 ANSWERS = "coordinates"
 """The name that is no loss beside the answer's own, but that loss itself with soft numbers."""
 BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {
-    kind.name: kind for kind in (WordAlignment, AuxiliaryDetection, Pointing, Looking, Copying, CopyingAloud)
+    kind.name: kind
+    for kind in (WordAlignment, Alignment, AuxiliaryDetection, Pointing, Naming, Looking, Copying, CopyingAloud)
 }
 
 

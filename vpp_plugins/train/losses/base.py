@@ -30,6 +30,8 @@ class AuxiliaryLoss(nn.Module):
     """What a recipe calls it."""
     weight: float = 1.0
     """The recipe's."""
+    reads_language_model: bool = True
+    """Whether it listens to the language model, or to what comes before it alone."""
     file: str = ""
     """Where a checkpoint keeps its own parameters; "" is NAME_loss.safetensors."""
 

@@ -34,6 +34,7 @@ class AuxiliaryDetection(AuxiliaryLoss):
     """
 
     name, file = "detection", HEADS_FILE
+    reads_language_model = False
 
     def __init__(self, model: nn.Module, processor: Any = None, *, weight: float = 1.0, seed: int = 0) -> None:
         super().__init__(model)

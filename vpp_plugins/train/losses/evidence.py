@@ -114,7 +114,7 @@ class EvidenceLoss(AuxiliaryLoss):
                     places = self._numbers(labels[row, start:end].tolist())
                     found += [(image, start + place - 1, number) for place, number in places]
                     fits += [fit] * len(places)
-        image, column, coordinate = torch.tensor(found, device=labels.device).reshape(-1, 3).T
+        image, column, coordinate = torch.tensor(found, dtype=torch.long, device=labels.device).reshape(-1, 3).T
         empty = torch.zeros(0, evidence.columns.shape[1], dtype=torch.bool, device=labels.device)
         return Spoken(image, column, coordinate, torch.stack(fits) if fits else empty)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
@@ -34,6 +34,7 @@ class WordAlignment(AuxiliaryLoss):
     """
 
     name = "words"
+    reads_language_model = False
 
     def __init__(self, model: nn.Module, processor: Any) -> None:
         super().__init__(model)
@@ -66,22 +67,31 @@ class WordAlignment(AuxiliaryLoss):
         if self.generator is not None:
             boxes = self.generator.boxes(queries[: len(samples)].detach()).float().cpu()
             shown = [shown_by_queries(*things, own) for things, own in zip(described, boxes, strict=True)]
-            loss = loss + self._read(projected[: len(samples)], shown)
+            loss = loss + self._read_queries(projected[: len(samples)], shown)
         return loss
 
-    def _read(self, tokens: Float[Tensor, "images places width"], shown: Sequence[Sequence[str]]) -> Float[Tensor, ""]:
-        """Return how badly the embedding table reads the tokens as the words that they show."""
+    def pairs(self, shown: Sequence[Sequence[str]]) -> Int64[Tensor, "pairs 3"]:
+        """Return image, place and token of every word that is shown; where nothing is, it is the padding token."""
         pairs = [
             (image, place, word)
             for image, texts in enumerate(shown)
             for place, text in enumerate(texts)
             for word in self._ids(text)
         ]
-        images, places, words = torch.tensor(pairs, device=tokens.device).T
+        return torch.tensor(pairs)
+
+    def _read(self, tokens: Float[Tensor, "images places width"], shown: Sequence[Sequence[str]]) -> Float[Tensor, ""]:
+        """Return how badly the embedding table reads the tokens as the words that they show."""
+        images, places, words = self.pairs(shown).to(tokens.device).T
         table: Tensor = self.host.get_input_embeddings().weight
         read = F.linear(F.rms_norm(tokens.float(), tokens.shape[-1:]), table.float()).log_softmax(-1)
         counts = torch.where(words == self.tokenizer.pad_token_id, EMPTY, 1.0)
         return -(read[images, places, words] * counts).sum() / counts.sum()
+
+    def _read_queries(
+        self, tokens: Float[Tensor, "images places width"], shown: Sequence[Sequence[str]]
+    ) -> Float[Tensor, ""]:
+        return self._read(tokens, shown)
 
     def _ids(self, text: str) -> list[int]:
         if not text:
