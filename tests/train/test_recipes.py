@@ -35,7 +35,7 @@ RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
 HERE = {"use_cpu": True, "disable_tqdm": True, "dataloader_num_workers": 0, "dataloader_pin_memory": False}
 ELSEWHERE = ("tf32", "fsdp")
 """Keys for GPUs or for several processes."""
-ON_SCENES = ("pocket", "smollm2-lora")
+ON_SCENES = ("pocket", "smollm2-align", "smollm2-lora")
 """Recipes that draw their data, with tests of their own."""
 TOY: dict[str, Any] = {"generator": "toy", "num_queries": 4, "image_size": 64, "projector_size": 16}
 

@@ -78,10 +78,11 @@ def test_what_needs_the_real_model_is_named(data: list[str]) -> None:
     assert run.sentences[1] == "Not tried here, as they need the real model: coordinates, hide_boxes, owner/prompts."
 
 
-def test_no_scene_images_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["smollm2-align", "smollm2-lora"])
+def test_no_scene_images_are_fetched(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "fetch_assets", None)
     monkeypatch.chdir(tmp_path)
-    run = dry_run(Recipe.load(FOLDER / "smollm2-lora.toml"))
+    run = dry_run(Recipe.load(FOLDER / f"{name}.toml"))
 
     assert run.trained.steps == 2
     assert run.sentences[1] == "The scenes were of shapes, as the cut-outs are not in 'assets': the run fetches them."

@@ -115,6 +115,7 @@ def in_little(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
         dtype="auto",
         attn_implementation=None,
         load_in_4bit=False,
+        lora_first_layer=0,  # a tiny host has two
         vpp=None if _own_prompts(recipe) else recipe.vpp,
         local_vpp=_small(recipe.local_vpp),
         losses=tuple(one for one in recipe.losses if one not in off),
