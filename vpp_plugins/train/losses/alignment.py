@@ -5,7 +5,8 @@ among the batch's words and rows drawn once (a sampled softmax, Jean et al., arX
 stays about as long as a word's vector, a query, which carries its box besides, 1.5 times: + (length / wanted - 1)^2.
 What writes a query's box, see `start_with_boxes`, keeps its weights, or words would drown it.
 
-It needs no language model: with `answers = false` in a recipe the projectors alone run, at a twentieth of the cost. Ours.
+It needs no language model: with `answers = false` in a recipe the projectors alone run, for a twentieth of the cost.
+Ours.
 """
 
 from collections.abc import Sequence
