@@ -57,11 +57,14 @@ def test_what_fetch_says_to_run_can_be_pasted(vpp: Run, monkeypatch: pytest.Monk
 
     _, out, _ = vpp("fetch", "smollm2", "--no-numbers", "--out", "my models/smollm2")
 
-    _, _, command = out.partition(" is there: ")
-    _, _, recipe, *changes = shlex.split(command)
-    told = Recipe.load(recipe, changes=[word for word in changes if word != "--set"])
-    ours = Recipe.load(recipe)
-    assert told.model == "my models/smollm2"
+    commands = [shlex.split(line) for line in out.splitlines() if line.startswith("vpp train ")]
+    align, told = (
+        Recipe.load(recipe, changes=[word for word in changes if word != "--set"])
+        for _, _, recipe, *changes in commands
+    )
+    ours = Recipe.load("smollm2-lora.toml")
+    assert align.model == "my models/smollm2"
+    assert told.model == ours.model == f"{align.output_dir}/final"
     assert {*ours.losses} - {*told.losses} == {loss for loss in ours.losses if loss.partition(":")[0] in NEED_NUMBERS}
 
 

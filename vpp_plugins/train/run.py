@@ -175,6 +175,8 @@ def _check_names(recipe: Recipe) -> None:
     check_how_loaded(recipe)
     if recipe.lora_scope is not None:
         known_name(recipe.lora_scope, SCOPES, "LoRA scope")
+    elif recipe.lora_first_layer:
+        raise VPPError('lora_first_layer has nothing to act on without LoRA: add lora_scope = "llm", or leave it out.')
     if recipe.vpp == NO_PROMPTS and recipe.trains_prompts_alone:
         raise VPPError(
             'the recipe trains prompts alone, so with vpp = "none" nothing is left to train: its control is the host '
