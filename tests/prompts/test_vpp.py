@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.tiny import attached, tiny_llava
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD, letterbox
@@ -254,3 +255,12 @@ class TestAxesRenderedOnce:
             vpp.detector_view(boxed((64, 64)))
             copy.deepcopy(vpp).detector_view(boxed((64, 64)))
         assert len(rendered) == 2
+
+
+def test_a_gain_that_was_changed_on_the_prompt_is_refused(toy: None) -> None:
+    model, _ = attached(tiny_llava())
+    model.vpp.check_settings()
+    model.vpp.local_vpp.gain = 8.0
+
+    with pytest.raises(VPPError, match=r"local_vpp\.gain is 8\.0, but the prompts were attached with 1\.0"):
+        model.vpp.check_settings()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.families import FAMILIES, attached_family
+from tests.families import FAMILIES, attached_family, family_inputs
 from tests.train.runs import SIZE, recipe, run_llava, samples, toy_prompts, write_data
 from vpp_plugins import VPPError, VPPProcessor, attach_vpp, load_vpp
 from vpp_plugins.attach import Stopwatch
@@ -18,7 +18,7 @@ from vpp_plugins.data.sample import Locate, Sample, Talk
 from vpp_plugins.train import checkpoints
 from vpp_plugins.train.checkpoints import check_room
 from vpp_plugins.train.run import train
-from vpp_plugins.train.trainer import VPPTrainer
+from vpp_plugins.train.trainer import VPPTrainer, without_decoder
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -111,6 +111,41 @@ def test_without_answers_the_language_model_is_not_run(data: Path, tmp_path: Pat
     assert all(name.startswith("model.multi_modal_projector.") for name in moved)
     assert "forward" not in vars(model.get_decoder())
     assert (trained.folder / "model.safetensors").is_file()
+
+
+def test_text_alone_teaches_nothing_without_answers(tmp_path: Path) -> None:
+    data = write_data(tmp_path, samples(8, text_only=[0, 1, 4, 5]))
+    quiet = {
+        "freeze": ["llm", "vision", "vpp.global", "vpp.local", "vpp.projector"],
+        "train_sampling_strategy": "sequential",
+    }
+    model, processor = attached_family("llava")
+
+    trained = train(
+        recipe(data, tmp_path / "run", answers=False, losses=["words"], **quiet), model=model, processor=processor
+    )
+
+    assert trained.steps == 4
+    assert not trained.skipped
+
+
+@pytest.mark.parametrize("changes", [{}, {"freeze": ["llm"], "lora_scope": "llm"}])
+def test_a_language_model_that_is_not_run_cannot_learn(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(VPPError, match=r"no losses but words the language model is not run.*add \"llm\" to freeze"):
+        train(recipe(data, tmp_path / "run", answers=False, losses=["words"], **changes))
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_familys_language_model_can_be_left_out(name: str) -> None:
+    model, processor = attached_family(name)
+    for layer in model.get_decoder().layers:
+        layer.register_forward_pre_hook(lambda *_: pytest.fail("the language model was run"))
+
+    with without_decoder(model):
+        logits = model(**family_inputs(processor, [1, 1])).logits
+
+    assert logits.shape[:2] == (2, 1)
+    assert "forward" not in vars(model.get_decoder())
 
 
 @pytest.mark.parametrize("changes", [{"losses": ["coordinates", "words"]}, {"losses": ["words"], "hide_boxes": 0.5}])

@@ -77,7 +77,12 @@ class VPP(nn.Module):
 
     def check_settings(self) -> None:
         """Raise VPPError where a setting was changed on the prompt itself: what is saved would not say so."""
-        saved, axes = self.config.global_vpp, self.global_vpp
+        saved, axes, queries = self.config.global_vpp, self.global_vpp, self.local_vpp
+        if queries is not None and self.config.local_vpp is not None and queries.gain != self.config.local_vpp.gain:
+            raise VPPError(
+                f"model.vpp.local_vpp.gain is {queries.gain!r}, but the prompts were attached with "
+                f"{self.config.local_vpp.gain!r}, which is what would be saved: set it back, or attach anew."
+            )
         if saved is None or axes is None:
             return
         own = {"alpha": axes.alpha, "style": axes.style, "interior": axes.interior, "resample": axes.resample}

@@ -32,7 +32,9 @@ LONG = 4
 Groups = Sequence[Mapping[str, Any]]
 
 
-def show(data: TrainingData, collator: Collator, groups: Groups, *, off: Sequence[str] = ()) -> None:
+def show(
+    data: TrainingData, collator: Collator, groups: Groups, *, off: Sequence[str] = (), answers: bool = True
+) -> None:
     """Print what is trained, the faults of the data, and the first sample's tokens; `off` has nothing to act on."""
     console = Console(stderr=True)
     if off:
@@ -49,7 +51,8 @@ def show(data: TrainingData, collator: Collator, groups: Groups, *, off: Sequenc
     console.print(table)
     for issue, count, examples in data.tally.rows():
         console.print(f"{count} x {issue}: {examples}", highlight=False)
-    console.print("The first sample, what is learned between ⟦ and ⟧:")
+    learned = "what is learned between ⟦ and ⟧" if answers else "its answers, which are not learned, between ⟦ and ⟧"
+    console.print(f"The first sample, {learned}:")
     console.print(preview(collator, 0))
 
 

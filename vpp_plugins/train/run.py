@@ -31,7 +31,15 @@ from vpp_plugins.train.encodings import KeptEncodings
 from vpp_plugins.train.evaluation import TrainingEvaluation, evaluation_of
 from vpp_plugins.train.forgetting import Forgetting
 from vpp_plugins.train.groups import SCOPES
-from vpp_plugins.train.losses import ANSWERS, HiddenBoxes, answer_loss, build_losses, check_losses, coordinate_ids
+from vpp_plugins.train.losses import (
+    ANSWERS,
+    HiddenBoxes,
+    answer_loss,
+    build_losses,
+    check_losses,
+    coordinate_ids,
+    read_language_model,
+)
 from vpp_plugins.train.machine import check_machine
 from vpp_plugins.train.model import (
     attach,
@@ -118,7 +126,7 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any, watch: St
     if arguments.should_save:
         check_room(Path(recipe.output_dir), _checkpoint_bytes(trainer))
         _record(recipe, data, unwrap(model).config.name_or_path, resumed=resume is not None)
-        show(data, collator, groups, off=recipe.switched_off())
+        show(data, collator, groups, off=recipe.switched_off(), answers=recipe.answers)
     trainer.accelerator.wait_for_everyone()
     with nullcontext() if watch is None else _timed(trainer, model, watch):
         try:
@@ -193,10 +201,16 @@ def _check_answers(recipe: Recipe) -> None:
     if recipe.answers:
         return
     if not weights:
-        raise VPPError('answers = false leaves nothing to learn: name losses, such as losses = ["alignment"].')
+        off = f" ({', '.join(recipe.switched_off())} needs prompts)" if recipe.losses and recipe.switched_off() else ""
+        raise VPPError(f'answers = false leaves nothing to learn{off}: name losses, such as losses = ["alignment"].')
     if ANSWERS in weights or recipe.hide_boxes:
         named = f"the loss '{ANSWERS}'" if ANSWERS in weights else "hide_boxes"
         raise VPPError(f"answers = false leaves the answers out, and {named} is about them: leave one of the two out.")
+    if not read_language_model(weights) and (recipe.lora_scope is not None or "llm" not in recipe.freeze):
+        raise VPPError(
+            f"with answers = false and no losses but {', '.join(weights)} the language model is not run, and cannot "
+            'learn: add "llm" to freeze, and leave lora_scope out.'
+        )
 
 
 def _check_arguments(arguments: TrainingArguments, recipe: Recipe) -> None:

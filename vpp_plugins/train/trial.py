@@ -108,7 +108,8 @@ def in_little(recipe: Recipe, folder: Path) -> tuple[Recipe, list[str]]:
     if recipe.model == POCKET:
         return little, []
     off = [one for one in recipe.losses if one.partition(":")[0] in NEED_NUMBERS]
-    left_out = [*off, *(["hide_boxes"] if recipe.hide_boxes else []), *([recipe.vpp] if _own_prompts(recipe) else [])]
+    keys = [key for key in ("hide_boxes", "lora_first_layer") if getattr(recipe, key)]
+    left_out = [*off, *keys, *([recipe.vpp] if _own_prompts(recipe) else [])]
     little = replace(
         little,
         processor=None,

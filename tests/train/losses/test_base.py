@@ -15,7 +15,14 @@ from tests.train.runs import recipe, samples, write_data
 from vpp_plugins import VPPError, hookimpl
 from vpp_plugins.plugins.registry import manager
 from vpp_plugins.train.collate import About
-from vpp_plugins.train.losses import BUILT_IN, AuxiliaryLoss, answer_loss, build_losses, check_losses
+from vpp_plugins.train.losses import (
+    SILENT,
+    AuxiliaryLoss,
+    answer_loss,
+    build_losses,
+    check_losses,
+    read_language_model,
+)
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
 
@@ -143,7 +150,6 @@ def test_the_keys_of_0_1_work_with_one_warning_that_says_what_to_write() -> None
 
 
 def test_three_losses_do_without_the_language_model() -> None:
-    kinds: dict[str, Any] = dict(BUILT_IN)
-    silent = [name for name, kind in kinds.items() if not kind.reads_language_model]
-
-    assert silent == ["words", "alignment", "detection"]
+    assert {"words", "alignment", "detection"} == SILENT
+    assert not read_language_model({"words": 1.0, "detection": 0.1})
+    assert read_language_model({"words": 1.0, "a plugin's": 1.0})

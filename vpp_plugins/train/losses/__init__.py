@@ -29,14 +29,15 @@ __all__ = [
     "coordinate_ids",
     "learned_alone",
     "named_objects",
+    "read_language_model",
 ]
 
 ANSWERS = "coordinates"
 """The name that is no loss beside the answer's own, but that loss itself with soft numbers."""
-BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {
-    kind.name: kind
-    for kind in (WordAlignment, Alignment, AuxiliaryDetection, Pointing, Naming, Looking, Copying, CopyingAloud)
-}
+KINDS = (WordAlignment, Alignment, AuxiliaryDetection, Pointing, Naming, Looking, Copying, CopyingAloud)
+BUILT_IN: Mapping[str, Callable[[nn.Module, Any], AuxiliaryLoss]] = {kind.name: kind for kind in KINDS}
+SILENT = frozenset(kind.name for kind in KINDS if not kind.reads_language_model)
+"""Those for which the language model need not be run; of plugins' it is not known before they are built."""
 
 
 def check_losses(weights: Mapping[str, float]) -> None:
@@ -53,6 +54,11 @@ def _unknown(name: str) -> VPPError:
     return VPPError(
         f"no loss is called '{name}'.{nearest(name, known)} Built in: {', '.join(known)}; others come as plugins."
     )
+
+
+def read_language_model(weights: Mapping[str, float]) -> bool:
+    """Return whether any of a recipe's losses may listen to the language model; needs no model."""
+    return not SILENT.issuperset(weights)
 
 
 def build_losses(weights: Mapping[str, float], model: nn.Module, processor: Any) -> list[AuxiliaryLoss]:

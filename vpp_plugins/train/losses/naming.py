@@ -62,5 +62,5 @@ class Naming(Pointing):
                 if isinstance(turn, Locate) and len(turn.boxes) == 1 and tuple(turn.boxes[0]) in described:
                     words = self.tokenizer(f" {described[tuple(turn.boxes[0])]}", add_special_tokens=False)["input_ids"]
                     places = self._numbers(labels[row, start:end].tolist())
-                    found += [(row, start + place - 1, words) for place, _ in places]
+                    found += [(row, start + place - 1, words) for place, _ in places if words]
         return found

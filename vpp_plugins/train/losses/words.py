@@ -41,7 +41,8 @@ class WordAlignment(AuxiliaryLoss):
         projectors = host_state(self.host).backbone.projectors
         if len(projectors) != 1:
             raise VPPError(
-                f"the loss 'words' needs a host with one projector, but this one has {len(projectors)}: leave it out."
+                f"the loss '{self.name}' needs a host with one projector, but this one has {len(projectors)}: leave it "
+                "out."
             )
         self.tokenizer = processor.tokenizer
         self.catch("tokens", self.host.get_submodule(projectors[0]))
@@ -59,7 +60,7 @@ class WordAlignment(AuxiliaryLoss):
         side = isqrt(tokens.shape[1])
         if tokens.ndim != 3 or side**2 != tokens.shape[1] or len(tokens) != len(samples):
             raise VPPError(
-                f"the loss 'words' needs one square grid of tokens for each of {len(samples)} images, but the "
+                f"the loss '{self.name}' needs one square grid of tokens for each of {len(samples)} images, but the "
                 f"projector made {list(tokens.shape)}: leave it out for this host."
             )
         described = [described_things(sample) for sample in samples]
