@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from vpp_plugins import VPPError
 from vpp_plugins.pocket import load_pocket
 from vpp_plugins.train import machine
-from vpp_plugins.train.machine import check_machine, forecast, parameters
+from vpp_plugins.train.machine import LORA, check_machine, forecast, parameters
 from vpp_plugins.train.recipe import Recipe
 from vpp_plugins.train.run import train
 
@@ -138,6 +138,15 @@ def test_what_learns_is_counted(values: dict[str, Any], learn: float) -> None:
     said = re.search(r"for ([\d,]+)( million)? numbers that learn", forecast(recipe(**values), 1)[1])
     assert said is not None
     assert int(said[1].replace(",", "")) * (1e6 if said[2] else 1) == pytest.approx(learn, rel=0.01)
+
+
+@pytest.mark.parametrize(("first", "share"), [(0, 1.0), (20, 1 / 3)])
+def test_lora_from_a_layer_on_is_counted_from_there(first: int, share: float, tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1000, 1000)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 128, "num_hidden_layers": 30}}')
+    lora = {"vpp": "none", "lora_scope": "llm", "lora_r": 64, "lora_first_layer": first, "freeze": ["projector"]}
+    said = forecast(recipe(model=str(tmp_path), **lora), 1)[1]
+    assert f"for {64 * LORA * 1e6 * share:,.0f} numbers that learn" in said
 
 
 def test_a_model_that_lies_here_says_its_width(tmp_path: Path) -> None:

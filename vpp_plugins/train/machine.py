@@ -108,7 +108,11 @@ def _learning_host(recipe: Recipe, count: float) -> float:
         if learns and Path(recipe.model, "config.json").is_file():
             sizes = _parts(recipe)
         return sum(sizes[part] for part in learns)
-    each = {"llm": LORA * count, "vision": VISION_LORA, "projector": vision_width + 3 * width}
+    each = {
+        "llm": LORA * count * _share_of_layers(recipe),
+        "vision": VISION_LORA,
+        "projector": vision_width + 3 * width,
+    }
     lora = recipe.lora_r * (sum(each.values()) if recipe.lora_scope == "all" else each[recipe.lora_scope])
     return lora + (projector if projector_learns_whole(recipe) else 0.0)
 
@@ -151,8 +155,18 @@ def _generator_size(local: LocalVPPConfig) -> tuple[float, int]:
 
 def _width(model: str) -> int:
     """Return how wide a language model is, as its folder says where it lies here."""
+    return _of_text(model, "hidden_size", WIDTH)
+
+
+def _of_text(model: str, key: str, otherwise: int) -> int:
     settings = settings_of(Path(model))
-    return int(settings.get("text_config", settings).get("hidden_size", WIDTH))
+    return int(settings.get("text_config", settings).get(key, otherwise))
+
+
+def _share_of_layers(recipe: Recipe) -> float:
+    """Return which share of the language model's layers gets LoRA; all, where nothing says how many there are."""
+    layers = _of_text(recipe.model, "num_hidden_layers", 0)
+    return max(1 - recipe.lora_first_layer / layers, 0.0) if layers else 1.0
 
 
 def _size(module: nn.Module, *, learning: bool = False) -> float:
