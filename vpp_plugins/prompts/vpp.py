@@ -77,22 +77,17 @@ class VPP(nn.Module):
 
     def check_settings(self) -> None:
         """Raise VPPError where a setting was changed on the prompt itself: what is saved would not say so."""
-        saved, axes, queries = self.config.global_vpp, self.global_vpp, self.local_vpp
-        if queries is not None and self.config.local_vpp is not None and queries.gain != self.config.local_vpp.gain:
-            raise VPPError(
-                f"model.vpp.local_vpp.gain is {queries.gain!r}, but the prompts were attached with "
-                f"{self.config.local_vpp.gain!r}, which is what would be saved: set it back, or attach anew."
-            )
-        if saved is None or axes is None:
-            return
-        own = {"alpha": axes.alpha, "style": axes.style, "interior": axes.interior, "resample": axes.resample}
-        for name, value in own.items():
-            if value != (said := vars(saved)[name]):
-                raise VPPError(
-                    f"model.vpp.global_vpp.{name} is {value!r}, but the prompts were attached with {said!r}, which is "
-                    "what would be saved: set it back, or attach anew, as by VPPConfig(global_vpp=GlobalVPPConfig("
-                    f"{name}={value!r}))."
-                )
+        for part, prompt, saved, names in (
+            ("global_vpp", self.global_vpp, self.config.global_vpp, ("alpha", "style", "interior", "resample")),
+            ("local_vpp", self.local_vpp, self.config.local_vpp, ("gain",)),
+        ):
+            for name in names if prompt is not None and saved is not None else ():
+                if (value := getattr(prompt, name)) != (said := getattr(saved, name)):
+                    raise VPPError(
+                        f"model.vpp.{part}.{name} is {value!r}, but the prompts were attached with {said!r}, which is "
+                        f"what would be saved: set it back, or attach anew, as by VPPConfig({part}="
+                        f"{type(saved).__name__}({name}={value!r}))."
+                    )
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any) -> None:
         """Take whole prompts that differ from these for trained ones: what accelerate loads does not say so itself."""

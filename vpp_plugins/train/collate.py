@@ -44,7 +44,12 @@ class About:
     @property
     def imaged(self) -> tuple[Sample, ...]:
         """The samples with an image, in the order of their images."""
-        return tuple(sample for sample, meta in zip(self.samples, self.metas, strict=True) if meta is not None)
+        return tuple(self.samples[row] for row in self.imaged_rows)
+
+    @property
+    def imaged_rows(self) -> tuple[int, ...]:
+        """The rows of the batch with an image, in the order of their images."""
+        return tuple(row for row, meta in enumerate(self.metas) if meta is not None)
 
 
 class ChatWriter:

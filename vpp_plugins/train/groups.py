@@ -144,14 +144,14 @@ def lora_targets(model: nn.Module, *, scope: str = "llm", first_layer: int = 0) 
     backbone = host_state(host).backbone if is_attached(host) else plugins.describe(host)
     head = host.get_output_embeddings()
     wanted = SCOPES if scope == "all" else (scope,)
-    chosen = [
-        name
+    chosen = {
+        name: part
         for name, module in host.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and part_of(name, backbone) in wanted
-    ]
+        if isinstance(module, nn.Linear) and module is not head and (part := part_of(name, backbone)) in wanted
+    }
     if first_layer:
-        chosen = [name for name in chosen if part_of(name, backbone) != "llm" or _layer(name) >= first_layer]
-        if not any(part_of(name, backbone) == "llm" for name in chosen):
+        chosen = {name: part for name, part in chosen.items() if part != "llm" or _layer(name) >= first_layer}
+        if "llm" not in chosen.values():
             raise VPPError(
                 f"LoRA from layer {first_layer} of the language model on has nothing to act on in this "
                 f"{type(host).__name__}: choose an earlier layer, and a scope with the language model."

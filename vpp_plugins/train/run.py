@@ -201,8 +201,10 @@ def _check_answers(recipe: Recipe) -> None:
     if recipe.answers:
         return
     if not weights:
-        off = f" ({', '.join(recipe.switched_off())} needs prompts)" if recipe.losses and recipe.switched_off() else ""
-        raise VPPError(f'answers = false leaves nothing to learn{off}: name losses, such as losses = ["alignment"].')
+        raise VPPError(
+            f"answers = false leaves nothing to learn with losses = {list(recipe.losses)}: name others, such as "
+            '"alignment", which also works where there are no prompts.'
+        )
     if ANSWERS in weights or recipe.hide_boxes:
         named = f"the loss '{ANSWERS}'" if ANSWERS in weights else "hide_boxes"
         raise VPPError(f"answers = false leaves the answers out, and {named} is about them: leave one of the two out.")

@@ -1,6 +1,6 @@
 """What answers can be bound to: the tokens of a batch that show its images, and where each of them looks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -21,6 +21,9 @@ from vpp_plugins.train.losses.base import AuxiliaryLoss
 
 FITS, NEARLY_BEST = 0.5, 0.1
 """A query fits a box from this intersection over union on, if it is at most so much below the best query's."""
+
+Places = list[tuple[int, int]]
+"""Places of a row whose next token belongs to a box, each with the number of the coordinate that it is, or -1."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class EvidenceLoss(AuxiliaryLoss):
         if not about.imaged:
             return None
         ids: Tensor = inputs["input_ids"]
-        rows = torch.tensor([row for row, meta in enumerate(about.metas) if meta is not None], device=ids.device)
+        rows = torch.tensor(about.imaged_rows, device=ids.device)
         if self.generator is not None:
             columns = _columns(ids[rows], active_vpp(self.host).token_id or -1, self.name)
             boxes = self.generator.boxes(queries[: len(rows)].detach()).float()
@@ -105,18 +108,23 @@ class EvidenceLoss(AuxiliaryLoss):
         """Return where answers speak of one box, for turns that locate exactly one."""
         found: list[tuple[int, int, int]] = []
         fits: list[Tensor] = []
-        for image, (row, sample) in enumerate(zip(evidence.rows.tolist(), about.imaged, strict=True)):
-            for turn, (start, end) in zip(sample.turns, answers(labels[row]), strict=False):
-                if not isinstance(turn, Locate) or len(turn.boxes) != 1:
-                    continue
-                fit = evidence.fitting(image, in_frame(turn.boxes, sample, square=evidence.square)[0].to(labels.device))
-                if fit.any():
-                    places = self._numbers(labels[row, start:end].tolist())
-                    found += [(image, start + place - 1, number) for place, number in places]
-                    fits += [fit] * len(places)
+        for image, turn, places in self.located(about, labels):
+            box = in_frame(turn.boxes, about.imaged[image], square=evidence.square)[0]
+            fit = evidence.fitting(image, box.to(labels.device))
+            if fit.any():
+                found += [(image, column, number) for column, number in places]
+                fits += [fit] * len(places)
         image, column, coordinate = torch.tensor(found, dtype=torch.long, device=labels.device).reshape(-1, 3).T
         empty = torch.zeros(0, evidence.columns.shape[1], dtype=torch.bool, device=labels.device)
         return Spoken(image, column, coordinate, torch.stack(fits) if fits else empty)
+
+    def located(self, about: About, labels: Int64[Tensor, "batch length"]) -> Iterator[tuple[int, Locate, Places]]:
+        """Yield, of turns that locate exactly one box, the image's number, the turn and where its answer speaks."""
+        for image, (row, sample) in enumerate(zip(about.imaged_rows, about.imaged, strict=True)):
+            for turn, (start, end) in zip(sample.turns, answers(labels[row]), strict=False):
+                if isinstance(turn, Locate) and len(turn.boxes) == 1:
+                    places = self._numbers(labels[row, start:end].tolist())
+                    yield image, turn, [(start + place - 1, number) for place, number in places]
 
     def _numbers(self, answer: Sequence[int]) -> list[tuple[int, int]]:
         """Return the places of an answer's first token and of its digits, with the number that each is, or -1."""

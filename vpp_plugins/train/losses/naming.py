@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vpp_plugins.data import Describe, Locate
+from vpp_plugins.data import Describe
 from vpp_plugins.train.collate import About
 from vpp_plugins.train.losses.alignment import drawn_rows, read_as_words
-from vpp_plugins.train.losses.evidence import answers
 from vpp_plugins.train.losses.pointing import Pointing, hidden_states
 
 NAMED = 0.3
@@ -54,13 +53,13 @@ class Naming(Pointing):
 
     def said(self, about: About, labels: Tensor) -> list[Said]:
         """Return where answers speak of one box that the sample describes, and its words."""
+        described = [
+            {tuple(turn.boxes[0]): turn.description for turn in sample.turns if isinstance(turn, Describe)}
+            for sample in about.imaged
+        ]
         found: list[Said] = []
-        rows = [row for row, meta in enumerate(about.metas) if meta is not None]
-        for row, sample in zip(rows, about.imaged, strict=True):
-            described = {tuple(turn.boxes[0]): turn.description for turn in sample.turns if isinstance(turn, Describe)}
-            for turn, (start, end) in zip(sample.turns, answers(labels[row]), strict=False):
-                if isinstance(turn, Locate) and len(turn.boxes) == 1 and tuple(turn.boxes[0]) in described:
-                    words = self.tokenizer(f" {described[tuple(turn.boxes[0])]}", add_special_tokens=False)["input_ids"]
-                    places = self._numbers(labels[row, start:end].tolist())
-                    found += [(row, start + place - 1, words) for place, _ in places if words]
+        for image, turn, places in self.located(about, labels):
+            name = described[image].get(tuple(turn.boxes[0]))
+            words = self.tokenizer(f" {name}", add_special_tokens=False)["input_ids"] if name else []
+            found += [(about.imaged_rows[image], column, words) for column, _ in places if words]
         return found

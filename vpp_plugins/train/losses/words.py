@@ -52,11 +52,16 @@ class WordAlignment(AuxiliaryLoss):
             self.catch("projected", local.projector)
 
     def forward(self, about: About, inputs: Mapping[str, Any], outputs: Any) -> Float[Tensor, ""]:
-        """Return the mean over all tokens of the images, plus that over all queries; zero without an image."""
+        """Return the mean over all tokens of the images, plus that over all queries; zero without an image.
+
+        Also then the projectors have their place in the backward pass, by a batch of text's stand-in image.
+        """
         tokens, samples = self.caught.pop("tokens", None), about.imaged
         queries, projected = self.caught.pop("queries", None), self.caught.pop("projected", None)
-        if tokens is None or not samples:
+        if tokens is None:
             return torch.zeros(())
+        if not samples:
+            return (tokens.sum() + (0 if projected is None else projected.sum())) * 0
         side = isqrt(tokens.shape[1])
         if tokens.ndim != 3 or side**2 != tokens.shape[1] or len(tokens) != len(samples):
             raise VPPError(
