@@ -46,6 +46,34 @@ def scenes(
     typer.echo(f"{count} scenes in {folder}")
 
 
+@data.command()
+def chats(
+    out: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
+    model: Annotated[str, typer.Option(help="A host before it learns: a folder or hub id.", show_default=False)],
+    count: Annotated[int, typer.Option(help="How many questions, of the 800 that are there.", min=1)] = 400,
+    questions: Annotated[
+        Path | None, typer.Option(help="A file of questions instead, one a line.", show_default=False)
+    ] = None,
+    longest: Annotated[int, typer.Option(help="Tokens that an answer has at most.", min=1)] = 64,
+    seed: Annotated[int, typer.Option(help="Identical seeds ask and answer alike.")] = 0,
+) -> None:
+    """Have a model answer plain questions, so that it learns not to forget how.
+
+    Its own answers are mixed into a recipe's boxes: mix = [{data = "chats.jsonl", weight = 0.2}].
+
+    Example: vpp data chats out/chats.jsonl --model out/smollm2
+    """
+    from vpp_plugins.evaluate import load_grounder
+    from vpp_plugins.train.chats import plain_questions, write_chats
+
+    asked = plain_questions(count, seed=seed) if questions is None else questions.read_text(encoding="utf-8").split("\n")
+    grounder = load_grounder(model)
+    written = write_chats(
+        out, grounder.model, grounder.processor, [one for one in asked if one.strip()], longest=longest, seed=seed
+    )
+    typer.echo(f"{written} answers in {out}")
+
+
 Images = Annotated[
     Path | None, typer.Option(help="Folder of the images, where the file holds no sizes, or shards are written.")
 ]

@@ -255,8 +255,9 @@ class Mixture:
         mixed = Mixture({"grounding": boxes, "chat": talk}, weights={"grounding": 3, "chat": 1}, length=100_000)
 
     `length` is how many items one epoch has; None takes as many as all sources together. A source is shown as a whole,
-    in random order, before any of its items comes again. Without weights, shares are as the sources' sizes. The order
-    is fixed by the seed alone, so a run is resumed by its step, and nothing needs to be saved.
+    in random order or with `shuffled=False` in its own, before any of its items comes again. Without weights, shares
+    are as the sources' sizes. The order is fixed by the seed alone, so a run is resumed by its step, and nothing needs
+    to be saved.
     """
 
     def __init__(
@@ -266,11 +267,12 @@ class Mixture:
         weights: Mapping[str, float] | None = None,
         length: int | None = None,
         seed: int = 0,
+        shuffled: bool = True,
     ) -> None:
         self.sources = dict(sources)
         sizes = [len(source) for source in self.sources.values()]
-        shares = _shares(self.sources, weights)
-        self.order = mixture_order(sizes, shares, length=sum(sizes) if length is None else length, seed=seed)
+        shares, length = _shares(self.sources, weights), sum(sizes) if length is None else length
+        self.order = mixture_order(sizes, shares, length=length, seed=seed, shuffled=shuffled)
         self._names = list(self.sources)
         self._starts = np.array([0, *accumulate(sizes)])
 
@@ -295,13 +297,15 @@ class Mixture:
 class MixedData(TrainingData):
     """Samples of several sets, evenly mixed; each set finds its own images.
 
-    `weights` say how many samples of each set come for one of the first set, which comes once as a whole.
+    `weights` say how many samples of each set come for one of the first set, which comes once as a whole. Sets are in
+    random order or with `shuffled=False` in their own.
     """
 
-    def __init__(self, parts: Sequence[TrainingData], weights: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence[TrainingData], weights: Sequence[float], *, shuffled: bool = True) -> None:
         length = sum(round(len(parts[0]) * weight) for weight in weights)
         named = {str(number): part for number, part in enumerate(parts)}
-        self.mixture = Mixture(named, weights=dict(zip(named, weights, strict=True)), length=length)
+        shares = dict(zip(named, weights, strict=True))
+        self.mixture = Mixture(named, weights=shares, length=length, shuffled=shuffled)
         self.parts, self.tally = tuple(parts), Tally()
         self.has_images = any(part.has_images for part in parts)
         for part in reversed(parts):
@@ -323,13 +327,13 @@ class MixedData(TrainingData):
 
 
 def mixture_order(
-    sizes: Sequence[int], weights: Sequence[float], *, length: int, seed: int = 0
+    sizes: Sequence[int], weights: Sequence[float], *, length: int, seed: int = 0, shuffled: bool = True
 ) -> Int64[np.ndarray, " length"]:
     """Return which items come one after the other, as numbers in all sources one behind the other.
 
-    Shares are exact up to one item. Each source's items come in passes, each a random order of all of them; every
-    stretch of the result holds the sources in about their shares. Raises VPPError where a weight is below zero or not
-    finite, where all are zero, and where a source with a weight is empty.
+    Shares are exact up to one item. Each source's items come in passes, each a random order of all of them, or with
+    `shuffled=False` their own; every stretch of the result holds the sources in about their shares. Raises VPPError
+    where a weight is below zero or not finite, where all are zero, and where a source with a weight is empty.
     """
     rng = np.random.default_rng(seed)
     shares = np.asarray(weights, dtype=float)
@@ -346,7 +350,7 @@ def mixture_order(
         if count and not size:
             raise VPPError("a source of the mixture has a weight but no items: leave it out, or give it weight 0.")
         passes = -(-count // size) if count else 0
-        drawn = [rng.permutation(size) for _ in range(passes)]
+        drawn = [rng.permutation(size) if shuffled else np.arange(size) for _ in range(passes)]
         items.append(start + np.concatenate([np.empty(0, dtype=np.int64), *drawn])[:count])
         # one random place in each of `count` equal stretches: sources spread evenly, and keep their own order
         keys.append((np.arange(count) + rng.random(count)) / max(1, count))

@@ -61,7 +61,8 @@ def load_mixture(recipe: Recipe) -> TrainingData:
     if not recipe.mix:
         return first
     weights = [1.0, *(_weight(entry) for entry in recipe.mix)]
-    return MixedData([first, *(load_data(_recipe_of(entry, recipe)) for entry in recipe.mix)], weights)
+    parts = [first, *(load_data(_recipe_of(entry, recipe)) for entry in recipe.mix)]
+    return MixedData(parts, weights, shuffled=recipe.trainer.get("train_sampling_strategy") != "sequential")
 
 
 def load_kept(recipe: Recipe) -> TrainingData:

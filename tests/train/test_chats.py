@@ -1,0 +1,81 @@
+"""A model's own plain answers, as data to mix in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from vpp_plugins import VPPError
+from vpp_plugins.data import open_data
+from vpp_plugins.data.sample import Talk
+from vpp_plugins.pocket import build_pocket
+from vpp_plugins.train.chats import plain_questions, write_chats
+
+Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Pocket:
+    """Untrained, so that it says anything."""
+    return build_pocket(image_size=64, hidden_size=32, layers=1, heads=2, intermediate_size=32)
+
+
+def saying(pocket: Pocket, monkeypatch: pytest.MonkeyPatch, *answers: str) -> Pocket:
+    """Have the model say these, one after the other; one without </s> at its end is cut off."""
+    model, processor = pocket
+    rows = [processor.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    longest = max(map(len, rows))
+    told = torch.tensor([row + [processor.tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
+
+    def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([input_ids, told[: len(input_ids)]], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    return model, processor
+
+
+def test_no_question_comes_twice_and_a_seed_gives_the_same() -> None:
+    every = plain_questions(800)
+
+    assert len(set(every)) == 800
+    assert plain_questions(5, seed=1) == plain_questions(5, seed=1) != plain_questions(5, seed=2)
+    with pytest.raises(VPPError, match="there are 800 questions, but 801 were asked for: bring more in a file"):
+        plain_questions(801)
+
+
+def test_answers_are_samples_to_mix_in(pocket: Pocket, tmp_path: Path) -> None:
+    questions = plain_questions(20)
+    before = torch.random.get_rng_state()
+    for name in ("one", "again"):
+        written = write_chats(tmp_path / name, *pocket, questions, longest=40)
+
+    data = open_data(tmp_path / "one", "neutral", cache=tmp_path)
+    turns = [loaded.sample.turns for loaded in data]
+    assert len(data) == written > 0
+    assert all(isinstance(turn, Talk) and turn.question in questions and turn.answer for (turn,) in turns)
+    assert not any(loaded.sample.image for loaded in data)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "again").read_bytes()
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_of_what_is_cut_off_whole_sentences_are_kept(
+    pocket: Pocket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, processor = saying(pocket, monkeypatch, "a cup. it is 0.5 of a jug and", "red</s>", "a thing of")
+
+    assert write_chats(tmp_path / "chats.jsonl", model, processor, ["What?", "Which?", "Why?"]) == 2
+    rows = [json.loads(line)["turns"][0] for line in (tmp_path / "chats.jsonl").read_text().splitlines()]
+    assert [(row["ask"], row["answer"]) for row in rows] == [("What?", "a cup."), ("Which?", "red")]
+
+
+def test_without_a_whole_sentence_nothing_is_written(
+    pocket: Pocket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, processor = saying(pocket, monkeypatch, "a thing of")
+
+    with pytest.raises(VPPError, match="none of the model's 1 answers is a whole sentence of 64 tokens at most"):
+        write_chats(tmp_path / "chats.jsonl", model, processor, ["What?"])
+    assert not list(tmp_path.iterdir())
