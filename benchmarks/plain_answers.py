@@ -10,11 +10,11 @@ paragraphs, without code. Intervals are over paragraphs.
 import argparse
 import platform
 from collections.abc import Sequence
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import torch
-from pydoc_data.topics import topics
 from rich.progress import track
 
 from vpp_plugins.evaluate import load_grounder

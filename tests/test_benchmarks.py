@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,14 @@ from benchmarks import (
     gpu,
     host_time,
     local_prompt,
+    plain_answers,
     preprocessing,
     runtimes,
     training,
     unseen_nouns,
 )
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
+from vpp_plugins.pocket import build_pocket
 from vpp_plugins.prompts.generators import MultiheadAttention, build_detr
 from vpp_plugins.testing import TINY_DETR
 
@@ -317,3 +320,28 @@ def test_the_plain_detr_of_the_benchmark_is_ours_with_torchs_attention() -> None
 )
 def test_who_names_a_noun(noun: str, who: str) -> None:
     assert unseen_nouns.group(noun) == who
+
+
+def test_prose_is_whole_sentences_without_code() -> None:
+    prose = plain_answers.paragraphs()
+
+    assert len(prose) >= 200
+    assert all(one.endswith(".") and "\n" not in one and "::" not in one for one in prose)
+    assert len(set(prose)) == len(prose)
+
+
+def test_perplexity_is_of_the_models_own_probabilities() -> None:
+    model, processor = build_pocket(image_size=64, hidden_size=32, layers=1, heads=2, intermediate_size=32)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.zero_()  # every token is as likely
+
+    (nats,) = plain_answers.losses(model, processor.tokenizer, ["the cup on the left."])
+    assert nats == pytest.approx(math.log(model.config.text_config.vocab_size))
+
+
+def test_answers_are_read_to_their_first_line() -> None:
+    model, processor = build_pocket(image_size=64, hidden_size=32, layers=1, heads=2, intermediate_size=32)
+    told = processor.tokenizer("a cup\nand a jug", return_tensors="pt")["input_ids"]
+    model.generate = lambda input_ids, **_: torch.cat([input_ids, told], dim=1)
+
+    assert plain_answers.answer(model, processor, "What is it?") == "a cup"

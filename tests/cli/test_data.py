@@ -12,6 +12,7 @@ from tests.data.formats import layouts
 from tests.data.formats.layouts import lines, refer_folder
 from vpp_plugins.cli.data import data
 from vpp_plugins.data.formats import FORMATS
+from vpp_plugins.pocket import build_pocket
 
 RUNNER = CliRunner()
 
@@ -118,3 +119,33 @@ class TestHead:
         assert (code, out) == (1, "")
         assert is_one_sentence(err)
         assert "vpp doctor all.jsonl --format eval-jsonl" in err
+
+
+class TestChats:
+    def test_a_model_answers_the_questions_of_a_file(self, vpp: Run, tmp_path: Path) -> None:
+        model, processor = build_pocket(image_size=64, hidden_size=32, layers=1, heads=2, intermediate_size=32)
+        for part in (model, processor):
+            part.save_pretrained(tmp_path / "host")
+        asked = [f"What is cup {number}?" for number in range(30)]
+        (tmp_path / "asked.txt").write_text("\n\n".join(asked))
+
+        code, out, err = vpp("data", "chats", "chats.jsonl", "--model", "host", "--questions", "asked.txt")
+        assert code == 0, err
+        rows = [json.loads(line) for line in Path("chats.jsonl").read_text().splitlines()]
+        assert f"{len(rows)} answers in chats.jsonl" in out
+        assert {row["turns"][0]["ask"] for row in rows} <= {*asked}
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--model", "host", "--count", "801"], "there are 800 questions"),
+            (["--model", "host", "--questions", "none.txt"], "none.txt"),
+            (["--model", "no-such-host"], "'no-such-host' could not be loaded"),
+        ],
+    )
+    def test_what_is_wrong_is_one_sentence(self, vpp: Run, words: Sequence[str], said: str) -> None:
+        code, _, err = vpp("data", "chats", "chats.jsonl", *words)
+        assert code == 1
+        assert said in err
+        assert is_one_sentence(err)
+        assert not Path("chats.jsonl").exists()

@@ -63,6 +63,8 @@ def test_what_fetch_says_to_run_can_be_pasted(vpp: Run, monkeypatch: pytest.Monk
         for _, _, recipe, *changes in commands
     )
     ours = Recipe.load("smollm2-lora.toml")
+    assert "vpp data chats out/smollm2-chats.jsonl --model 'my models/smollm2' --count 800" in out.splitlines()
+    assert [entry["data"] for entry in told.mix] == ["out/smollm2-chats.jsonl"]
     assert align.model == "my models/smollm2"
     assert told.model == ours.model == f"{align.output_dir}/final"
     assert {*ours.losses} - {*told.losses} == {loss for loss in ours.losses if loss.partition(":")[0] in NEED_NUMBERS}
@@ -79,6 +81,7 @@ def test_what_fetch_says_to_run_can_be_pasted(vpp: Run, monkeypatch: pytest.Monk
         ("convert",),
         ("data",),
         ("data", "scenes"),
+        ("data", "chats"),
         ("compare",),
         ("study",),
         ("study", "run"),

@@ -43,6 +43,12 @@ class TestOrder:
         assert shares.min() > 0.6
         assert shares.max() < 0.9
 
+    def test_sources_may_keep_their_own_order(self) -> None:
+        order = mixture_order([6, 2], [2, 1], length=9, shuffled=False)
+
+        assert [item for item in order if item < 6] == [0, 1, 2, 3, 4, 5]
+        assert [item - 6 for item in order if item >= 6] == [0, 1, 0]
+
     @pytest.mark.parametrize("weights", [[-1, 2], [0, 0], [float("nan"), 1], [float("inf"), 1]])
     def test_weights_that_mean_nothing_are_refused(self, weights: list[float]) -> None:
         with pytest.raises(VPPError, match="weights of a mixture"):

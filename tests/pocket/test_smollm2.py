@@ -16,7 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.train.runs import write_data
 from vpp_plugins import VPPError, is_attached
+from vpp_plugins.data import Sample, Talk
 from vpp_plugins.data.scenes import drawn
 from vpp_plugins.evaluate import load_grounder
 from vpp_plugins.pocket import COORDINATES, IMAGE_TOKEN, build_smollm2, fetch_smollm2
@@ -127,7 +129,8 @@ def test_its_recipes_train_one_like_it(
     assert prompts.is_file() == (vpp == "both")
 
     first = [f"model={aligned.folder}", *([f"vpp={aligned.folder}"] if vpp == "both" else [])]
-    second = [f"output_dir={tmp_path / 'out'}", "lora_first_layer=1", "max_turns=3"]
+    chats = write_data(tmp_path / "chats", [Sample("c", "", 0, 0, (Talk("is it", "a red cup"),))])
+    second = [f"output_dir={tmp_path / 'out'}", "lora_first_layer=1", "max_turns=3", f'mix=[{{data="{chats}"}}]']
     trained = train(Recipe.load(RECIPE, changes=[*changes, *first, *second]))
 
     assert trained.steps == 2

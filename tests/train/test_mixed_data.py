@@ -1,6 +1,7 @@
 """A recipe's mix: several sets in one run, each with its own folder of images."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,20 @@ def test_each_sample_has_its_own_sets_image(boxes: Path, chats: Path) -> None:
 def test_the_order_is_always_the_same(boxes: Path, chats: Path) -> None:
     """A resumed run compares fingerprints, and goes on by its step."""
     assert load_mixture(mixed(boxes, chats)).fingerprint() == load_mixture(mixed(boxes, chats)).fingerprint()
+
+
+def test_a_run_that_goes_through_the_data_in_order_does_so_in_each_set(boxes: Path, chats: Path) -> None:
+    """Drawn scenes are easy at first; mixing chats in gave them a random order."""
+    of = mixed(boxes, chats)
+    data = load_mixture(replace(of, trainer={**of.trainer, "train_sampling_strategy": "sequential"}))
+    names = [loaded.sample.id for loaded in data]
+    assert [name for name in names if name.startswith("s")] == [f"s{n}" for n in range(8)]
+    assert [name for name in names if name.startswith("c")] == [f"chat{n % 3}" for n in range(8)]
+
+
+def test_a_set_that_is_not_there_may_be_made(boxes: Path) -> None:
+    with pytest.raises(VPPError, match=r"there is no .*chats\.jsonl', which an entry of mix names: `vpp data chats`"):
+        load_mixture(mixed(boxes, boxes.parent / "chats.jsonl"))
 
 
 def test_faults_of_all_sets_are_told(boxes: Path, chats: Path) -> None:

@@ -81,12 +81,15 @@ def test_what_needs_the_real_model_is_named(data: list[str]) -> None:
 @pytest.mark.parametrize("name", ["smollm2-align", "smollm2-lora"])
 def test_no_scene_images_are_fetched(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawn, "fetch_assets", None)
-    monkeypatch.chdir(tmp_path)
-    run = dry_run(Recipe.load(FOLDER / f"{name}.toml"))
+    write_data(tmp_path / "chats", [Sample("c", "", 0, 0, (Talk("is it", "red cup"),))])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    mix = [f'mix=[{{data="{tmp_path}/chats/data.jsonl"}}]'] if name == "smollm2-lora" else []
+    run = dry_run(Recipe.load(FOLDER / f"{name}.toml", changes=mix))
 
     assert run.trained.steps == 2
     assert run.sentences[1] == "The scenes were of shapes, as the cut-outs are not in 'assets': the run fetches them."
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "here").iterdir())
 
 
 @pytest.mark.parametrize(

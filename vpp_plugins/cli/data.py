@@ -57,16 +57,19 @@ def chats(
     longest: Annotated[int, typer.Option(help="Tokens that an answer has at most.", min=1)] = 64,
     seed: Annotated[int, typer.Option(help="Identical seeds ask and answer alike.")] = 0,
 ) -> None:
-    """Have a model answer plain questions, so that it learns not to forget how.
+    """Have a model answer plain questions.
 
-    Its own answers are mixed into a recipe's boxes: mix = [{data = "chats.jsonl", weight = 0.2}].
+    Mixed into a recipe's boxes, its own answers keep it from forgetting how to talk:
+    mix = [{data = "chats.jsonl", weight = 0.2}].
 
     Example: vpp data chats out/chats.jsonl --model out/smollm2
     """
     from vpp_plugins.evaluate import load_grounder
-    from vpp_plugins.train.chats import plain_questions, write_chats
+    from vpp_plugins.train import plain_questions, write_chats
 
-    asked = plain_questions(count, seed=seed) if questions is None else questions.read_text(encoding="utf-8").split("\n")
+    asked = (
+        plain_questions(count, seed=seed) if questions is None else questions.read_text(encoding="utf-8").split("\n")
+    )
     grounder = load_grounder(model)
     written = write_chats(
         out, grounder.model, grounder.processor, [one for one in asked if one.strip()], longest=longest, seed=seed

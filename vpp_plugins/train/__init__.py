@@ -8,7 +8,8 @@ to the answer's own.
 `groups` sorts a model's parameters into named parts and holds the learning rates of VPP-LLaVA; `optim` has Muon, the
 parts' schedules and an average of the weights; `preflight` checks that gradients arrive; `checkpoints` keeps the run's
 folder, `cost` what it has cost; `distributed` is for FSDP and DeepSpeed; `evaluation` asks the model while it learns,
-`forgetting` whether it still answers chats, `console` says how it goes, and `report` writes the page of a run.
+`forgetting` whether it still answers chats (`self_distillation` writes some to mix in), `console` says how it goes, and
+`report` writes the page of a run.
 
 `machine` says what a run needs and what is not there; `trial` tries a recipe on one of the `tiny_hosts`.
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vpp_plugins.train.grpo import VPPGRPOTrainer
     from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
     from vpp_plugins.train.run import Trained, preview_sample, train
+    from vpp_plugins.train.self_distillation import plain_questions, write_chats
     from vpp_plugins.train.trial import DryRun, dry_run
 
 with named_extras("train"):
@@ -37,6 +39,7 @@ _LATER = {
     "grpo": ("VPPGRPOTrainer",),
     "labels": ("Labels", "NoAnswerError", "RenderedChat", "label_answers", "render_chat"),
     "run": ("Trained", "preview_sample", "train"),
+    "self_distillation": ("plain_questions", "write_chats"),
     "trial": ("DryRun", "dry_run"),
 }
 """Files whose names are imported when they are asked for: torch, transformers and TRL take seconds, and a recipe is
@@ -63,10 +66,12 @@ __all__ = [
     "label_answers",
     "lora_targets",
     "parameter_groups",
+    "plain_questions",
     "preview_sample",
     "render_chat",
     "rewards",
     "train",
+    "write_chats",
 ]
 
 

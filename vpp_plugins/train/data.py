@@ -91,6 +91,10 @@ def _check_entry(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> 
             raise VPPError(f"{where} has no key '{key}'.{nearest(key, known)} Known: {', '.join(known)}.")
     if not isinstance(entry.get("data"), str):
         raise VPPError(f'{where} names its file, as data = "...", but is {dict(entry)}.')
+    if not Path(entry["data"]).exists():
+        raise VPPError(
+            f"there is no '{entry['data']}', which {where} names: `vpp data chats` writes a model's own chats."
+        )
 
 
 def _weight(entry: Mapping[str, Any]) -> float:

@@ -9,10 +9,9 @@ import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vpp_plugins import VPPError
-from vpp_plugins.data import open_data
-from vpp_plugins.data.sample import Talk
+from vpp_plugins.data import Talk, open_data
 from vpp_plugins.pocket import build_pocket
-from vpp_plugins.train.chats import plain_questions, write_chats
+from vpp_plugins.train import plain_questions, write_chats
 
 Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from vpp_plugins.data.sample import Sample, Talk
+from vpp_plugins.data import Sample, Talk
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
 
@@ -116,7 +116,9 @@ def write_chats(
                 file.write(Sample(f"chat-{number}", "", 0, 0, (chat,)).line() + b"\n")
             written += len(chats)
         if not written:
-            raise VPPError(f"none of the model's {len(questions)} answers is a whole sentence of {longest} tokens at most.")
+            raise VPPError(
+                f"none of the model's {len(questions)} answers is a whole sentence of {longest} tokens at most."
+            )
     return written
 
 
@@ -130,7 +132,8 @@ def _answers(model: Any, processor: Any, questions: Sequence[str], longest: int)
     told = model.generate(**asked, **sampling)[:, asked["input_ids"].shape[1] :]
     answers = zip(told, tokenizer.batch_decode(told, skip_special_tokens=True), strict=True)
     return [
-        text.strip() if (row == tokenizer.eos_token_id).any() else _whole_sentences(text.strip()) for row, text in answers
+        text.strip() if (row == tokenizer.eos_token_id).any() else _whole_sentences(text.strip())
+        for row, text in answers
     ]
 
 
