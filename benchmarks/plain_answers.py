@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
+from vpp_plugins import Grounder, VPPError
 from vpp_plugins.evaluate import load_grounder
 from vpp_plugins.evaluate.metrics import interval
 
@@ -56,24 +57,22 @@ def losses(model: Any, tokenizer: Any, texts: Sequence[str], *, said: str = "") 
     return found
 
 
-@torch.inference_mode()
-def answer(model: Any, processor: Any, question: str) -> str:
-    """Return the first line of the greedy answer."""
-    chat = [{"role": "user", "content": [{"type": "text", "text": question}]}]
-    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    asked = processor.tokenizer(text, return_tensors="pt").to(model.device)
-    told = model.generate(**asked, max_new_tokens=TOKENS, do_sample=False)[0, asked["input_ids"].shape[1] :]
-    return (processor.tokenizer.decode(told, skip_special_tokens=True).strip().splitlines() or [""])[0]
+def answers(grounder: Grounder) -> list[str]:
+    """Return the first lines of the greedy answers."""
+    return [text.strip().partition("\n")[0] for text, _ in grounder.talk(QUESTIONS, max_new_tokens=TOKENS)]
 
 
 def main(models: Sequence[tuple[str, str | None]], limit: int) -> None:
     """Measure two models, each a host and what was trained for it."""
     prose = paragraphs()[:limit]
-    nats, answers = [], []
+    nats, told, tokens = [], [], []
     for host, vpp in models:
         grounder = load_grounder(host, vpp=vpp, dtype="float32", device="cpu")
         nats.append(losses(grounder.model, grounder.processor.tokenizer, prose, said=vpp or host))
-        answers.append([answer(grounder.model, grounder.processor, question) for question in QUESTIONS])
+        told.append(answers(grounder))
+        tokens.append(grounder.processor.tokenizer(prose)["input_ids"])
+    if tokens[0] != tokens[1]:
+        raise VPPError("the two models read the prose as different tokens, so their perplexities cannot be compared.")
     before, after = np.array(nats)
 
     print(f"Perplexity of {len(prose)} paragraphs of the language reference of Python {platform.python_version()}:\n")
@@ -81,7 +80,7 @@ def main(models: Sequence[tuple[str, str | None]], limit: int) -> None:
     found = [interval(one.tolist(), range(len(prose))) for one in (before, after, after - before)]
     print(f"| {' | '.join('{:.2f} [{:.2f}, {:.2f}]'.format(*np.exp([o.mean, o.low, o.high])) for o in found)} |\n")
     print("| question | before | after |\n|---|---|---|")
-    for row in zip(QUESTIONS, *answers, strict=True):
+    for row in zip(QUESTIONS, *told, strict=True):
         print(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
 
 
@@ -90,6 +89,13 @@ if __name__ == "__main__":
     parser.add_argument("before", help="a host, such as out/smollm2")
     parser.add_argument("after", help="the host of what was trained, such as out/smollm2-align/final")
     parser.add_argument("--vpp", help="what was trained for it, such as out/smollm2-lora/final (default: nothing)")
-    parser.add_argument("--limit", type=int, default=200, help="how many paragraphs (default: %(default)s)")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=200,
+        choices=range(1, 201),
+        metavar="N",
+        help="how many paragraphs (default: %(default)s)",
+    )
     chosen = parser.parse_args()
     main([(chosen.before, None), (chosen.after, chosen.vpp)], chosen.limit)

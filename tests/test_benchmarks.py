@@ -25,6 +25,7 @@ from benchmarks import (
     unseen_nouns,
 )
 from benchmarks.rows import Row, interleaved, median_row, ratios, show_rows, write_rows
+from vpp_plugins import Grounder
 from vpp_plugins.pocket import build_pocket
 from vpp_plugins.prompts.generators import MultiheadAttention, build_detr
 from vpp_plugins.testing import TINY_DETR
@@ -341,7 +342,7 @@ def test_perplexity_is_of_the_models_own_probabilities() -> None:
 
 def test_answers_are_read_to_their_first_line() -> None:
     model, processor = build_pocket(image_size=64, hidden_size=32, layers=1, heads=2, intermediate_size=32)
-    told = processor.tokenizer("a cup\nand a jug", return_tensors="pt")["input_ids"]
+    told = processor.tokenizer("a cup\nand a jug", return_tensors="pt")["input_ids"].expand(10, -1)
     model.generate = lambda input_ids, **_: torch.cat([input_ids, told], dim=1)
 
-    assert plain_answers.answer(model, processor, "What is it?") == "a cup"
+    assert plain_answers.answers(Grounder(model, processor)) == ["a cup"] * 10

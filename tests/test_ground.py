@@ -491,3 +491,26 @@ def test_any_question_can_be_asked(toy: None) -> None:
     assert [text.strip() for text, _ in asking.ask(images, own)] == [
         grounding.text for grounding in asking(images, ["the red cup"] * 2)
     ]
+
+
+def test_plain_questions_need_no_image(toy: None) -> None:
+    model, processor = attached()
+    asking = Grounder(model, processor)
+    told = asking.talk(["is the cup red", "the cup"], max_new_tokens=3)
+
+    assert [len(text.split()) <= 3 for text, _ in told] == [True, True]
+    assert told[1] == asking.talk(["the cup"], max_new_tokens=3)[0]
+    assert asking.talk([]) == []
+    assert "<image>" not in asking._prompt("the cup", image=False)
+    with pytest.raises(VPPError, match="a text came in place of several questions: give a list of texts"):
+        asking.talk("the cup")
+
+
+def test_talk_says_which_answers_ended() -> None:
+    """By any end that generation knows: Gemma's turn ends with another token than its text."""
+    model, processor = attached()
+    model.generation_config.eos_token_id = [2, 12]
+    told = torch.tensor([[10, 12, 0], [10, 10, 10]])
+    model.generate = lambda **inputs: torch.cat([inputs["input_ids"], told], dim=1)
+
+    assert Grounder(model, processor).talk(["cup", "cup"]) == [("cup", True), ("cup cup cup", False)]

@@ -1,7 +1,7 @@
 """Grounding: an image and an expression in, boxes out."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -183,16 +183,38 @@ class Grounder:
         with _left_padding(self.processor.tokenizer), preparing:
             inputs = self.processor(images=[[image] for image in images], text=texts, return_tensors="pt", padding=True)
         metas = metas_of(images, self.codec, self.processor.image_processor, inputs)
-        inputs = inputs.to(unwrap(self.model).get_input_embeddings().weight.device)
-        settings = self.generation(**generation)
-        if unwrap(self.model).generation_config.stop_strings:
-            settings["tokenizer"] = self.processor.tokenizer  # generate needs it for them
-        with _evaluating(self.model), torch.no_grad(), encoded_once(unwrap(self.model), self._backbone):
-            output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
-        answers = self._decode(_without_prompt(output, inputs["input_ids"]))
+        answers = self._decode(self._generate(inputs, generation))
         # Where the template opens the thought, an answer that was cut off within it would hold no tag at all.
         answers = [f"<think>{own}" if opens_thought(text) else own for text, own in zip(texts, answers, strict=True)]
         return list(zip(answers, metas, strict=True))
+
+    def talk(self, questions: Sequence[str], **generation: Any) -> list[tuple[str, bool]]:
+        """Answer plain questions without an image, in one batch; each text with whether it ended, or was cut off.
+
+        `generation` is as for `ask`.
+        """
+        if isinstance(questions, str):
+            raise VPPError("a text came in place of several questions: give a list of texts.")
+        if not questions:
+            return []
+        texts = [self._prompt(question, image=False) for question in questions]
+        bare = self._own_template() is None  # a template writes the token that begins a text itself
+        with _left_padding(self.processor.tokenizer):
+            inputs = self.processor.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=bare)
+        told = self._generate(inputs, generation)
+        ended = torch.isin(told, torch.tensor(self._ends(), device=told.device)).any(1)
+        return list(zip(self._decode(told), ended.tolist(), strict=True))
+
+    def _generate(self, inputs: Any, generation: Mapping[str, Any]) -> Int64[Tensor, "batch length"]:
+        """Return the answers' tokens."""
+        host = unwrap(self.model)
+        inputs = inputs.to(host.get_input_embeddings().weight.device)
+        settings = self.generation(**generation)
+        if host.generation_config.stop_strings:
+            settings["tokenizer"] = self.processor.tokenizer  # generate needs it for them
+        with _evaluating(self.model), torch.no_grad(), encoded_once(host, self._backbone):
+            output = self.model.generate(**inputs, **settings)  # type: ignore[operator]
+        return _without_prompt(output, inputs["input_ids"])
 
     def generation(self, **changes: Any) -> dict[str, Any]:
         """Return the arguments of the model's `generate` where `ask` gets `changes`: what the host may not decide.
@@ -218,24 +240,37 @@ class Grounder:
             for image, expression, answer in zip(images, expressions, answers, strict=True)
         ]
 
-    def _prompt(self, question: str) -> str:
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-        own = self.processor.processor if isinstance(self.processor, VPPProcessor) else self.processor
-        if own.chat_template is not None:
+    def _prompt(self, question: str, *, image: bool = True) -> str:
+        if self._own_template() is not None:
+            content = [*([{"type": "image"}] if image else []), {"type": "text", "text": question}]
+            chat = [{"role": "user", "content": content}]
             return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        marker = image_marker(own, self._backbone.image_token)
-        return self._backbone.plain_prompt.format(image=marker, question=question) if marker else question
+        marker = image_marker(self._own_processor(), self._backbone.image_token)
+        if not marker:
+            return question
+        return self._backbone.plain_prompt.format(image=marker if image else "", question=question)
+
+    def _own_processor(self) -> Any:
+        return self.processor.processor if isinstance(self.processor, VPPProcessor) else self.processor
+
+    def _own_template(self) -> Any:
+        return self._own_processor().chat_template
 
     def _decode(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
         """Return the answers; only what bounds a text is left out, as many families' box tokens are special too."""
         tokenizer, settings = self.processor.tokenizer, unwrap(self.model).generation_config
         bounds = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
         bounds += [settings.pad_token_id, settings.bos_token_id, settings.decoder_start_token_id]
-        ends = settings.eos_token_id
-        bounds += ends if isinstance(ends, list) else [ends]
+        bounds += self._ends()
         left_out = torch.tensor([token for token in bounds if token is not None], device=ids.device)
         rows = [row[~torch.isin(row, left_out)] for row in ids]
         return self.processor.batch_decode(rows, skip_special_tokens=False)
+
+    def _ends(self) -> list[int]:
+        """Return the tokens that end an answer."""
+        ends = unwrap(self.model).generation_config.eos_token_id
+        every = [self.processor.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        return [token for token in every if token is not None]
 
     def _read(self, image: Image.Image, expression: str, answer: str, meta: ImageMeta) -> Grounding:
         decoded = self.codec.decode(answer, meta)

@@ -135,11 +135,17 @@ class TestChats:
         assert f"{len(rows)} answers in chats.jsonl" in out
         assert {row["turns"][0]["ask"] for row in rows} <= {*asked}
 
+    def test_answers_that_took_minutes_are_not_overwritten(self, vpp: Run) -> None:
+        Path("chats.jsonl").write_text("mine")
+
+        assert vpp("data", "chats", "chats.jsonl", "--model", "host")[2].startswith("vpp: 'chats.jsonl' exists: name")
+        assert Path("chats.jsonl").read_text() == "mine"
+
     @pytest.mark.parametrize(
         ("words", "said"),
         [
             (["--model", "host", "--count", "801"], "there are 800 questions"),
-            (["--model", "host", "--questions", "none.txt"], "none.txt"),
+            (["--model", "host", "--questions", "none.txt"], "'none.txt' cannot be read"),
             (["--model", "no-such-host"], "'no-such-host' could not be loaded"),
         ],
     )

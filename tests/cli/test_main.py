@@ -4,10 +4,12 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import Run
 from vpp_plugins import __version__, cli
@@ -51,6 +53,16 @@ def test_what_cannot_be_fetched_is_named(vpp: Run) -> None:
     assert err == "vpp: nothing to fetch is called 'smolm2'. Did you mean 'smollm2'? Known: smollm2.\n"
 
 
+def test_a_warning_of_ours_is_its_sentence(vpp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came with a place in the code and the line that stands there."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    vpp("--version")
+
+    ours, theirs = Path(cli.__file__).with_name("eval.py"), Path(torch.__file__)
+    assert warnings.formatwarning(UserWarning("Mind."), UserWarning, str(ours), 87) == "Warning: Mind.\n"
+    assert warnings.formatwarning(UserWarning("Mind."), UserWarning, str(theirs), 3).endswith("3: UserWarning: Mind.\n")
+
+
 def test_what_fetch_says_to_run_can_be_pasted(vpp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shell took the quotes out of `--set losses=["pointing:1"]`, and the recipe was refused."""
     monkeypatch.setattr("vpp_plugins.pocket.fetch_smollm2", lambda folder, **_: folder)
@@ -63,7 +75,7 @@ def test_what_fetch_says_to_run_can_be_pasted(vpp: Run, monkeypatch: pytest.Monk
         for _, _, recipe, *changes in commands
     )
     ours = Recipe.load("smollm2-lora.toml")
-    assert "vpp data chats out/smollm2-chats.jsonl --model 'my models/smollm2' --count 800" in out.splitlines()
+    assert "vpp data chats out/smollm2-chats.jsonl --model 'my models/smollm2'" in out.splitlines()
     assert [entry["data"] for entry in told.mix] == ["out/smollm2-chats.jsonl"]
     assert align.model == "my models/smollm2"
     assert told.model == ours.model == f"{align.output_dir}/final"

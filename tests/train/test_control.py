@@ -46,6 +46,16 @@ def test_a_control_answers_as_the_bare_host_and_comes_off_again(family: str) -> 
     assert type(detach_vpp(model)) is kind
 
 
+def test_a_host_that_was_trained_with_prompts_is_no_fair_control(data: Path, tmp_path: Path) -> None:
+    """SmolLM2's second stage ran without a word on the projector that had been aligned with prompts."""
+    model, processor = attached_family("llava")
+    with_prompts = train(recipe(data, tmp_path / "first", freeze=()), model=model, processor=processor).folder
+    assert (with_prompts / "model.safetensors").is_file()
+
+    with pytest.warns(UserWarning, match=r"was trained with the prompts that lie beside it, .* name a host"):
+        train(recipe(data, tmp_path / "second", model=str(with_prompts), vpp="none"))
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_trains_the_host_and_leaves_a_plain_model(data: Path, tmp_path: Path, family: str) -> None:
     before = FAMILIES[family].model().state_dict()

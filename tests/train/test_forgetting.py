@@ -39,6 +39,15 @@ def test_is_measured_before_and_after_and_changes_nothing(tmp_path: Path) -> Non
     assert "Loss on the chats to keep" in (tmp_path / "run/report.html").read_text()
 
 
+def test_the_terminal_shows_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was measured after the last step was logged when the bar was gone, and not printed."""
+    data = write_data(tmp_path / "data", samples(8))
+    first, last = kept(run(data, tmp_path / "run", keep={"data": str(data)}))
+
+    printed = capsys.readouterr().out
+    assert all(f"step {step}/4  kept_loss {loss:.4g}" in printed for step, loss in (first, last))
+
+
 def test_is_the_loss_of_the_learned_tokens(tmp_path: Path) -> None:
     """Of one batch it is what the model itself says, before anything is learned."""
     data = write_data(tmp_path / "data", samples(8))

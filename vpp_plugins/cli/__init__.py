@@ -2,6 +2,8 @@
 
 import os
 import sys
+import warnings
+from pathlib import Path
 from typing import Annotated, Never
 
 from vpp_plugins import __version__
@@ -84,6 +86,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of the hub and of transformers, which would fill a log
+    warnings.formatwarning = _warning_line
     try:
         with named_extras():
             app(prog_name="vpp")
@@ -95,6 +98,14 @@ def main() -> None:
         _fail(f"'{error.filename}' may not be read or written by you: change its permissions, or name another place.")
     except OSError as error:  # such as a full disk
         _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error))
+
+
+def _warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return what is printed of a warning: of one of ours the sentence, which a place in the code does not explain."""
+    ours = Path(__file__).parents[1] in Path(filename).parents
+    return f"Warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _fail(sentence: str) -> Never:

@@ -35,7 +35,7 @@ def fetch(
     folder = fetch_smollm2(out or Path("out", name), numbers=numbers, progress=typer.echo)
     align = ["smollm2-align.toml", *([] if out is None else ["--set", f"model={folder}"])]
     lora = ["smollm2-lora.toml", *([] if numbers else ["--set", f"losses={WITHOUT_NUMBERS}"])]
-    chats = ["out/smollm2-chats.jsonl", "--model", str(folder), "--count", "800"]
-    typer.echo(f"{folder} is there. Next, and then:")
+    chats = ["out/smollm2-chats.jsonl", "--model", str(folder)]
+    typer.echo(f"{folder} is there. Next, in this order:")
     for words in (["data", "chats", *chats], ["train", *align], ["train", *lora]):
         typer.echo(shlex.join(["vpp", *words]))

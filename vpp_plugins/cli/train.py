@@ -64,5 +64,6 @@ def train(
 
     watch = Stopwatch()
     trained = run(recipe, watch=watch)
-    typer.echo(f"{trained.steps} steps; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")
+    steps = "1 step" if trained.steps == 1 else f"{trained.steps} steps"
+    typer.echo(f"{steps}; the weights: {trained.folder}; the report: {trained.folder.parent}/report.html")
     typer.echo(watch.sentence())

@@ -28,7 +28,7 @@ heldout shows held-out nouns on held-out backgrounds; sets is as test, but asks 
 Most nouns have a single image, so train, val and test reward memory of it; heldout does not.
 """
 
-from vpp_plugins.data.convert import convert
+from vpp_plugins.data.convert import check_target, convert
 from vpp_plugins.data.dataset import (
     LoadedSample,
     MixedData,
@@ -67,6 +67,7 @@ __all__ = [
     "TrainingData",
     "Turn",
     "build_vpp_sft",
+    "check_target",
     "convert",
     "head",
     "image_path",

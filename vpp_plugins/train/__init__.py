@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vpp_plugins.train.grpo import VPPGRPOTrainer
     from vpp_plugins.train.labels import Labels, NoAnswerError, RenderedChat, label_answers, render_chat
     from vpp_plugins.train.run import Trained, preview_sample, train
-    from vpp_plugins.train.self_distillation import plain_questions, write_chats
+    from vpp_plugins.train.self_distillation import plain_questions, read_questions, write_chats
     from vpp_plugins.train.trial import DryRun, dry_run
 
 with named_extras("train"):
@@ -39,7 +39,7 @@ _LATER = {
     "grpo": ("VPPGRPOTrainer",),
     "labels": ("Labels", "NoAnswerError", "RenderedChat", "label_answers", "render_chat"),
     "run": ("Trained", "preview_sample", "train"),
-    "self_distillation": ("plain_questions", "write_chats"),
+    "self_distillation": ("plain_questions", "read_questions", "write_chats"),
     "trial": ("DryRun", "dry_run"),
 }
 """Files whose names are imported when they are asked for: torch, transformers and TRL take seconds, and a recipe is
@@ -68,6 +68,7 @@ __all__ = [
     "parameter_groups",
     "plain_questions",
     "preview_sample",
+    "read_questions",
     "render_chat",
     "rewards",
     "train",

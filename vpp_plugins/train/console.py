@@ -25,8 +25,8 @@ class Console(ProgressCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
         """Write a line of what was logged."""
-        line = "" if self.training_bar is None else self._line(state, logs or {})
-        if line:
+        line = self._line(state, logs or {})
+        if line and state.is_world_process_zero:
             tqdm.write(line)
 
     def _line(self, state: TrainerState, logs: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def _check_entry(where: str, entry: Mapping[str, Any], known: Sequence[str]) -> 
             raise VPPError(f"{where} has no key '{key}'.{nearest(key, known)} Known: {', '.join(known)}.")
     if not isinstance(entry.get("data"), str):
         raise VPPError(f'{where} names its file, as data = "...", but is {dict(entry)}.')
-    if not Path(entry["data"]).exists():
+    if entry.get("data_format", "neutral") == "neutral" and not Path(entry["data"]).exists():
         raise VPPError(
             f"there is no '{entry['data']}', which {where} names: `vpp data chats` writes a model's own chats."
         )

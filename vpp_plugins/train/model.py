@@ -11,7 +11,16 @@ import torch
 from torch import nn
 
 from vpp_plugins import plugins
-from vpp_plugins.attach import active_vpp, attach_control, attach_vpp, every_vpp, host_state, is_attached, unwrap
+from vpp_plugins.attach import (
+    CONFIG_FILE,
+    active_vpp,
+    attach_control,
+    attach_vpp,
+    every_vpp,
+    host_state,
+    is_attached,
+    unwrap,
+)
 from vpp_plugins.errors import VPPError, known_name
 from vpp_plugins.evaluate import check_there, load_pretrained, not_loaded
 from vpp_plugins.pocket import register_pocket, start_queries, untrained_pocket
@@ -31,6 +40,12 @@ def load_host(recipe: Recipe) -> tuple[Any, Any]:
         seed = int(recipe.trainer.get("seed", 0))
         return untrained_pocket(prompt_changes(recipe), vpp=recipe.vpp != NO_PROMPTS, seed=seed)
     _check_family(settings_of(check_there(recipe.model)).get("model_type"), recipe)
+    if recipe.vpp == NO_PROMPTS and Path(recipe.model, CONFIG_FILE).is_file():
+        warnings.warn(
+            f"'{recipe.model}' was trained with the prompts that lie beside it, so what is trained of it without is no "
+            "fair control: name a host that was trained without.",
+            stacklevel=2,
+        )
     options: dict[str, Any] = {"dtype": recipe.dtype}
     if recipe.attn_implementation is not None:
         options["attn_implementation"] = recipe.attn_implementation

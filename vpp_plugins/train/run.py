@@ -167,6 +167,8 @@ def training_arguments(recipe: Recipe) -> Any:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError, ImportError) as error:
         raise VPPError(f"transformers does not take the recipe: {error}") from None
+    if recipe.eval_data is None and arguments.eval_strategy != "no":
+        raise VPPError(f'eval_strategy = "{arguments.eval_strategy}" asks no data: name some by eval_data.')
     _check_arguments(arguments, recipe)
     return arguments
 

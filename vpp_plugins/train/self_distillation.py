@@ -17,6 +17,7 @@ from rich.progress import track
 from vpp_plugins.data import Sample, Talk
 from vpp_plugins.errors import VPPError
 from vpp_plugins.files import whole_file
+from vpp_plugins.ground import Grounder
 
 WORDINGS = (
     "What is {}?",
@@ -84,23 +85,44 @@ TOPICS = (
 )
 BATCH = 16
 """Questions that are answered at a time."""
-_WHOLE = re.compile(r".*[.!?](?=\s|$)", re.DOTALL)
-"""What of an answer that was cut off is kept: its whole sentences."""
+AS_LIKELY: dict[str, Any] = {
+    "do_sample": True,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+}
+"""Arguments of `generate`: each token as often as the model finds it likely."""
+_WHOLE = re.compile(r".*(?:(?<!\d)[.!?][\"')*\]]*(?=\s|$)|[。！？])", re.DOTALL)
 
 
-def plain_questions(count: int, *, seed: int = 0) -> list[str]:
-    """Return plain questions in random order, none twice; raises VPPError for more than there are."""
+def plain_questions(count: int | None = None, *, seed: int = 0) -> list[str]:
+    """Return plain questions in random order, none twice, all unless `count` says how many.
+
+    Raises VPPError for more than there are.
+    """
     known = [wording.format(topic) for wording, topic in itertools.product(WORDINGS, TOPICS)]
+    count = len(known) if count is None else count
     if not 1 <= count <= len(known):
         raise VPPError(f"there are {len(known)} questions, but {count} were asked for: bring more in a file of yours.")
     return random.Random(seed).sample(known, count)
 
 
-@torch.inference_mode()
+def read_questions(file: Path) -> list[str]:
+    """Return the lines of a text that are not empty; raises VPPError where it cannot be read, and where none is."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise VPPError(f"'{file}' cannot be read as a text in UTF-8 ({error}): name another file.") from None
+    if not any(line.strip() for line in lines):
+        raise VPPError(f"'{file}' holds no question: write one on each line.")
+    return [line.strip() for line in lines if line.strip()]
+
+
 def write_chats(
-    target: str | Path, model: Any, processor: Any, questions: Sequence[str], *, longest: int = 64, seed: int = 0
+    target: str | Path, grounder: Grounder, questions: Sequence[str], *, longest: int = 64, seed: int = 0
 ) -> int:
-    """Write the model's answers to `questions` as neutral samples, a line each, and return how many there are.
+    """Write a model's answers to `questions` as neutral samples, a line each, and return how many there are.
 
     Answers are sampled at temperature 1, `longest` tokens at most; of one that is cut off the whole sentences are kept,
     and without one it is left out. The file appears when it is complete. Raises VPPError where no answer is left.
@@ -110,8 +132,9 @@ def write_chats(
         torch.manual_seed(seed)
         for start in track(range(0, len(questions), BATCH), "The model's own answers", transient=True):
             asked = questions[start : start + BATCH]
-            answers = zip(asked, _answers(model, processor, asked, longest), strict=True)
-            chats = [Talk(question, answer) for question, answer in answers if answer]
+            told = grounder.talk(asked, max_new_tokens=longest, **AS_LIKELY)
+            answers = [text.strip() if ended else whole_sentences(text) for text, ended in told]
+            chats = [Talk(question, answer) for question, answer in zip(asked, answers, strict=True) if answer]
             for number, chat in enumerate(chats, written):
                 file.write(Sample(f"chat-{number}", "", 0, 0, (chat,)).line() + b"\n")
             written += len(chats)
@@ -122,21 +145,7 @@ def write_chats(
     return written
 
 
-def _answers(model: Any, processor: Any, questions: Sequence[str], longest: int) -> list[str]:
-    """Return the answers' whole sentences, "" where there is none."""
-    tokenizer = processor.tokenizer
-    chats = [[{"role": "user", "content": [{"type": "text", "text": question}]}] for question in questions]
-    texts = [processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
-    asked = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": longest}
-    told = model.generate(**asked, **sampling)[:, asked["input_ids"].shape[1] :]
-    answers = zip(told, tokenizer.batch_decode(told, skip_special_tokens=True), strict=True)
-    return [
-        text.strip() if (row == tokenizer.eos_token_id).any() else _whole_sentences(text.strip())
-        for row, text in answers
-    ]
-
-
-def _whole_sentences(text: str) -> str:
-    found = _WHOLE.match(text)
+def whole_sentences(text: str) -> str:
+    """Return a text up to the end of its last whole sentence, "" where there is none; "3." of a list is no end."""
+    found = _WHOLE.match(text.strip())
     return found[0] if found else ""
