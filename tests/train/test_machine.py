@@ -168,5 +168,9 @@ def test_what_is_frozen_of_a_host_that_lies_here_does_not_learn(tmp_path: Path) 
 
 def test_time_is_in_the_unit_that_fits() -> None:
     """A short run took "0.0 hours"."""
-    assert "Time: less than a minute on one H100 for 10 samples" in forecast(recipe(num_train_epochs=1), 10)[-1]
-    assert "Time: about 18 minutes on one H100" in forecast(recipe(num_train_epochs=1), 7000)[-1]
+    assert (
+        "Time: less than a minute on one H100 for 10 samples"
+        in forecast(recipe(num_train_epochs=1, use_cpu=False), 10)[-1]
+    )
+    assert "Time: about 18 minutes on one H100" in forecast(recipe(num_train_epochs=1, use_cpu=False), 7000)[-1]
+    assert "Time: not reckoned for a CPU" in forecast(recipe(num_train_epochs=1), 7000)[-1]

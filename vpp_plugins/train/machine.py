@@ -87,6 +87,8 @@ def forecast(recipe: Recipe, samples: int, whole: nn.Module | None = None, speed
     seen = _seen(recipe, samples)
     if speed:
         took = f"{_duration(seen / speed)} here for {seen:,.0f} samples, at {speed:.3g} a second as tried"
+    elif recipe.trainer.get("use_cpu"):
+        took = "not reckoned for a CPU; the recipe's first lines may say what was measured"
     else:
         operations = (6 if trained >= count else 4) * count * TOKENS * seen
         took = f"{_duration(operations / H100)} on one H100 for {seen:,.0f} samples of {TOKENS:,} tokens; not measured"

@@ -142,7 +142,8 @@ def _train(recipe: Recipe, arguments: Any, model: Any, processor: Any, watch: St
 
 @contextmanager
 def _timed(trainer: VPPTrainer, model: Any, watch: Stopwatch) -> Iterator[None]:
-    with watch.parts_of(model), watch.calls_of(trainer, TIMED), watch.part("optimizer"):
+    timed = TIMED if trainer.answers else {**TIMED, "compute_loss": "losses"}  # the language model is not run
+    with watch.parts_of(model), watch.calls_of(trainer, timed), watch.part("optimizer"):
         yield
 
 

@@ -69,7 +69,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         model, processor = load_host(little) if whole else _tiny(recipe)
         trained = train(little, model=model, processor=processor)
         samples = int(json.loads((trained.folder.parent / RUN).read_bytes())["samples"])
-    host = "the untrained pocket model" if whole else f"a tiny random {type(model).__name__}"
+    host = "the untrained pocket model" if whole else f"a tiny random {type(model).__name__}, of which the table is,"
     said = [f"{_done(trained, host, samples)}{unasked}."]
     if little.data != recipe.data:
         said.append(f"The scenes were of shapes, as the cut-outs are not in '{recipe.data}': the run fetches them.")
