@@ -111,11 +111,11 @@ def draw_ends(points: Sequence[dict[str, Any]], target: Path, theme: str) -> Non
         for panel, (name, title) in zip(axes, SETS.items(), strict=True):
             arms = _arms(points, theme)
             for row, (arm, colour) in enumerate(arms):
-                for control, marker, below in ((name, "o", -0.25), (f"{name}-shuffled", "x", 0.1)):
+                for control, marker, below in ((name, "o", -0.36), (f"{name}-shuffled", "x", 0.12)):
                     for one in points:
                         if (one["arm"], one["set"], one["step"]) == (arm, control, last):
                             mean, low, high = one["acc_50"]
-                            place = row + below + 0.15 * one["seed"]
+                            place = row + below + 0.12 * one["seed"]
                             panel.plot([low, high], [place] * 2, color=colour, linewidth=1.5)
                             panel.plot([mean], [place], marker, color=colour, markersize=5)
             panel.set(title=title, xlabel="Acc@0.5", xlim=(0, 0.85), yticks=range(len(arms)))
