@@ -1,7 +1,8 @@
 """What a model says before it learns to ground: chats of its own, for a recipe's `mix` and `keep`.
 
 Its own answers, sampled as they are likely, teach it nothing new, and are to hold it where it is; other people's chats
-would move it (learning without forgetting, Li and Hoiem 2016, with text for the old task and samples for its probabilities).
+would move it (learning without forgetting, Li and Hoiem 2016, with text for the old task and samples for its
+probabilities).
 """
 
 import itertools
