@@ -47,11 +47,11 @@ def paragraphs() -> list[str]:
 
 
 @torch.inference_mode()
-def losses(model: Any, tokenizer: Any, texts: Sequence[str], *, said: str = "") -> list[float]:
-    """Return each text's mean loss of a token, in nats, the first token left out."""
+def losses(model: Any, texts: Sequence[Sequence[int]], *, said: str = "") -> list[float]:
+    """Return the mean loss of a token of each text, given as tokens, in nats, the first token left out."""
     found = []
-    for text in track(texts, said, transient=True):
-        ids = tokenizer(text, return_tensors="pt")["input_ids"].to(model.device)
+    for tokens in track(texts, said, transient=True):
+        ids = torch.tensor([tokens], device=model.device)
         logits = model(input_ids=ids).logits[0, :-1].float()
         found.append(float(torch.nn.functional.cross_entropy(logits, ids[0, 1:])))
     return found
@@ -68,9 +68,9 @@ def main(models: Sequence[tuple[str, str | None]], limit: int) -> None:
     nats, told, tokens = [], [], []
     for host, vpp in models:
         grounder = load_grounder(host, vpp=vpp, dtype="float32", device="cpu")
-        nats.append(losses(grounder.model, grounder.processor.tokenizer, prose, said=vpp or host))
-        told.append(answers(grounder))
         tokens.append(grounder.processor.tokenizer(prose)["input_ids"])
+        nats.append(losses(grounder.model, tokens[-1], said=vpp or host))
+        told.append(answers(grounder))
     if tokens[0] != tokens[1]:
         raise VPPError("the two models read the prose as different tokens, so their perplexities cannot be compared.")
     before, after = np.array(nats)

@@ -336,7 +336,7 @@ def test_perplexity_is_of_the_models_own_probabilities() -> None:
     with torch.no_grad():
         model.get_output_embeddings().weight.zero_()  # every token is as likely
 
-    (nats,) = plain_answers.losses(model, processor.tokenizer, ["the cup on the left."])
+    (nats,) = plain_answers.losses(model, processor.tokenizer(["the cup on the left."])["input_ids"])
     assert nats == pytest.approx(math.log(model.config.text_config.vocab_size))
 
 

@@ -259,7 +259,7 @@ class Grounder:
     def _decode(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
         """Return the answers; only what bounds a text is left out, as many families' box tokens are special too."""
         tokenizer, settings = self.processor.tokenizer, unwrap(self.model).generation_config
-        bounds = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
+        bounds = [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.sep_token_id]
         bounds += [settings.pad_token_id, settings.bos_token_id, settings.decoder_start_token_id]
         bounds += self._ends()
         left_out = torch.tensor([token for token in bounds if token is not None], device=ids.device)

@@ -115,9 +115,10 @@ def read_questions(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise VPPError(f"'{file}' cannot be read as a text in UTF-8 ({error}): name another file.") from None
-    if not any(line.strip() for line in lines):
+    questions = [line.strip() for line in lines if line.strip()]
+    if not questions:
         raise VPPError(f"'{file}' holds no question: write one on each line.")
-    return [line.strip() for line in lines if line.strip()]
+    return questions
 
 
 def write_chats(
