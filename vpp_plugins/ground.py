@@ -27,7 +27,7 @@ from vpp_plugins.attach import (
 from vpp_plugins.boxes import Box, BoxCodec, BoxStatus, ImageMeta, metas_of, opens_thought, worst_status
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import ImageSource, draw_boxes, load_images
-from vpp_plugins.processor import VPPProcessor, check_pair, check_processor, image_marker
+from vpp_plugins.processor import VPPProcessor, check_pair, check_processor, hosts_processor, image_marker
 
 GREEDY: dict[str, Any] = {
     "do_sample": False,
@@ -245,16 +245,13 @@ class Grounder:
             content = [*([{"type": "image"}] if image else []), {"type": "text", "text": question}]
             chat = [{"role": "user", "content": content}]
             return self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        marker = image_marker(self._own_processor(), self._backbone.image_token)
+        marker = image_marker(hosts_processor(self.processor), self._backbone.image_token)
         if not marker:
             return question
         return self._backbone.plain_prompt.format(image=marker if image else "", question=question)
 
-    def _own_processor(self) -> Any:
-        return self.processor.processor if isinstance(self.processor, VPPProcessor) else self.processor
-
     def _own_template(self) -> Any:
-        return self._own_processor().chat_template
+        return hosts_processor(self.processor).chat_template
 
     def _decode(self, ids: Int64[Tensor, "batch length"]) -> list[str]:
         """Return the answers; only what bounds a text is left out, as many families' box tokens are special too."""

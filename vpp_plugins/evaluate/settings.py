@@ -15,7 +15,7 @@ from torch import nn
 
 from vpp_plugins.attach import active_vpp, host_state, is_attached, unwrap
 from vpp_plugins.ground import Grounder
-from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.processor import hosts_processor
 from vpp_plugins.prompts import TOKEN
 
 PARTS = ("generation", "image_processor", "processor", "host", "adapters", "prompts", "batch_size", "versions")
@@ -47,7 +47,7 @@ _NAMES = (
 def answer_settings(grounder: Grounder, generation: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what decides the answers of `grounder.ask(..., **generation)` beside weights, as JSON values by part."""
     processor = grounder.processor
-    own = processor.processor if isinstance(processor, VPPProcessor) else processor
+    own = hosts_processor(processor)
     found = {
         "generation": _generation(unwrap(grounder.model), grounder.generation(**generation)),
         "image_processor": _image_processor(own.image_processor),

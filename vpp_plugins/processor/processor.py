@@ -390,3 +390,8 @@ def normalisation(image_processor: Any, **options: Any) -> tuple[RGB, RGB]:
     mean, std = (options.get(name, vars(image_processor)[name]) for name in ("image_mean", "image_std"))
     # Fuyu has one for all
     return ((mean, mean, mean), (std, std, std)) if isinstance(mean, float) else (tuple(mean), tuple(std))
+
+
+def hosts_processor(processor: Any) -> Any:
+    """Return the host's own processor of a VPPProcessor; any other, or a tokenizer, is returned as it is."""
+    return processor.processor if isinstance(processor, VPPProcessor) else processor

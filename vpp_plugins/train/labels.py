@@ -18,7 +18,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vpp_plugins.errors import VPPError
-from vpp_plugins.processor import VPPProcessor
+from vpp_plugins.processor import hosts_processor
 
 IGNORED = -100
 """The label of what is not learned, as torch's cross entropy has it."""
@@ -60,7 +60,7 @@ def render_chat(processor: Any, chat: Chat) -> RenderedChat:
     and an answer is what its message adds to the prompt before it, the end of the turn included and white space after
     that left out. Raises VPPError where neither tells.
     """
-    own = processor.processor if isinstance(processor, VPPProcessor) else processor
+    own = hosts_processor(processor)
     messages = [dict(message) for message in chat]
     text: str = own.apply_chat_template(messages, tokenize=False)
     marked = _marked(own, messages)
