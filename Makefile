@@ -45,7 +45,7 @@ test-newest: .venv-kits/.tried ## the quick tests and the peers' on the newest r
 	@$(NEWEST) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not gpu" $(ARGS)
 	@$(NEWEST) -m pytest tests/ecosystem/peers
 
-tutorial: .venv/.ready ## run every command of docs/tutorial.md; ARGS=--write brings the page up to date
+tutorial: .venv/.ready ## run every command of docs/tutorial.md, or of ARGS=docs/smollm2.md; --write brings the page up to date
 	@$(BIN)/python -m examples.tutorial.run $(ARGS)
 
 check: .venv/.ready ## lint, format, types, and which room imports which

@@ -1,7 +1,7 @@
 """Run the tutorial as its page says, in an empty folder: `make tutorial`. A command that fails ends it.
 
-`make tutorial ARGS=--write` also writes what was printed, and the images that were made, back into docs/tutorial.md,
-and the same as a notebook.
+`make tutorial ARGS=docs/smollm2.md` runs the second page. With `--write` among ARGS, what was printed and the images
+that were made are also written back into the page, and into the notebook of the first.
 
 Lines of a `console` block that begin with `$ ` are commands, which go on after a backslash; a `text` block after a
 `python` block has its output; a comment `<!-- FILE -->` before an image names the file that it shows.
@@ -20,8 +20,10 @@ from typing import Any
 
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE, NOTEBOOK = ROOT / "docs/tutorial.md", Path(__file__).with_name("tutorial.ipynb")
+LINKS = {"examples": "examples", "photographs": "vpp_plugins/data/scenes/real_photos"}
+"""What the folder holds before the first command."""
 WIDTH = 110
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*\n)", re.MULTILINE)
@@ -32,16 +34,20 @@ _PROGRESS = re.compile(r"[\u2801-\u28ff]|━{5,} .*\d|\d+%\||^\[transformers]|^\
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", nargs="?", type=Path, default=PAGE, help="which page; docs/tutorial.md unless named")
     parser.add_argument("--write", action="store_true", help="bring the page, its images and the notebook up to date")
-    write, page = parser.parse_args().write, PAGE.read_text()
+    args = parser.parse_args()
+    page = args.page.read_text()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "examples").symlink_to(ROOT / "examples")
+        for name, target in LINKS.items():
+            (Path(folder) / name).symlink_to(ROOT / target)
         ran = run_page(page, Path(folder))
-        if write:
+        if args.write:
             for file, shown in SHOWN.findall(page):
-                save_image(Path(folder, file), PAGE.parent / shown)
-    if write:
-        PAGE.write_text(ran)
+                save_image(Path(folder, file), args.page.parent / shown)
+    if args.write:
+        args.page.write_text(ran)
+    if args.write and args.page.resolve() == PAGE:
         NOTEBOOK.write_text(json.dumps(notebook(ran), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -34,7 +34,8 @@ def pocket(monkeypatch: pytest.MonkeyPatch, toy: None) -> list[bool]:
     """In the pocket model's place a toy that always gives one answer; returns which of the twins were loaded."""
     loaded: list[bool] = []
 
-    def load(*, vpp: bool) -> tuple[Any, Any]:
+    def load(vpp: bool, *, name: str) -> tuple[Any, Any]:
+        assert name == "pocket"
         loaded.append(vpp)
         model, processor = attached()
         processor.batch_decode = lambda ids, **_: ["[0.1, 0.2, 0.3, 0.4]" for _ in ids]

@@ -42,7 +42,10 @@ class TestGround:
             (("--image", "missing.jpg"), "'missing.jpg' does not exist"),
             (("--image", "none"), "'none' is a folder without an image"),
             (("--image", "several", "--out", "boxed.png"), "name it .jsonl, and draw with --drawn DIR"),
-            (("--image", "photo.png", "--model", "mine", "--without-vpp"), "name the one that was trained without by"),
+            (
+                ("--image", "photo.png", "--model", "mine", "--without-vpp"),
+                "name the one that was trained without by --model",
+            ),
             (("--image", "text.jpg"), "is not an image"),
             (("--image", "empty.jpg"), "is empty"),
             (("--image", "short.png"), "damaged or truncated"),

@@ -13,17 +13,27 @@ from examples.tutorial import run as tutorial
 from vpp_plugins.cli import app
 
 PAGE = tutorial.PAGE.read_text()
-BLOCKS = [found.groups() for found in tutorial.BLOCK.finditer(PAGE)]
-COMMANDS = [command for kind, text, _ in BLOCKS if kind == "console" for command in tutorial.COMMAND.findall(text)]
+SECOND = tutorial.PAGE.with_name("smollm2.md").read_text()
 
 
-def test_every_block_shows_what_it_printed() -> None:
-    assert len(COMMANDS) >= 15
-    for kind, text, printed in BLOCKS:
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    return [found.groups() for found in tutorial.BLOCK.finditer(page)]
+
+
+def commands(page: str) -> list[str]:
+    return [
+        command for kind, text, _ in blocks(page) if kind == "console" for command in tutorial.COMMAND.findall(text)
+    ]
+
+
+@pytest.mark.parametrize(("page", "least"), [(PAGE, 15), (SECOND, 9)], ids=["first", "second"])
+def test_every_block_shows_what_it_printed(page: str, least: int) -> None:
+    assert len(commands(page)) >= least
+    for kind, text, printed in blocks(page):
         assert printed if kind == "python" else tutorial.COMMAND.sub("", text), text
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("vpp ")])
+@pytest.mark.parametrize("command", [one for one in commands(PAGE) + commands(SECOND) if one.startswith("vpp ")])
 def test_every_option_on_the_page_is_one_of_the_command(command: str) -> None:
     words = shlex.split(command.replace("\\\n", "").partition(" || ")[0])[1:]
     found = typer.main.get_command(app)
@@ -37,8 +47,8 @@ def test_every_option_on_the_page_is_one_of_the_command(command: str) -> None:
 
 
 def test_its_images_are_in_the_repository() -> None:
-    images = tutorial.SHOWN.findall(PAGE)
-    assert len(images) == 5  # two pages in light and dark, one photograph
+    images = tutorial.SHOWN.findall(PAGE + SECOND)
+    assert len(images) == 6  # two pages in light and dark, two photographs
     assert all((tutorial.PAGE.parent / image).is_file() for _, image in images)
 
 
@@ -80,8 +90,9 @@ class TestRunning:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_every_command_of_the_page_runs() -> None:
-    words = [sys.executable, "-m", "examples.tutorial.run"]
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/smollm2.md"])
+def test_every_command_of_the_page_runs(page: str) -> None:
+    words = [sys.executable, "-m", "examples.tutorial.run", page]
     ran = subprocess.run(words, cwd=tutorial.ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr
     assert re.search(r"<Grounding 'the dog'", ran.stdout)

@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -27,19 +26,6 @@ from vpp_plugins.train import Recipe, train
 
 RECIPE = Path(__file__).parents[2] / "examples/recipes/smollm2-lora.toml"
 ALIGN = RECIPE.with_name("smollm2-align.toml")
-
-
-@pytest.fixture
-def letters() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of single bytes, with SmolLM2's special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    backend = Tokenizer(models.BPE(vocab={piece: n for n, piece in enumerate(special + alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token=special[0], bos_token=special[1], eos_token=special[2]
-    )
 
 
 def test_each_number_of_a_box_is_a_token(letters: PreTrainedTokenizerFast) -> None:

@@ -12,10 +12,7 @@ from vpp_plugins import Grounder, VPPProcessor, attach_vpp, detach_vpp, is_attac
 from vpp_plugins.config import GlobalVPPConfig, LocalVPPConfig, VPPConfig
 from vpp_plugins.errors import VPPError
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
-from vpp_plugins.pocket.weights import (
-    load_pocket,
-    save_pocket,
-)
+from vpp_plugins.pocket import load_pocket, save_pocket
 
 Pocket = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 DETECTOR = {"backbone": "efficientnet_lite0", "width": 32, "encoder_layers": 1, "decoder_layers": 1, "feedforward": 32}
@@ -94,8 +91,8 @@ def test_a_vpp_that_is_no_bool_is_refused(vpp: Any) -> None:
     """A folder in its place meant vpp=True without a word."""
     with pytest.raises(VPPError, match=rf"vpp must be True or False, but is {vpp!r}"):
         load_pocket(vpp)
-    with pytest.raises(VPPError, match=r"folder must be the path of a folder, but is None\."):
-        load_pocket(folder=None)  # type: ignore[arg-type]
+    with pytest.raises(VPPError, match=r"folder must be the path of a folder, but is 3\."):
+        load_pocket(folder=3)  # type: ignore[arg-type]
 
 
 def test_weights_of_other_sizes_are_refused(folder: Path, tmp_path: Path) -> None:

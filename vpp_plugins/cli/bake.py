@@ -9,7 +9,7 @@ from vpp_plugins.errors import VPPError
 
 
 def bake(
-    model: Annotated[str, typer.Option(help="pocket, or a model's folder or hub id.")],
+    model: Annotated[str, typer.Option(help="pocket, smollm2, or a model's folder or hub id.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must be new or empty.")],
     vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
     global_only: Annotated[bool, typer.Option(help="Leave a local prompt out.")] = False,

@@ -9,7 +9,7 @@ from vpp_plugins.errors import named_extras
 
 
 def app(
-    model: Annotated[str, typer.Option(help="pocket, or a model's folder or hub id.")] = "pocket",
+    model: Annotated[str, typer.Option(help="pocket, smollm2, or a model's folder or hub id.")] = "pocket",
     vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen at; this machine alone unless named.")] = None,
     port: Annotated[

@@ -17,12 +17,14 @@ DRAWN = (".png", ".jpg", ".jpeg")
 """How the name of a drawn image ends."""
 LINES = ".jsonl"
 AT_A_TIME = 8
+TWINS = ("pocket", "smollm2")
+"""Models that ship with and without VPP."""
 
 
 def ground(
     image: Annotated[Path, typer.Option(help="The image: JPEG, PNG, WebP, ...; or a folder.", show_default=False)],
     expr: Annotated[str, typer.Option(help='What to find, such as "the leftmost kettle".', show_default=False)],
-    model: Annotated[str, typer.Option(help="pocket, or a model's folder or hub id.")] = "pocket",
+    model: Annotated[str, typer.Option(help="pocket, smollm2, or a model's folder or hub id.")] = "pocket",
     vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="File of JSON lines (.jsonl), or of the one image with its box (.png).")
@@ -70,9 +72,10 @@ def _images(path: Path) -> list[Path]:
 
 
 def _grounder(model: str, vpp: str | None, *, without_vpp: bool) -> "Grounder":
-    if without_vpp and (model, vpp) != ("pocket", None):
+    if without_vpp and (model not in TWINS or vpp is not None):
         raise VPPError(
-            "--without-vpp asks the pocket model's twin: of your own, name the one that was trained without by --model."
+            f"--without-vpp asks the twin of {' or '.join(TWINS)}: of a model of yours, name the one that was trained "
+            "without by --model."
         )
     import torch
 
@@ -80,7 +83,7 @@ def _grounder(model: str, vpp: str | None, *, without_vpp: bool) -> "Grounder":
 
     elsewhere = model != "pocket" and torch.accelerator.is_available()
     device = str(torch.accelerator.current_accelerator()) if elsewhere else "cpu"
-    return load_grounder("pocket-without-vpp" if without_vpp else model, vpp=vpp, device=device)
+    return load_grounder(f"{model}-without-vpp" if without_vpp else model, vpp=vpp, device=device)
 
 
 def _answered(

@@ -17,7 +17,7 @@ from vpp_plugins.data.scenes import FOLDER, load_real_photos
 from vpp_plugins.errors import VPPError, named_extras
 from vpp_plugins.evaluate.attention import attend
 from vpp_plugins.evaluate.demo import box_text, draw_axes, draw_inside
-from vpp_plugins.evaluate.models import load_grounder
+from vpp_plugins.evaluate.models import SHIPPED, load_grounder
 from vpp_plugins.files import whole_folder
 from vpp_plugins.ground import Grounder, Grounding
 from vpp_plugins.images import draw_boxes, load_image, shrink
@@ -74,14 +74,13 @@ class SideBySide:
 
 
 def load_side_by_side(model: str = "pocket", *, vpp: str | None = None) -> SideBySide:
-    """Load a model and its other side: the pocket model's twin, or of any other model its own weights, prompts off.
+    """Load a model and its other side: the twin of one that ships, or of any other its own weights, prompts off.
 
     `model` and `vpp` are those of `load_grounder`.
     """
-    if model == "pocket":
-        return SideBySide(
-            load_grounder(model, vpp=vpp, device="cpu"), load_grounder("pocket-without-vpp", device="cpu")
-        )
+    twin = f"{model}-without-vpp"
+    if twin in SHIPPED:
+        return SideBySide(load_grounder(model, vpp=vpp, device="cpu"), load_grounder(twin, device="cpu"))
     return SideBySide(load_grounder(model, vpp=vpp))
 
 

@@ -18,7 +18,13 @@ from vpp_plugins.files import check_weights_listed, is_hub_id, local_folder
 from vpp_plugins.ground import Grounder
 from vpp_plugins.processor import VPPProcessor
 
-POCKET = {"pocket": True, "pocket-without-vpp": False}
+SHIPPED = {
+    "pocket": ("pocket", True),
+    "pocket-without-vpp": ("pocket", False),
+    "smollm2": ("smollm2", True),
+    "smollm2-without-vpp": ("smollm2", False),
+}
+"""What `load_pocket` calls the model of each name, and whether it has prompts."""
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 ADAPTER, BASE = "adapter_config.json", "base_model_name_or_path"
 """PEFT's file beside LoRA, and its key for the host."""
@@ -42,25 +48,27 @@ def load_grounder(
 ) -> Grounder:
     """Load a model by name and make it ready to be asked.
 
-    `model` is "pocket" or "pocket-without-vpp", or a folder or hub id of an image-text-to-text model; `vpp` is what
-    `save_vpp` or a run wrote for it, LoRA included, and defaults to the prompts beside the model where there are some.
+    `model` is "pocket" or "smollm2", each also with "-without-vpp", or a folder or hub id of an image-text-to-text
+    model; `vpp` is what `save_vpp` or a run wrote for it, LoRA included, and defaults to the prompts beside the model
+    where there are some.
     `device` defaults to the first GPU of this process, or else the CPU. `options` go to `load_pretrained`; where
     `device_map` is one of them, it places the host.
     """
     known_name(dtype, DTYPES, "dtype")
     place = processes().device if device is None else torch.device(device)
-    if model in POCKET:
+    if model in SHIPPED:
         if vpp is not None:
             raise VPPError(f"'{model}' comes with its own prompts, so '{vpp}' cannot be put on: leave --vpp out.")
         if dtype not in ("auto", "float32"):
-            raise VPPError(f"the pocket model runs in float32, but {dtype} was asked for: leave --dtype out.")
+            raise VPPError(f"'{model}' runs in float32, but {dtype} was asked for: leave --dtype out.")
         if options:
-            raise VPPError(f"the pocket model is loaded as it is, but {few(list(options))} came: leave it out.")
+            raise VPPError(f"'{model}' is loaded as it is, but {few(list(options))} came: leave it out.")
         from vpp_plugins.pocket import load_pocket
 
-        pocket, own = load_pocket(vpp=POCKET[model])
-        nn.Module.to(pocket, place)
-        return Grounder(pocket, own, box_format=box_format)
+        name, prompted = SHIPPED[model]
+        shipped, own = load_pocket(prompted, name=name)
+        nn.Module.to(shipped, place)
+        return Grounder(shipped, own, box_format=box_format)
     lora = vpp if vpp is not None and vpp != model and Path(vpp, ADAPTER).is_file() else None
     host, processor = load_pretrained(model, lora, dtype=dtype, **options)
     if lora is not None:

@@ -5,16 +5,19 @@
 - `build.py`: an untrained model and its processor.
 - `untrained.py`: that model with its prompts, ImageNet's backbone and COCO's detector, as training begins.
 - `smollm2.py`: a pretrained language model in its place.
-- `weights.py`: saving and loading the shipped weights.
+- `weights.py`, `smollm2_weights.py`: saving and loading the shipped weights of either.
+- `load.py`: loading either by name.
 
-`examples/recipes/pocket.toml` trains it, and `examples/pocket.py` makes the shipped weights of what was trained.
+Recipes in `examples/recipes/` train them, and `examples/pocket.py` makes the shipped weights of what was trained.
 """
 
 from vpp_plugins.errors import named_extras
 
 with named_extras():
     from vpp_plugins.pocket.build import build_pocket, load_imagenet_backbone
+    from vpp_plugins.pocket.load import load_pocket
     from vpp_plugins.pocket.smollm2 import build_smollm2, fetch_smollm2
+    from vpp_plugins.pocket.smollm2_weights import SMOLLM2_FOLDER, save_smollm2
     from vpp_plugins.pocket.tokenizer import (
         AXES_SENTENCE,
         COORDINATES,
@@ -25,7 +28,7 @@ with named_extras():
     )
     from vpp_plugins.pocket.untrained import pocket_config, start_queries, untrained_pocket, written_boxes
     from vpp_plugins.pocket.vision import COARSE_CHANNELS, TOKEN_WIDTH, create_backbone, merge_maps, register_pocket
-    from vpp_plugins.pocket.weights import FOLDER, load_pocket, save_pocket
+    from vpp_plugins.pocket.weights import FOLDER, save_pocket
 
 
 __all__ = [
@@ -36,6 +39,7 @@ __all__ = [
     "GROUNDING_QUESTION",
     "IMAGE_TOKEN",
     "REGION_QUESTION",
+    "SMOLLM2_FOLDER",
     "TOKEN_WIDTH",
     "build_pocket",
     "build_smollm2",
@@ -48,6 +52,7 @@ __all__ = [
     "pocket_config",
     "register_pocket",
     "save_pocket",
+    "save_smollm2",
     "start_queries",
     "untrained_pocket",
     "written_boxes",

