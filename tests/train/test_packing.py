@@ -103,6 +103,23 @@ def test_every_turn_is_what_it_is_alone(pocket: tuple[Any, VPPProcessor]) -> Non
     torch.testing.assert_close(found, torch.cat([logits for _, logits in alone]), atol=1e-5, rtol=1e-4)
 
 
+def test_words_that_questions_begin_with_are_there_once(pocket: tuple[Any, VPPProcessor]) -> None:
+    """Of questions that are alike to the end, each keeps a token of its own, from which its answer follows."""
+    model, processor = pocket
+    turns = (TURNS[0], TURNS[1], TURNS[0], TURNS[3])
+    together = batch_of(collator(processor, [sample(turns)]), 0)
+    found_ids, found = answers(model, together, 0)
+
+    alone = [batch_of(collator(processor, [sample((turn,))]), 0) for turn in turns]
+    answered = [answers(model, batch, 0) for batch in alone]
+
+    image = (alone[0]["input_ids"] == model.config.image_token_id).sum()
+    whole = sum(batch["input_ids"].shape[1] - image for batch in alone)
+    assert together["input_ids"].shape[1] - image < whole - 2 * len("Please provide the bounding box".split())
+    assert torch.equal(found_ids, torch.cat([ids for ids, _ in answered]))
+    torch.testing.assert_close(found, torch.cat([logits for _, logits in answered]), atol=1e-5, rtol=1e-4)
+
+
 def test_with_one_turn_each_the_batch_is_the_ordinary_one(pocket: tuple[Any, VPPProcessor]) -> None:
     _, processor = pocket
     samples = [sample(TURNS[:1]), sample(TURNS[3:], 1)]

@@ -2,11 +2,13 @@
 
 The image's tokens are computed once for all its questions, and each question is learned as if it were the only one,
 which is how grounding is asked for. A turn's positions go on from the image: every logit is that of the turn alone.
+Words with which questions begin alike are computed once too: turns that begin as the first one do go on from there.
 
 `PackingCollator` packs the turns of a run's dialogues; `pack` and `forward_packed` are for loops of one's own over
 projected image tokens.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +23,8 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, RenderedSample
 from vpp_plugins.train.labels import IGNORED, RenderedChat, TextSegment, chat_segments, render_chat
 
-PREFIX, PADDING = 0, -1
-"""Numbers of what is no turn; turns are counted from 1."""
+PREFIX, SHARED, PADDING = 0, 1, -1
+"""Numbers of what is no turn: the image, what turns begin with alike, and padding; the others are turns."""
 IGNORE = IGNORED
 
 
@@ -58,26 +60,53 @@ class PackingCollator(Collator):
             row = rows[number] if number < len(rows) else None  # the grey image of a batch of text
             packed.append(self._packed(ids, labels, row))
         pad_id = self.processor.tokenizer.pad_token_id or 0
-        pads = {"input_ids": pad_id, "labels": IGNORED, "position_ids": 0, "turns": PADDING}
+        pads = {"input_ids": pad_id, "labels": IGNORED, "position_ids": 0, "turns": PADDING, "starts": PADDING}
         padded = {name: pad_sequence([parts[name] for parts in packed], True, pad) for name, pad in pads.items()}
-        return {**first, **padded, "attention_mask": packed_mask(padded.pop("turns"))}
+        mask = packed_mask(padded.pop("turns"), padded.pop("starts"))
+        return {**first, **padded, "attention_mask": mask}
 
     def _packed(self, ids: Tensor, labels: Tensor, row: RenderedSample | None) -> dict[str, Tensor]:
-        """Put the other turns behind the first one of a row."""
-        others = [self._segment(chat) for chat in row.others] if isinstance(row, RenderedDialogue) else []
-        begins = len(ids) if row is None else len(ids) - len(self._segment(row.chat).ids)
-        lengths = [len(ids) - begins, *(len(segment.ids) for segment in others)]
-        learned = [torch.tensor(segment.ids).where(torch.tensor(segment.learned), IGNORED) for segment in others]
+        """Put the other turns behind the first one of a row, those that begin as it does without that beginning."""
+        if not isinstance(row, RenderedDialogue):
+            return {"input_ids": ids, "labels": labels, **_places(len(ids))}
+        first, *others = (self._segment(chat) for chat in (row.chat, *row.others))
+        alike = [_alike(first, other) for other in others]
+        shared = max(alike, key=lambda length: length * sum(other >= length for other in alike), default=0)
+        cuts = [shared if length >= shared else 0 for length in alike]
+        rests = [TextSegment(other.ids[cut:], other.learned[cut:]) for other, cut in zip(others, cuts, strict=True)]
+        learned = [torch.tensor(rest.ids).where(torch.tensor(rest.learned), IGNORED) for rest in rests]
+        lengths = [len(first.ids) - shared, *(len(rest.ids) for rest in rests)]
         return {
-            "input_ids": torch.cat([ids, *(torch.tensor(segment.ids) for segment in others)]),
+            "input_ids": torch.cat([ids, *(torch.tensor(rest.ids) for rest in rests)]),
             "labels": torch.cat([labels, *learned]),
-            "position_ids": torch.cat([torch.arange(begins), *(begins + torch.arange(length) for length in lengths)]),
-            "turns": torch.repeat_interleave(torch.tensor([begins, *lengths])),
+            **_places(len(ids) - len(first.ids), shared, list(zip([shared, *cuts], lengths, strict=True))),
         }
 
     def _segment(self, chat: RenderedChat) -> TextSegment:
         """Return what stands behind the image."""
         return chat_segments(chat, self.processor.tokenizer, self.marker)[-1]
+
+
+def _alike(first: TextSegment, other: TextSegment) -> int:
+    """Return with how many tokens both begin before what is learned; each keeps one that is not, to begin with."""
+    both = zip(first.ids, first.learned[1:], other.ids, other.learned[1:], strict=False)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[2] and not (pair[1] or pair[3]), both)
+    return sum(1 for _ in alike)
+
+
+def _places(prefix: int, shared: int = 0, turns: Sequence[tuple[int, int]] = ()) -> dict[str, Tensor]:
+    """Return `position_ids`, `turns` and `starts` of a row: of its prefix, what turns share, and what is left of them.
+
+    `turns` are pairs of how much of what is shared a turn goes on from, and its length without that.
+    """
+    begins = [0, prefix, *(prefix + cut for cut, _ in turns)]
+    lengths = torch.tensor([prefix, shared, *(length for _, length in turns)])
+    starts = torch.tensor([PREFIX, SHARED, *(SHARED if cut else PREFIX for cut, _ in turns)])
+    return {
+        "position_ids": torch.cat([begin + torch.arange(n) for begin, n in zip(begins, lengths.tolist(), strict=True)]),
+        "turns": torch.repeat_interleave(lengths),
+        "starts": torch.repeat_interleave(starts, lengths),
+    }
 
 
 def check_packing(host: Any) -> None:
@@ -94,11 +123,18 @@ def check_packing(host: Any) -> None:
         )
 
 
-def packed_mask(turns: Int64[Tensor, "batch length"]) -> Bool[Tensor, "batch 1 length length"]:
-    """Return True where a token may look: back, at the prefix and at its own turn. Nobody sees padding, not even it."""
-    of_query, of_key = turns[:, :, None], turns[:, None, :]
+def packed_mask(
+    turns: Int64[Tensor, "batch length"], starts: Int64[Tensor, "batch length"] | None = None
+) -> Bool[Tensor, "batch 1 length length"]:
+    """Return True where a token may look: back, at the prefix, at its own turn, and at the one that it goes on from.
+
+    `starts` has the numbers of these. Nobody sees padding, not even it.
+    """
+    starts = torch.full_like(turns, PREFIX) if starts is None else starts
+    of_query, of_key, of_start = turns[:, :, None], turns[:, None, :], starts[:, :, None]
     back = torch.ones(turns.shape[1], turns.shape[1], dtype=torch.bool).tril()
-    return (back & (of_key != PADDING) & ((of_key == PREFIX) | (of_key == of_query)))[:, None]
+    seen = (of_key == PREFIX) | (of_key == of_query) | (of_key == of_start)
+    return (back & (of_key != PADDING) & seen)[:, None]
 
 
 @dataclass(frozen=True)
