@@ -1,11 +1,14 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from examples.pocket import main
-from tests.tiny import toy_config
-from vpp_plugins import VPPProcessor, attach_vpp, is_attached, save_vpp
+from tests.pocket.little_smollm2 import load_trained, write_host
+from tests.tiny import TOY_GLOBAL, toy_config
+from vpp_plugins import Grounder, VPPProcessor, attach_vpp, is_attached, save_vpp
+from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket import build_pocket, load_pocket
 
 
@@ -49,3 +52,22 @@ def test_folders_in_the_wrong_order_are_refused(
 
     assert "the first folder must be of a model with prompts" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_smollm2_learned_ships_with_its_card(
+    toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    host = write_host(Path("out/smollm2"))
+    config = toy_config(global_vpp=replace(TOY_GLOBAL, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD))
+    arms = {name: Grounder(*load_trained(host, config if name == "vpp" else None)) for name in ("vpp", "plain")}
+    monkeypatch.setattr("examples.pocket.load_grounder", lambda name, **_: arms[name])
+    Path("vpp").mkdir()
+    Path("vpp/README.md").write_text("the card")
+    monkeypatch.setattr(sys, "argv", ["pocket.py", "--name", "smollm2", "vpp", "plain", "--out", "shipped"])
+
+    main()
+
+    assert is_attached(load_pocket(True, "shipped", name="smollm2")[0])
+    assert Path("shipped/README.md").read_text() == "the card"
+    assert "compare out/eval/SPLIT/smollm2-without-vpp out/eval/SPLIT/smollm2 " in capsys.readouterr().out

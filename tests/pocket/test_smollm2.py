@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from tests.pocket.little_smollm2 import write_host
 from tests.train.runs import write_data
-from vpp_plugins import VPPError, is_attached
+from vpp_plugins import Grounder, VPPError, is_attached
 from vpp_plugins.data import Sample, Talk
 from vpp_plugins.data.scenes import drawn
 from vpp_plugins.evaluate import load_grounder
-from vpp_plugins.pocket import COORDINATES, IMAGE_TOKEN, build_smollm2, fetch_smollm2
+from vpp_plugins.pocket import COORDINATES, IMAGE_TOKEN, build_smollm2, fetch_smollm2, load_pocket, save_smollm2
 from vpp_plugins.pocket import smollm2 as module
 from vpp_plugins.train import Recipe, train
 
@@ -85,20 +86,11 @@ def test_no_number_wins_against_words(letters: PreTrainedTokenizerFast, seed: in
 
 
 @pytest.mark.parametrize("vpp", ["both", pytest.param("none", marks=pytest.mark.slow)])
-def test_its_recipes_train_one_like_it(
-    letters: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vpp: str
+def test_its_recipes_train_one_like_it_that_can_be_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vpp: str
 ) -> None:
     """Both stages as the recipes stand, but for a Llama of two thin layers and scenes of shapes."""
-    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
-    text = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(letters), num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True, **sizes
-        )
-    )
-    model, processor = module.see(text, letters)
-    folder = tmp_path / "model"
-    model.bfloat16().save_pretrained(folder)
-    processor.save_pretrained(folder)
+    folder = write_host(tmp_path / "model")
     monkeypatch.setattr(drawn, "fetch_assets", no_images)
     little = {"max_steps": 2, "per_device_train_batch_size": 2, "dataloader_num_workers": 0}
     here = {"data": tmp_path / "none", "cache_encodings": tmp_path / "kept"}
@@ -128,7 +120,13 @@ def test_its_recipes_train_one_like_it(
     assert is_attached(grounder.model) == (vpp == "both")
     if vpp == "both":
         assert grounder.model.vpp.local_vpp.gain == 64
-    assert grounder(Image.new("RGB", (90, 50)), "the cup").expression == "the cup"
+    asked = Image.new("RGB", (90, 50)), "the cup"
+    assert grounder(*asked).expression == "the cup"
+
+    save_smollm2(grounder.model, tmp_path / "shipped", folder)
+    shipped = Grounder(*load_pocket(vpp == "both", tmp_path / "shipped", name="smollm2", host=folder))
+    assert is_attached(shipped.model) == (vpp == "both")
+    assert shipped(*asked).expression == "the cup"
 
 
 def no_images(folder: object, progress: object) -> object:

@@ -1,6 +1,5 @@
-"""What SmolLM2 learned, shipped and loaded again: on a Llama of two thin layers in its place."""
+"""What SmolLM2 learned, shipped and loaded again."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,70 +7,29 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
 
+from tests.pocket.little_smollm2 import load_host, load_trained, write_host
 from tests.tiny import TOY_GLOBAL, toy_config
-from vpp_plugins import Grounder, VPPError, VPPProcessor, attach_vpp, is_attached
+from vpp_plugins import Grounder, VPPError, VPPProcessor, is_attached
 from vpp_plugins.evaluate import load_grounder
 from vpp_plugins.images import IMAGENET_MEAN, IMAGENET_STD
 from vpp_plugins.pocket import SMOLLM2_FOLDER, fetch_smollm2, load_pocket, save_smollm2
-from vpp_plugins.pocket import smollm2 as module
 
 CONFIG = toy_config(global_vpp=replace(TOY_GLOBAL, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD))
 
 
 @pytest.fixture(scope="module")
-def host(letters: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder such as `vpp fetch smollm2` writes."""
-    config = LlamaConfig(
-        vocab_size=len(letters),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        tie_word_embeddings=True,
-    )
-    model, processor = module.see(LlamaForCausalLM(config), letters)
-    folder = tmp_path_factory.mktemp("smollm2")
-    model.bfloat16().save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / module.MADE_OF).write_text(json.dumps({"sha256": module.SHA256, "numbers": True}))
-    return folder
-
-
-def trained(host: Path, *, vpp: bool) -> Any:
-    """Return the model as training leaves it: LoRA and another projector on it, and prompts."""
-    model: Any = LlavaForConditionalGeneration.from_pretrained(host, dtype=torch.float32).eval()
-    model.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
-    if vpp:
-        with_prompts(model, host)
-    for name, weight in model.named_parameters():
-        if "multi_modal_projector" in name or ".projector." in name:
-            weight.data += 0.1 * torch.randn_like(weight)
-    return model
-
-
-def with_prompts(model: Any, host: Path) -> None:
-    """Attach prompts, and tell them their token and that they are trained."""
-    VPPProcessor(LlavaProcessor.from_pretrained(host), attach_vpp(model, CONFIG))
-    model.vpp.trained = True
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_host(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture
 def arms(host: Path, tmp_path: Path, toy: None) -> dict[bool, Any]:
     """Both arms, shipped in `tmp_path / "shipped"`."""
     torch.manual_seed(0)
-    made = {vpp: trained(host, vpp=vpp) for vpp in (True, False)}
+    made = {vpp: load_trained(host, CONFIG if vpp else None)[0] for vpp in (True, False)}
     for model in made.values():
         save_smollm2(model, tmp_path / "shipped", host)
     return made
@@ -86,10 +44,8 @@ def test_what_was_trained_comes_back(arms: dict[bool, Any], host: Path, tmp_path
     assert not model.training
     picture, words = Image.new("RGB", (90, 50), "red"), "USER: <image>\nthe cup"
     asked = processor(images=picture, text=words, return_tensors="pt")
+    before, _ = load_host(host, CONFIG if vpp else None)
     with torch.inference_mode():
-        before = LlavaForConditionalGeneration.from_pretrained(host, dtype=torch.float32).eval()
-        if vpp:
-            with_prompts(before, host)
         was, is_now, untrained = (one(**asked).logits for one in (arms[vpp], model, before))
     assert (is_now - was).norm() < 0.03 * (untrained - was).norm()
     assert Grounder(model, processor, max_new_tokens=3)(picture, "the cup").expression == "the cup"
@@ -106,7 +62,7 @@ def test_only_what_was_learned_is_shipped(arms: dict[bool, Any], tmp_path: Path)
 
 
 def test_another_weight_that_differs_is_not_left_out_silently(host: Path, tmp_path: Path) -> None:
-    model = trained(host, vpp=False)
+    model, _ = load_trained(host)
     model.model.language_model.norm.weight.data += 1
 
     with pytest.raises(VPPError, match=r"1 weights differ from '.*' that are not shipped: model.language_model.norm"):
