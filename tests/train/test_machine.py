@@ -1,6 +1,7 @@
 """What this machine lacks is said before anything is loaded, with what to set instead."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def recipe(**values: Any) -> Recipe:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine with memory for anything, and a hub that has the model alone; returns what it was asked for."""
+    """A machine that lacks nothing, and a hub that has the model alone; returns what it was asked for."""
     names: list[str] = []
 
     def download(name: str, **_: Any) -> str:
@@ -38,6 +39,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(machine, "_memory", lambda **_: 1e12)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     return names
 
 
@@ -48,6 +50,19 @@ def test_bf16_without_a_gpu(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -
         train(recipe(bf16=True, use_cpu=False))
     check_machine(recipe(bf16=True))
     assert asked == [SEVEN]
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", 1), ("AVX512", 0)])
+def test_bf16_on_a_cpu_that_is_slow_in_it(
+    monkeypatch: pytest.MonkeyPatch, asked: list[str], capability: str, warned: int
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        check_machine(recipe(bf16=True, use_cpu=True))
+
+    assert ["no instructions for bfloat16" in str(one.message) for one in found] == [True] * warned
 
 
 @pytest.mark.parametrize(
