@@ -38,9 +38,8 @@ def load_arm(vpp: bool, folder: str | Path) -> tuple[LlavaForConditionalGenerati
     """Return an arm of the pocket model, as `load_pocket` does."""
     weights, backbone = read_shipped(folder, "vpp.safetensors" if vpp else "plain.safetensors"), load_backbone(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(shipped_file(folder, "tokenizer.json").parent)
-    host, processor = build_pocket(
-        tokenizer, **json.loads(shipped_file(folder, "pocket.json").read_text(encoding="utf-8"))
-    )
+    sizes = json.loads(shipped_file(folder, "pocket.json").read_text(encoding="utf-8"))
+    host, processor = build_pocket(tokenizer, **sizes)
     if not vpp:
         _load(host, weights, backbone)
         return host, processor

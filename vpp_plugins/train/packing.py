@@ -23,8 +23,10 @@ from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, RenderedSample
 from vpp_plugins.train.labels import IGNORED, RenderedChat, TextSegment, chat_segments, render_chat
 
-PREFIX, SHARED, PADDING = 0, 1, -1
-"""Numbers of what is no turn: the image, what turns begin with alike, and padding; the others are turns."""
+PREFIX, PADDING = 0, -1
+"""Numbers of what is no turn; turns are counted from 1."""
+SHARED = 1
+"""The collator's number for what turns begin with alike."""
 IGNORE = IGNORED
 
 
