@@ -31,9 +31,7 @@ Format = Annotated[str | None, typer.Option("--format", help="Format of a data f
 
 @evaluation.command()
 def run(
-    model: Annotated[
-        str, typer.Option(help="pocket, smollm2, or one of these with -without-vpp; a folder or hub id.")
-    ] = "pocket",
+    model: Annotated[str, typer.Option(help="pocket, smollm2, NAME-without-vpp, or a folder or hub id.")] = "pocket",
     vpp: Annotated[str | None, typer.Option(help="Prompts that save_vpp wrote for the model.")] = None,
     data: Annotated[str, typer.Option(help="photos, a folder of `vpp data scenes`, a file, a benchmark.")] = "photos",
     folder: Annotated[str | None, typer.Option(help="Where a benchmark's files lie; see vpp eval benchmarks.")] = None,
