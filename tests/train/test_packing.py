@@ -19,6 +19,7 @@ from vpp_plugins.processor.processor import VPPProcessor
 from vpp_plugins.train.collate import ABOUT, ChatWriter, Collator, real_tokens
 from vpp_plugins.train.labels import IGNORED
 from vpp_plugins.train.packing import PADDING, PackingCollator, check_packing, packed_mask
+from vpp_plugins.train.preflight import preview
 
 SIDE = 64
 BOX = (4.0, 8.0, 30.0, 60.0)
@@ -118,6 +119,7 @@ def test_words_that_questions_begin_with_are_there_once(pocket: tuple[Any, VPPPr
     assert together["input_ids"].shape[1] - image < whole - 2 * len("Please provide the bounding box".split())
     assert torch.equal(found_ids, torch.cat([ids for ids, _ in answered]))
     torch.testing.assert_close(found, torch.cat([logits for _, logits in answered]), atol=1e-5, rtol=1e-4)
+    assert preview(collator(processor, [sample(turns)]), 0).plain.count("Please provide the bounding box") == 3
 
 
 def test_with_one_turn_each_the_batch_is_the_ordinary_one(pocket: tuple[Any, VPPProcessor]) -> None:

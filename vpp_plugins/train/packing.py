@@ -10,6 +10,7 @@ projected image tokens.
 
 import itertools
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,15 @@ class PackingCollator(Collator):
     without an image keeps its first turn alone: there is nothing to share.
     """
 
+    repeats = False
+    """Whether each turn has the words that it shares with others, too."""
+
+    def readable(self) -> "PackingCollator":
+        """Return a copy whose batches have every question whole, for people to read."""
+        copied = copy(self)
+        copied.repeats = True
+        return copied
+
     def row(self, loaded: LoadedSample) -> RenderedDialogue:
         """Return one sample, or raise VPPError where it cannot be used."""
         sample, image, meta = loaded.sample, loaded.image, self.meta(loaded)
@@ -72,7 +82,7 @@ class PackingCollator(Collator):
         if not isinstance(row, RenderedDialogue):
             return {"input_ids": ids, "labels": labels, **_places(len(ids))}
         first, *others = (self._segment(chat) for chat in (row.chat, *row.others))
-        alike = [_alike(first, other) for other in others]
+        alike = [0 if self.repeats else _alike(first, other) for other in others]
         shared = max(alike, key=lambda length: length * sum(other >= length for other in alike), default=0)
         cuts = [shared if length >= shared else 0 for length in alike]
         rests = [TextSegment(other.ids[cut:], other.learned[cut:]) for other, cut in zip(others, cuts, strict=True)]

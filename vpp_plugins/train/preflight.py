@@ -16,6 +16,7 @@ from vpp_plugins.data import TrainingData
 from vpp_plugins.errors import VPPError
 from vpp_plugins.train.collate import Collator, real_tokens
 from vpp_plugins.train.labels import IGNORED
+from vpp_plugins.train.packing import PackingCollator
 
 REASONS: Mapping[str, str] = {
     "llm": "the labels are all -100, or gradient checkpointing is the re-entrant one",
@@ -58,6 +59,8 @@ def show(
 
 def preview(collator: Collator, index: int) -> Text:
     """Return a sample's exact tokens, those that are learned in green between ⟦ and ⟧."""
+    if isinstance(collator, PackingCollator):
+        collator = collator.readable()
     batch = collator.batch([collator.usable(collator.data[index], {})])
     mask = real_tokens(batch["attention_mask"])[0]
     text = Text()
