@@ -34,7 +34,7 @@ def pocket(monkeypatch: pytest.MonkeyPatch, toy: None) -> list[bool]:
     """In the pocket model's place a toy that always gives one answer; returns which of the twins were loaded."""
     loaded: list[bool] = []
 
-    def load(vpp: bool, *, name: str) -> tuple[Any, Any]:
+    def load(vpp: bool, *, name: str = "pocket") -> tuple[Any, Any]:
         assert name == "pocket"
         loaded.append(vpp)
         model, processor = attached()
