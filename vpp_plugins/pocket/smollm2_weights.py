@@ -24,7 +24,7 @@ from vpp_plugins.errors import VPPError, few
 from vpp_plugins.files import check_tensors, check_weights_listed, write_manifest
 from vpp_plugins.pocket.smollm2 import DEFAULT_FOLDER, check_fetched
 from vpp_plugins.pocket.vision import register_pocket
-from vpp_plugins.pocket.weights import read_shipped, shipped_file
+from vpp_plugins.pocket.weights import arm_file, read_shipped, shipped_file
 from vpp_plugins.processor import VPPProcessor
 
 SMOLLM2_FOLDER = Path(__file__).with_name("weights-smollm2")
@@ -40,7 +40,7 @@ def load_smollm2(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | VPPProcessor]:
     """Return an arm in float32, as `load_pocket` does, LoRA added to the weights of `host`."""
     check_fetched(host)
-    held = _from_rows(read_shipped(folder, _file_of(vpp), WHOSE))
+    held = _from_rows(read_shipped(folder, arm_file(vpp), WHOSE))
     config = VPPConfig.load(shipped_file(folder, "vpp_config.json", WHOSE)) if vpp else None
     register_pocket()
     check_weights_listed(Path(host))
@@ -92,14 +92,10 @@ def save_smollm2(model: Any, folder: str | Path, host: str | Path = DEFAULT_FOLD
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     attached = is_attached(model)
-    save_file(_to_rows(held), folder / _file_of(attached))
+    save_file(_to_rows(held), folder / arm_file(attached))
     if attached:
         model.vpp.config.save(folder / "vpp_config.json")
     write_manifest(folder)
-
-
-def _file_of(vpp: bool) -> str:
-    return "vpp.safetensors" if vpp else "plain.safetensors"
 
 
 def _to_rows(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ WHOSE = "the pocket model"
 
 def load_arm(vpp: bool, folder: str | Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor | VPPProcessor]:
     """Return an arm of the pocket model, as `load_pocket` does."""
-    weights, backbone = read_shipped(folder, "vpp.safetensors" if vpp else "plain.safetensors"), load_backbone(folder)
+    weights, backbone = read_shipped(folder, arm_file(vpp)), load_backbone(folder)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(shipped_file(folder, "tokenizer.json").parent)
     sizes = json.loads(shipped_file(folder, "pocket.json").read_text(encoding="utf-8"))
     host, processor = build_pocket(tokenizer, **sizes)
@@ -59,7 +59,7 @@ def save_pocket(model: Any, tokenizer: PreTrainedTokenizerFast, folder: str | Pa
     state = {name: _half(value) for name, value in model.state_dict().items() if not name.startswith("lm_head.")}
     backbone = {name.removeprefix(BACKBONE): state.pop(name) for name in list(state) if name.startswith(BACKBONE)}
     attached = is_attached(model)
-    save_file(state, folder / ("vpp.safetensors" if attached else "plain.safetensors"))
+    save_file(state, folder / arm_file(attached))
     save_file(backbone, folder / BACKBONE_FILE)
     text = model.config.text_config
     sizes = {
@@ -92,6 +92,11 @@ def _load(model: nn.Module, weights: dict[str, Tensor], backbone: Mapping[str, T
     weights["lm_head.weight"] = weights.get("model.language_model.embed_tokens.weight", torch.empty(0))
     check_tensors(weights, state, "the pocket model's weight file", advice="Install the library again, or train anew.")
     model.load_state_dict(weights)
+
+
+def arm_file(vpp: bool) -> str:
+    """Return the name of the file of the arm with VPP, or without."""
+    return "vpp.safetensors" if vpp else "plain.safetensors"
 
 
 def read_shipped(folder: str | Path, name: str, whose: str = WHOSE) -> dict[str, Tensor]:
